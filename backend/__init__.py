@@ -1,0 +1,1 @@
+"""The web side: HTTP API and pages. May import core and Flask; never worker, torch or transformers."""

@@ -1,0 +1,230 @@
+"""The decoding strategies: names, plain words, parameters with their ranges.
+
+The one table that request validation, ``GET /strategies``, the web form and the worker read.
+Knows nothing of how a strategy is computed (that is ``worker.decoding``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MAX_SEED = 2**63 - 1
+MAX_STOP_STRINGS = 8
+MAX_STOP_CHARACTERS = 64
+DEFAULT_STRATEGY = "greedy"
+
+StrategyName = Literal["greedy", "sampling", "top_k", "top_p", "min_p", "typical", "beam"]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    """One tunable number of a strategy.
+
+    Attributes:
+        name: field name in requests.
+        type: ``"number"`` or ``"integer"``, in JSON Schema's words.
+        default: value when a request leaves it out.
+        minimum: smallest value taken.
+        maximum: largest value taken; ``None`` where the model decides (vocabulary, context).
+        exclusive_minimum: whether ``minimum`` itself is refused.
+        title: label in the web form.
+        description: one plain sentence for visitors.
+    """
+
+    name: str
+    type: Literal["number", "integer"]
+    default: float | int
+    minimum: float | int
+    maximum: float | int | None
+    title: str
+    description: str
+    exclusive_minimum: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StrategySpec:
+    """One decoding strategy as visitors and scripts see it."""
+
+    name: StrategyName
+    title: str
+    description: str
+    parameters: tuple[ParameterSpec, ...]
+    is_served: bool = True
+
+    @property
+    def parameter_names(self) -> frozenset[str]:
+        """Names of the parameters that this strategy takes beside the common ones."""
+        return frozenset(parameter.name for parameter in self.parameters)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodingParameters:
+    """The resolved parameters of one job: what the engine decodes with.
+
+    A parameter that the strategy does not use holds its neutral value.
+    """
+
+    strategy: StrategyName
+    max_new_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = 0  # 0: no cut
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    trace: bool = False
+
+
+def _temperature(default: float) -> ParameterSpec:
+    return ParameterSpec(
+        name="temperature",
+        type="number",
+        default=default,
+        minimum=0.0,
+        maximum=2.0,
+        title="Temperature",
+        description="Below 1 the likely tokens are favoured, above 1 the unlikely; 0 is greedy.",
+    )
+
+
+_REPETITION_PENALTY = ParameterSpec(
+    name="repetition_penalty",
+    type="number",
+    default=1.0,
+    minimum=1.0,
+    maximum=2.0,
+    title="Repetition penalty",
+    description="Above 1, tokens that already stand in the text become less likely.",
+)
+
+MAX_NEW_TOKENS = ParameterSpec(
+    name="max_new_tokens",
+    type="integer",
+    default=64,
+    minimum=1,
+    maximum=None,
+    title="Length",
+    description="At most this many tokens are written.",
+)
+
+STRATEGIES: tuple[StrategySpec, ...] = (
+    StrategySpec(
+        name="greedy",
+        title="Greedy",
+        description="Takes the likeliest token, always; the same prompt gives the same text.",
+        parameters=(_REPETITION_PENALTY,),
+    ),
+    StrategySpec(
+        name="sampling",
+        title="Sampling",
+        description="Generic sampling: every token may be drawn, by its probability.",
+        parameters=(_temperature(0.7), _REPETITION_PENALTY),
+    ),
+    StrategySpec(
+        name="top_k",
+        title="Top-k",
+        description="Draws among the k likeliest tokens (the original demo called this “TOP-P”).",
+        parameters=(
+            _temperature(0.5),
+            ParameterSpec(
+                name="top_k",
+                type="integer",
+                default=10,
+                minimum=1,
+                maximum=None,
+                title="k",
+                description="How many of the likeliest tokens may be drawn.",
+            ),
+            _REPETITION_PENALTY,
+        ),
+    ),
+    StrategySpec(
+        name="top_p",
+        title="Nucleus (top-p)",
+        description="Draws from the smallest set of tokens that together hold the probability p.",
+        parameters=(
+            _temperature(1.0),
+            ParameterSpec(
+                name="top_p",
+                type="number",
+                default=0.9,
+                minimum=0.0,
+                maximum=1.0,
+                exclusive_minimum=True,
+                title="p",
+                description="The share of the probability that the set must hold.",
+            ),
+            _REPETITION_PENALTY,
+        ),
+    ),
+    StrategySpec(
+        name="min_p",
+        title="Min-p",
+        description="Draws among tokens at least min-p times as likely as the likeliest.",
+        parameters=(
+            _temperature(1.0),
+            ParameterSpec(
+                name="min_p",
+                type="number",
+                default=0.05,
+                minimum=0.0,
+                maximum=1.0,
+                title="min-p",
+                description="How likely a token must be, as a share of the likeliest one's chance.",
+            ),
+            _REPETITION_PENALTY,
+        ),
+    ),
+    StrategySpec(
+        name="typical",
+        title="Typical",
+        description="Locally typical sampling: draws tokens about as surprising as expected.",
+        parameters=(
+            _temperature(1.0),
+            ParameterSpec(
+                name="typical_p",
+                type="number",
+                default=0.95,
+                minimum=0.0,
+                maximum=1.0,
+                exclusive_minimum=True,
+                title="Typical mass",
+                description="The share of the probability that the typical set must hold.",
+            ),
+            _REPETITION_PENALTY,
+        ),
+    ),
+    StrategySpec(
+        name="beam",
+        title="Beam search",
+        description="Follows several likely texts at once and keeps the best one as a whole.",
+        parameters=(
+            ParameterSpec(
+                name="num_beams",
+                type="integer",
+                default=4,
+                minimum=2,
+                maximum=8,
+                title="Beams",
+                description="How many candidate texts are followed.",
+            ),
+            ParameterSpec(
+                name="length_penalty",
+                type="number",
+                default=1.0,
+                minimum=-2.0,
+                maximum=2.0,
+                title="Length penalty",
+                description="Above 0 longer texts are favoured, below 0 shorter ones.",
+            ),
+        ),
+        is_served=False,
+    ),
+)
+
+STRATEGIES_BY_NAME: dict[str, StrategySpec] = {spec.name: spec for spec in STRATEGIES}
