@@ -1,0 +1,112 @@
+"""The error tree of the product.
+
+TextmillError
+├── SettingsError            a bad setting or models file: the start is refused
+├── ClientError              something the client sent; carries its HTTP status
+│   ├── BadRequest           400
+│   ├── NotFound             404
+│   ├── Conflict             409
+│   ├── ValidationFailed     422, names every bad field at once
+│   └── Unavailable          has a time to come back
+│       ├── RateLimited      429
+│       └── QueueFull        503
+├── StorageUnavailable       the database did not answer in time (503)
+└── (worker.models.errors, worker.engine.errors add theirs)
+
+Every class has a stable ``code``, a word that scripts may match on; the message says what to do.
+Knows nothing of Flask: ``backend.errors`` turns these into problem documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class TextmillError(Exception):
+    """Root of all errors raised on purpose; ``str(error)`` is a sentence for people."""
+
+    code = "internal"
+
+
+class SettingsError(TextmillError):
+    """A setting or the models file cannot be used; the message names it."""
+
+    code = "bad_setting"
+
+
+class ClientError(TextmillError):
+    """The request cannot be served as it stands."""
+
+    code = "client_error"
+    http_status = 400
+
+
+class BadRequest(ClientError):
+    """The request cannot be read at all."""
+
+    code = "bad_request"
+
+
+class NotFound(ClientError):
+    """Nothing is stored under that id."""
+
+    code = "not_found"
+    http_status = 404
+
+
+class Conflict(ClientError):
+    """The thing is not in a state that allows this."""
+
+    code = "conflict"
+    http_status = 409
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """One bad field: its path in the request (``variants.0.top_k``) and what to do about it."""
+
+    field: str
+    message: str
+
+
+class ValidationFailed(ClientError):
+    """One or more fields of the request are refused."""
+
+    code = "invalid_request"
+    http_status = 422
+
+    def __init__(self, errors: Sequence[FieldError]) -> None:
+        self.errors = list(errors)
+        names = ", ".join(error.field or "body" for error in self.errors)
+        super().__init__(f"The request has fields that cannot be used: {names}.")
+
+
+class Unavailable(ClientError):
+    """The request is fine but must come back later."""
+
+    code = "unavailable"
+    http_status = 503
+
+    def __init__(self, message: str, *, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(Unavailable):
+    """This owner has too much waiting already."""
+
+    code = "rate_limited"
+    http_status = 429
+
+
+class QueueFull(Unavailable):
+    """The queue holds as many jobs as it may."""
+
+    code = "queue_full"
+
+
+class StorageUnavailable(Unavailable):
+    """The database did not answer in time."""
+
+    code = "storage_unavailable"
