@@ -67,7 +67,7 @@ def _path(text: str) -> Path:
 
 
 def _database_url(text: str) -> str:
-    """sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"""  # noqa: D403, D415 - shown inside a sentence
+    """sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"""  # noqa: D415 - shown inside a sentence
     if text.startswith(("postgresql://", "postgres://")):
         text = "postgresql+psycopg://" + text.split("://", 1)[1]
     if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
@@ -78,7 +78,7 @@ def _database_url(text: str) -> str:
 
 
 def _redis_url(text: str) -> str:
-    """redis://HOST:PORT/NUMBER, rediss://… or unix://PATH"""  # noqa: D403, D415 - shown inside a sentence
+    """redis://HOST:PORT/NUMBER, rediss://… or unix://PATH"""  # noqa: D415 - shown inside a sentence
     parts = urlsplit(text)
     if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.netloc or parts.path):
         raise ValueError
