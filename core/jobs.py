@@ -14,55 +14,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Select,
-    Update,
-    and_,
-    delete,
-    func,
-    insert,
-    select,
-    text,
-    update,
-)
+from sqlalchemy import Connection, Engine, Select, and_, delete, insert, select, update
 
+from core.admission import (
+    Limits,
+    NewJob,
+    Origin,
+    check_room,
+    insert_queued,
+    known_request,
+    lock_submissions,
+)
 from core.db import now_ms, reading, writing
-from core.errors import Conflict, FieldError, NotFound, QueueFull, RateLimited, ValidationFailed
-from core.models import Job, JobEvent, JobTrace, Run
+from core.errors import Conflict
+from core.models import Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
+from core.transitions import held, job_record, locked_rows, move, run_record
+
+__all__ = [
+    "JobStore",
+    "Limits",
+    "NewJob",
+    "Origin",
+    "Outcome",
+    "Progress",
+    "Standing",
+    "SweepReport",
+]
 
 LEASE_SECONDS = 30.0  # six missed heartbeats
 MAX_LOSSES = 3  # a job whose worker died this often is not tried again
 RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
-_SUBMISSION_LOCK = 0x7E_87_11_11  # any constant; one lock for all that count the queue
+DEFAULT_LIMITS = Limits()
 _FINAL = ("succeeded", "failed", "canceled")
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A validated request, ready to be stored."""
-
-    model: str
-    prompt: str
-    strategy: str
-    parameters: dict[str, Any]
-    has_trace: bool = False
-    num_prompt_tokens: int | None = None
-    priority: int = 0
-    variant_index: int | None = None
-    sample_index: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Who asks, and how a repetition of the same request is known."""
-
-    owner_id: str
-    idempotency_key: str | None = None
-    request_hash: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,17 +104,13 @@ class JobStore:
     def __init__(
         self,
         engine: Engine,
+        limits: Limits = DEFAULT_LIMITS,
         *,
-        max_queued: int = 1000,
-        max_queued_per_owner: int = 0,
-        deadline_seconds: float = 86_400.0,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        """Keep the engine and the limits; ``max_queued_per_owner`` 0 means none."""
+        """Keep the engine and what the queue admits."""
         self.engine = engine
-        self._max_queued = max_queued
-        self._max_queued_per_owner = max_queued_per_owner
-        self._deadline_ms = int(deadline_seconds * 1000)
+        self._limits = limits
         self._lease_ms = int(lease_seconds * 1000)
 
     # ---- the web side -----------------------------------------------------------------------
@@ -143,13 +124,13 @@ class JobStore:
             ValidationFailed: the key was used with another body.
         """
         with writing(self.engine) as connection:
-            self._lock_submissions(connection)
-            known = self._known(connection, Job, origin)
+            lock_submissions(connection)
+            known = known_request(connection, Job, origin)
             if known is not None:
-                return _record(connection, known)
-            self._check_room(connection, origin.owner_id, 1)
-            (job_id,) = self._insert(connection, [new], origin, run_id=None)
-            return _record(connection, job_id)
+                return job_record(connection, known)
+            check_room(connection, origin.owner_id, 1, self._limits)
+            (job_id,) = insert_queued(connection, [new], origin, run_id=None, limits=self._limits)
+            return job_record(connection, job_id)
 
     def submit_run(self, prompt: str, jobs: Sequence[NewJob], origin: Origin) -> RunRecord:
         """Store a run and all its jobs, or none of them.
@@ -158,10 +139,10 @@ class JobStore:
             QueueFull, RateLimited, ValidationFailed: as ``submit``.
         """
         with writing(self.engine) as connection:
-            self._lock_submissions(connection)
-            run_id = self._known(connection, Run, origin)
+            lock_submissions(connection)
+            run_id = known_request(connection, Run, origin)
             if run_id is None:
-                self._check_room(connection, origin.owner_id, len(jobs))
+                check_room(connection, origin.owner_id, len(jobs), self._limits)
                 run_id = str(uuid.uuid4())
                 connection.execute(
                     insert(Run).values(
@@ -173,8 +154,10 @@ class JobStore:
                         created_at=now_ms(),
                     )
                 )
-                self._insert(connection, jobs, Origin(origin.owner_id), run_id=run_id)
-            return _run_record(connection, run_id)
+                insert_queued(
+                    connection, jobs, Origin(origin.owner_id), run_id=run_id, limits=self._limits
+                )
+            return run_record(connection, run_id)
 
     def request_cancel(self, job_id: str, actor: str = "client") -> JobRecord:
         """Cancel a queued job now; ask the worker of a running one to stop.
@@ -184,7 +167,7 @@ class JobStore:
             Conflict: it has already ended.
         """
         with writing(self.engine) as connection:
-            was = _record(connection, job_id, lock=True)
+            was = job_record(connection, job_id, lock=True)
             if was.status in _FINAL:
                 raise Conflict(f"The job has already ended: {was.status}.")
             if was.status == "queued":
@@ -195,7 +178,7 @@ class JobStore:
                     .where(Job.id == job_id, Job.cancel_requested_at.is_(None))
                     .values(cancel_requested_at=now_ms())
                 )
-            return _record(connection, job_id)
+            return job_record(connection, job_id)
 
     def delete(self, job_id: str, actor: str = "client") -> JobRecord:
         """Remove a job; one that has not ended is canceled first. Returns what it was.
@@ -206,9 +189,9 @@ class JobStore:
             NotFound: there is no such job.
         """
         with writing(self.engine) as connection:
-            was = _record(connection, job_id, lock=True)
+            was = job_record(connection, job_id, lock=True)
             if was.status not in _FINAL:
-                changed = _move(
+                changed = move(
                     connection,
                     update(Job).where(Job.id == job_id, Job.status == was.status),
                     was,
@@ -252,10 +235,10 @@ class JobStore:
             row = connection.execute(candidate).first()
             if row is None:
                 return None
-            was = _record(connection, row.id)
+            was = job_record(connection, row.id)
             if was.lost_count and not is_idle:
                 return None
-            taken = _move(
+            taken = move(
                 connection,
                 update(Job).where(
                     Job.id == was.id,
@@ -274,7 +257,7 @@ class JobStore:
                 first_token_at=None,
                 started_at=now_ms(),
             )
-            return _record(connection, was.id) if taken else None
+            return job_record(connection, was.id) if taken else None
 
     def finish(self, job: JobRecord, outcome: Outcome) -> bool:
         """Write a job's end under the attempt that was claimed.
@@ -299,8 +282,8 @@ class JobStore:
         if outcome.first_token_seconds is not None:
             values["first_token_at"] = Job.started_at + int(outcome.first_token_seconds * 1000)
         with writing(self.engine) as connection:
-            guard = _held(job)
-            if not _move(connection, guard, job, outcome.status, _worker(job), **values):
+            guard = held(job)
+            if not move(connection, guard, job, outcome.status, _worker(job), **values):
                 return False
             if outcome.trace is not None:
                 connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
@@ -313,9 +296,9 @@ class JobStore:
         A job that somebody asked to cancel meanwhile ends as canceled instead.
         """
         with writing(self.engine) as connection:
-            asked = _move(
+            asked = move(
                 connection,
-                _held(job).where(Job.cancel_requested_at.is_not(None)),
+                held(job).where(Job.cancel_requested_at.is_not(None)),
                 job,
                 "canceled",
                 _worker(job),
@@ -323,9 +306,9 @@ class JobStore:
                 lease_until=None,
                 finished_at=now_ms(),
             )
-            return asked or _move(
+            return asked or move(
                 connection,
-                _held(job),
+                held(job),
                 job,
                 "queued",
                 _worker(job),
@@ -385,10 +368,10 @@ class JobStore:
         report = SweepReport()
         with writing(self.engine) as connection:
             expired = and_(Job.status == "running", Job.lease_until < now_ms())
-            for was in _locked(connection, expired):
+            for was in locked_rows(connection, expired):
                 self._take_back(connection, was, actor, report)
             late = and_(Job.status == "queued", Job.deadline_at < now_ms())
-            for was in _locked(connection, late):
+            for was in locked_rows(connection, late):
                 if self._end_queued(connection, was, "failed", "deadline", actor):
                     report.failed.append(was.id)
         return report
@@ -409,106 +392,6 @@ class JobStore:
 
     # ---- parts ------------------------------------------------------------------------------
 
-    def _lock_submissions(self, connection: Connection) -> None:
-        """Serialise what counts the queue. SQLite's BEGIN IMMEDIATE has done so already."""
-        if connection.dialect.name == "postgresql":
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SUBMISSION_LOCK}
-            )
-
-    def _known(
-        self, connection: Connection, table: type[Job] | type[Run], origin: Origin
-    ) -> str | None:
-        if origin.idempotency_key is None:
-            return None
-        row = connection.execute(
-            select(table.id, table.request_hash).where(
-                table.owner_id == origin.owner_id,
-                table.idempotency_key == origin.idempotency_key,
-            )
-        ).first()
-        if row is None:
-            return None
-        if row.request_hash != origin.request_hash:
-            message = "this key was used with another body; use a new key for a new request"
-            raise ValidationFailed([FieldError("Idempotency-Key", message)])
-        return str(row.id)
-
-    def _check_room(self, connection: Connection, owner_id: str, num_new: int) -> None:
-        queued = select(func.count()).select_from(Job).where(Job.status == "queued")
-        if connection.execute(queued).scalar_one() + num_new > self._max_queued:
-            raise QueueFull(
-                f"The queue is full ({self._max_queued} jobs wait); try again in a while.",
-                retry_after_seconds=5,
-            )
-        if not self._max_queued_per_owner:
-            return
-        own = connection.execute(queued.where(Job.owner_id == owner_id)).scalar_one()
-        if own + num_new > self._max_queued_per_owner:
-            raise RateLimited(
-                f"You have {own} jobs waiting, and {self._max_queued_per_owner} are allowed;"
-                " wait for some of them.",
-                retry_after_seconds=5,
-            )
-
-    def _insert(
-        self, connection: Connection, jobs: Sequence[NewJob], origin: Origin, run_id: str | None
-    ) -> list[str]:
-        rank = self._next_share_rank(connection, origin.owner_id)
-        ids = []
-        for offset, new in enumerate(jobs):
-            job_id = str(uuid.uuid4())
-            connection.execute(
-                insert(Job).values(
-                    id=job_id,
-                    run_id=run_id,
-                    variant_index=new.variant_index,
-                    sample_index=new.sample_index,
-                    owner_id=origin.owner_id,
-                    idempotency_key=origin.idempotency_key,
-                    request_hash=origin.request_hash,
-                    model=new.model,
-                    prompt=new.prompt,
-                    strategy=new.strategy,
-                    parameters=new.parameters,
-                    has_trace=new.has_trace,
-                    status="queued",
-                    priority=new.priority,
-                    share_rank=rank + offset,
-                    attempt=0,
-                    lost_count=0,
-                    not_before=0,
-                    deadline_at=now_ms() + self._deadline_ms,
-                    text="",
-                    search_text=search_text(new.prompt),
-                    num_prompt_tokens=new.num_prompt_tokens,
-                    num_completion_tokens=0,
-                    created_at=now_ms(),
-                )
-            )
-            _append_event(connection, job_id, 0, None, "queued", "web")
-            ids.append(job_id)
-        return ids
-
-    def _next_share_rank(self, connection: Connection, owner_id: str) -> int:
-        """Start-time fair queueing (Goyal, Vin and Cheng, 1996), every job weighing the same.
-
-        A job's rank is one more than its owner's last waiting one, but never before the queue's
-        present virtual time: an owner with five hundred jobs and one with a single job take turns.
-        """
-        active = Job.status.in_(("queued", "running"))
-        own, head, running = connection.execute(
-            select(
-                select(func.max(Job.share_rank))
-                .where(active, Job.owner_id == owner_id)
-                .scalar_subquery(),
-                select(func.min(Job.share_rank)).where(Job.status == "queued").scalar_subquery(),
-                select(func.max(Job.share_rank)).where(Job.status == "running").scalar_subquery(),
-            )
-        ).one()
-        virtual_time = head - 1 if head is not None else (running or 0)
-        return max(virtual_time, own or 0) + 1
-
     def _eligible(self, models: Sequence[str]) -> Select[str]:
         return select(Job.id).where(
             Job.status == "queued",
@@ -526,7 +409,7 @@ class JobStore:
             values["error_code"] = "deadline"
             values["error_message"] = "No worker could take the job before its deadline."
         guard = update(Job).where(Job.id == was.id, Job.status == "queued")
-        return _move(connection, guard, was, status, actor, **values)
+        return move(connection, guard, was, status, actor, **values)
 
     def _take_back(
         self, connection: Connection, was: JobRecord, actor: str, report: SweepReport
@@ -545,7 +428,7 @@ class JobStore:
         }
         if was.cancel_requested_at is not None:
             values = lost | ended | {"finish_reason": "canceled"}
-            if _move(connection, guard, was, "canceled", actor, **values):
+            if move(connection, guard, was, "canceled", actor, **values):
                 report.canceled.append(was.id)
         elif losses >= MAX_LOSSES:
             message = f"The worker was lost {losses} times while it wrote this text."
@@ -558,79 +441,17 @@ class JobStore:
                     "error_message": message,
                 }
             )
-            if _move(connection, guard, was, "failed", actor, **values):
+            if move(connection, guard, was, "failed", actor, **values):
                 report.failed.append(was.id)
         else:
             delay_ms = int(RETRY_DELAY_SECONDS * 1000) * losses
             values = lost | {"worker_id": None, "not_before": now_ms() + delay_ms}
-            if _move(connection, guard, was, "queued", actor, **values):
+            if move(connection, guard, was, "queued", actor, **values):
                 report.requeued.append((was.id, was.model))
 
 
 def _worker(job: JobRecord) -> str:
     return job.worker_id or "worker"
-
-
-def _held(job: JobRecord) -> Update:
-    """The fence: only the attempt that was claimed, and only while it runs."""
-    return update(Job).where(Job.id == job.id, Job.status == "running", Job.attempt == job.attempt)
-
-
-def _move(
-    connection: Connection,
-    guard: Update,
-    was: JobRecord,
-    to_status: str,
-    actor: str,
-    **values: Any,
-) -> bool:
-    """One transition: the guarded UPDATE, and its row in ``job_events`` when it took hold."""
-    if connection.execute(guard.values(status=to_status, **values)).rowcount != 1:
-        return False
-    attempt = values.get("attempt", was.attempt)
-    _append_event(connection, was.id, attempt, was.status, to_status, actor)
-    return True
-
-
-def _append_event(
-    connection: Connection,
-    job_id: str,
-    attempt: int,
-    from_status: str | None,
-    to_status: str,
-    actor: str,
-) -> None:
-    connection.execute(
-        insert(JobEvent).values(
-            job_id=job_id,
-            attempt=attempt,
-            from_status=from_status,
-            to_status=to_status,
-            actor=actor[:80],
-            at=now_ms(),
-        )
-    )
-
-
-def _locked(connection: Connection, condition: Any) -> list[JobRecord]:
-    query = select(Job.__table__).where(condition).with_for_update(skip_locked=True)
-    return [JobRecord.from_row(row) for row in connection.execute(query)]
-
-
-def _record(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
-    query = select(Job.__table__).where(Job.id == job_id)
-    row = connection.execute(query.with_for_update() if lock else query).first()
-    if row is None:
-        raise NotFound("There is no job with that id; it may have been deleted.")
-    return JobRecord.from_row(row)
-
-
-def _run_record(connection: Connection, run_id: str) -> RunRecord:
-    run = connection.execute(select(Run.__table__).where(Run.id == run_id)).one()
-    jobs = connection.execute(
-        select(Job.__table__).where(Job.run_id == run_id).order_by(Job.number)
-    )
-    return RunRecord.from_rows(run, jobs)
 
 
 def _standing(connection: Connection, worker_id: str, attempts: dict[str, int]) -> Standing:

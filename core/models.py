@@ -76,7 +76,6 @@ class Job(Base):
         Index(
             "ix_jobs_queued",
             "model",
-            text("priority DESC"),
             "share_rank",
             "number",
             sqlite_where=_QUEUED,

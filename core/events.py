@@ -1,0 +1,189 @@
+"""One Redis stream a job: what the worker has written, for those who watch.
+
+Ids are explicit, ``{attempt}-{end}``: ``end`` is the number of characters of text written so far,
+this entry's included. A retried write and a zombie's are thereby refused by Redis itself, a reader
+sees at once where an entry belongs, and a hole can be filled from the row, whose text has the same
+positions. The stream is only speed: losing it loses nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
+
+from core.errors import TextmillError
+
+SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the heartbeat
+MAX_BLOCK_MS = 1_000  # below the socket time-out, or a quiet stream would look like a dead server
+STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry this is over ten minutes of one text
+STREAM_TTL_SECONDS = 900  # the row has the whole text; watchers come within minutes or read that
+CANCEL_CHANNEL = "textmill:cancel"
+
+Kind = Literal["started", "token", "done"]
+
+
+class EventsUnavailable(TextmillError):
+    """Redis did not answer; readers fall back to the row."""
+
+    code = "events_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """One entry of a job's stream.
+
+    Attributes:
+        job_id: whose it is.
+        attempt: under which attempt it was written.
+        end: characters of text up to here; one more than the text for ``done``.
+        text: what was appended; empty unless ``kind`` is ``token``.
+        num_tokens: completion tokens so far.
+        kind: ``started``, ``token`` or ``done``.
+    """
+
+    job_id: str
+    attempt: int
+    end: int
+    text: str
+    num_tokens: int
+    kind: Kind
+
+
+def started(job_id: str, attempt: int) -> StreamEntry:
+    """The entry that opens an attempt."""
+    return StreamEntry(job_id, attempt, 0, "", 0, "started")
+
+
+def done(job_id: str, attempt: int, num_characters: int, num_tokens: int) -> StreamEntry:
+    """The entry that closes a job; its row is final by then."""
+    return StreamEntry(job_id, attempt, num_characters + 1, "", num_tokens, "done")
+
+
+def make_redis(url: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> Redis:
+    """A client with short time-outs that never retries by itself: redis-py would, for a minute."""
+    client: Redis = Redis.from_url(
+        url,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+        health_check_interval=0,
+        decode_responses=True,
+    )
+    return client
+
+
+class EventBus:
+    """Writes and reads the streams. Safe to share between threads."""
+
+    def __init__(self, redis_url: str | None) -> None:
+        """Keep the address; connections are opened when first needed."""
+        self._redis = make_redis(redis_url) if redis_url else None
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        if self._redis is not None:
+            self._redis.close()
+
+    def ping(self) -> bool:
+        """Whether Redis answers now."""
+        try:
+            return bool(self._client().ping())
+        except (RedisError, EventsUnavailable):
+            return False
+
+    def publish(self, entries: Sequence[StreamEntry]) -> None:
+        """Append entries, in one round trip.
+
+        Raises:
+            EventsUnavailable: Redis did not take them; readers will use the row.
+        """
+        client = self._client()
+        try:
+            pipe = client.pipeline(transaction=False)
+            for entry in entries:
+                pipe.xadd(
+                    _key(entry.job_id),
+                    {"kind": entry.kind, "text": entry.text, "tokens": str(entry.num_tokens)},
+                    id=f"{entry.attempt}-{entry.end}",
+                    maxlen=STREAM_MAX_ENTRIES,
+                    approximate=True,
+                )
+            for job_id in {entry.job_id for entry in entries}:
+                pipe.expire(_key(job_id), STREAM_TTL_SECONDS)
+            results = pipe.execute(raise_on_error=False)
+        except RedisError as error:
+            raise EventsUnavailable(f"Redis did not take the events: {error}") from error
+        for result in results:
+            if isinstance(result, RedisError) and not _is_refused_duplicate(result):
+                raise EventsUnavailable(f"Redis did not take the events: {result}")
+
+    def read(self, positions: Mapping[str, str], block_ms: int) -> list[StreamEntry]:
+        """Entries after the given ids, waiting for the first at most ``block_ms``.
+
+        Args:
+            positions: job id → the last stream id seen, ``0-0`` for none.
+            block_ms: how long to wait when there is nothing; at most ``MAX_BLOCK_MS`` is used.
+
+        Raises:
+            EventsUnavailable: Redis is away or too slow.
+        """
+        if not positions:
+            return []
+        names: dict[Any, Any] = {_key(job_id): last for job_id, last in positions.items()}
+        client = self._client()
+        try:
+            found: Any = client.xread(names, count=500, block=max(1, min(block_ms, MAX_BLOCK_MS)))
+        except RedisError as error:
+            raise EventsUnavailable(f"Redis did not answer: {error}") from error
+        streams = found.items() if isinstance(found, dict) else found
+        return [
+            _entry(key.removeprefix(_PREFIX), entry_id, values)
+            for key, items in streams or ()
+            for entry_id, values in _flat(items)
+        ]
+
+    def request_cancel(self, job_id: str) -> None:
+        """Hurry a cancellation that already stands in the row; a failure only makes it slower."""
+        with contextlib.suppress(RedisError, EventsUnavailable):
+            self._client().publish(CANCEL_CHANNEL, job_id)
+
+    def forget(self, job_id: str) -> None:
+        """Drop a deleted job's stream, if Redis is there."""
+        with contextlib.suppress(RedisError, EventsUnavailable):
+            self._client().delete(_key(job_id))
+
+    def _client(self) -> Redis:
+        if self._redis is None:
+            raise EventsUnavailable("No Redis is configured.")
+        return self._redis
+
+
+_PREFIX = "textmill:job:"
+
+
+def _key(job_id: str) -> str:
+    return _PREFIX + job_id
+
+
+def _flat(items: Any) -> list[Any]:
+    """Under RESP3 redis-py nests the entries of a stream one list deeper."""
+    if items and len(items) == 1 and isinstance(items[0], list) and items[0]:
+        return list(items[0]) if isinstance(items[0][0], (list, tuple)) else list(items)
+    return list(items)
+
+
+def _entry(job_id: str, entry_id: str, values: Mapping[str, str]) -> StreamEntry:
+    attempt, _, end = entry_id.partition("-")
+    kind: Any = values["kind"]
+    return StreamEntry(job_id, int(attempt), int(end), values["text"], int(values["tokens"]), kind)
+
+
+def _is_refused_duplicate(error: RedisError) -> bool:
+    return isinstance(error, ResponseError) and "equal or smaller" in str(error)

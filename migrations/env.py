@@ -1,0 +1,32 @@
+"""Alembic's entry: runs inside the connection that ``migrations.upgrade`` opened.
+
+Also serves ``alembic -c`` and ``alembic check`` when a caller sets the ``connection`` attribute.
+"""
+
+from __future__ import annotations
+
+from alembic import context
+
+from core.models import Base
+
+# Made by hand in the migrations, since one database only has each: not the models' business.
+_OWN_OBJECTS = {"search_vector", "ix_jobs_search_vector"}
+
+
+def _is_ours(obj: object, name: str | None, type_: str, reflected: bool, other: object) -> bool:
+    return name not in _OWN_OBJECTS and not str(name or "").startswith("jobs_search")
+
+
+def run() -> None:
+    """Run the migrations in the caller's transaction."""
+    connection = context.config.attributes["connection"]
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_object=_is_ours,
+        transaction_per_migration=False,
+    )
+    context.run_migrations()
+
+
+run()
