@@ -1,0 +1,1 @@
+"""The test suite: unit (no sockets), integration (real servers), acceptance (real processes)."""
