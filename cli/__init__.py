@@ -1,1 +1,4 @@
-"""The ``textmill`` command. Imports core alone at its top; the rest inside the command that needs it."""
+"""The ``textmill`` command.
+
+Imports core alone at the top of its modules; the rest inside the command that needs it.
+"""

@@ -1,0 +1,5 @@
+"""``python -m cli``: the ``textmill`` command without its script."""
+
+from cli.main import main
+
+main()

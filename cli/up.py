@@ -1,0 +1,113 @@
+"""``textmill up``: draws the plan of one machine's Textmill and hands it to the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cli.addresses import reachable_host, url_of
+from cli.child import ChildSpec
+from cli.console import Console
+from cli.embedded_redis import LOOPBACK, EmbeddedRedis, configure, find_server
+from cli.exits import EXIT_CONFIGURATION, CommandFailed
+from cli.preflight import check_port, lock_home, prepare_home
+from cli.probes import probe_http, probe_redis
+from cli.supervisor import Pace, Plan, Probe, Supervisor
+from core.model_catalog import load_catalog
+from core.settings import Settings
+
+_MAX_DRAIN_SECONDS = 20.0  # leaves the worker 3 s to say goodbye before it would be killed
+
+
+def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
+    """Run everything in the foreground until a signal.
+
+    Raises:
+        SettingsError: a setting or the models file cannot be used.
+        CommandFailed: the start is refused, or something failed for good.
+    """
+    load_catalog(settings).served(settings.serve)
+    prepare_home(settings.home)
+    with lock_home(settings.home), contextlib.closing(Console()) as console:
+        check_port(settings.host, settings.port)
+        redis = None if settings.redis_url else _embed_redis(settings)
+        plan = _Planner(settings, environment, redis).plan()
+        console.note(f"Textmill starts; its state is in {settings.home}, its logs in logs/ there.")
+        supervisor = Supervisor(plan, console, settings.home / "logs", Pace())
+        asyncio.run(supervisor.run())
+        console.note("Textmill has stopped.")
+
+
+def _embed_redis(settings: Settings) -> EmbeddedRedis:
+    program = find_server()
+    if program is None:
+        raise CommandFailed(
+            "No Redis server was found: install redis-server 6.2 or newer, run `make up`, which "
+            "brings one, or set TEXTMILL_REDIS_URL.",
+            EXIT_CONFIGURATION,
+        )
+    return configure(program, settings.home / "redis")
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    settings: Settings
+    environment: Mapping[str, str]
+    redis: EmbeddedRedis | None
+
+    def plan(self) -> Plan:
+        """Redis, the migration, one web process and the workers."""
+        settings = self.settings
+        return Plan(
+            groundwork=tuple(self._groundwork()),
+            preparations=(self._textmill("migrate", "migrate"),),
+            services=(self._textmill("web", "web"), *self._workers()),
+            readiness=self._readiness,
+            ready_line=f"Textmill is ready: {url_of(settings.host, settings.port)}",
+        )
+
+    def _groundwork(self) -> list[tuple[ChildSpec, Probe]]:
+        if self.redis is None:
+            return []
+        port, password = self.redis.port, self.redis.password
+
+        async def answers() -> str | None:
+            return await probe_redis(LOOPBACK, port, password)
+
+        return [(ChildSpec("redis", self.redis.command, dict(self.environment)), answers)]
+
+    def _workers(self) -> list[ChildSpec]:
+        workers = []
+        for index in range(self.settings.num_workers):
+            extra = {}
+            if self.settings.worker_metrics_port:
+                number = self.settings.worker_metrics_port + index
+                extra["TEXTMILL_WORKER_METRICS_PORT"] = str(number)
+            # TERM: a worker whose supervisor was killed still hands its jobs back.
+            workers.append(self._textmill(f"worker-{index + 1}", "worker", extra, "TERM"))
+        return workers
+
+    def _textmill(
+        self,
+        name: str,
+        command: str,
+        extra: Mapping[str, str] | None = None,
+        death_signal: str = "KILL",
+    ) -> ChildSpec:
+        environment = {
+            **self.environment,
+            **self.settings.to_environment(),
+            "TEXTMILL_DRAIN_SECONDS": str(min(self.settings.drain_seconds, _MAX_DRAIN_SECONDS)),
+            "PYTHONUNBUFFERED": "1",
+            **(extra or {}),
+        }
+        if self.redis is not None:
+            environment["TEXTMILL_REDIS_URL"] = self.redis.url
+        return ChildSpec(name, (sys.executable, "-m", "cli", command), environment, death_signal)
+
+    async def _readiness(self) -> str | None:
+        host = reachable_host(self.settings.host)
+        return await probe_http(host, self.settings.port, "/readyz")

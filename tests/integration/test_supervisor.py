@@ -1,0 +1,323 @@
+"""The supervisor with small children of its own: restarts, orderly ends, fatal statuses.
+
+Each test runs this very file as a program that supervises a plan written in JSON, in a process of
+its own, because signals and exit statuses are what is tested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.child import ChildSpec
+from cli.console import Console
+from cli.exits import CommandFailed
+from cli.supervisor import Pace, Plan, Supervisor
+
+ROOT = Path(__file__).resolve().parents[2]
+READY = "Textmill is ready: http://127.0.0.1:1"
+# Writes its pid where the test can find it, then waits for the signal.
+OBEDIENT = """
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit(0)))
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+print("hello", flush=True)
+while True: signal.pause()
+"""
+STUBBORN = OBEDIENT.replace(
+    'lambda *_: (print("goodbye", flush=True), sys.exit(0))', "signal.SIG_IGN"
+)
+
+
+class Running:
+    """A supervisor in a process of its own; its lines are read as they come."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
+        self.folder = folder
+        path = folder / "plan.json"
+        path.write_text(json.dumps(plan))
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, str(path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.lines: list[str] = []
+
+    def read_until(self, wanted: str) -> str:
+        """Read lines to the first that holds ``wanted``; the suite's time-out is the limit."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if wanted in line:
+                return line.rstrip()
+        raise AssertionError(f"{wanted!r} never came: {self.lines}")
+
+    def finish(self) -> int:
+        """Read to the end and give the exit status."""
+        assert self.process.stdout is not None
+        self.lines += [line.rstrip() for line in self.process.stdout]
+        return self.process.wait(timeout=60)
+
+    def pid_of(self, name: str) -> int:
+        return int((self.folder / f"{name}.pid").read_text())
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(**plan: Any) -> Running:
+            running = Running(tmp_path, plan)
+            stack.callback(running.process.wait)
+            stack.callback(running.process.kill)
+            assert running.process.stdout is not None
+            stack.callback(running.process.stdout.close)
+            return running
+
+        yield start
+
+
+def child(folder: Path, name: str, code: str = OBEDIENT) -> dict[str, Any]:
+    return {"name": name, "command": [sys.executable, "-c", code, str(folder / f"{name}.pid")]}
+
+
+def await_end(pid: int) -> None:
+    """Wait until a process is gone; its parent has died, so there is nothing to wait on."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"process {pid} still runs")
+
+
+def test_all_children_run_and_end_in_order_on_sigterm(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(
+        groundwork=[child(tmp_path, "redis")],
+        services=[child(tmp_path, "web"), child(tmp_path, "worker-1")],
+    )
+    running.read_until(READY)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    ends = [line for line in running.lines if line.endswith("goodbye")]
+    assert ends[-1] == "[redis] goodbye"
+    assert sorted(ends[:2]) == ["[web] goodbye", "[worker-1] goodbye"]
+    assert sum(READY in line for line in running.lines) == 1
+    for name in ("redis", "web", "worker-1"):
+        await_end(running.pid_of(name))
+        assert "hello" in (tmp_path / "logs" / f"{name}.log").read_text()
+
+
+def test_a_second_signal_does_not_break_the_orderly_end(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    slow = OBEDIENT.replace("sys.exit(0)", "time.sleep(0.5), sys.exit(0)")
+    running = supervise(services=[child(tmp_path, "web", slow)])
+    running.read_until(READY)
+    running.process.send_signal(signal.SIGINT)
+    running.read_until("goodbye")
+    running.process.send_signal(signal.SIGINT)
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    await_end(running.pid_of("web"))
+
+
+def test_a_signal_during_the_start_leaves_nothing_running(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(
+        groundwork=[child(tmp_path, "redis")],
+        preparations=[child(tmp_path, "migrate")],
+        services=[child(tmp_path, "web")],
+    )
+    running.read_until("[migrate] hello")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    assert not any(READY in line for line in running.lines)
+    assert not (tmp_path / "web.pid").exists()
+    await_end(running.pid_of("migrate"))
+
+
+def test_a_child_that_does_not_listen_is_killed_in_time(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(services=[child(tmp_path, "web", STUBBORN)], pace={"services_stop": 0.5})
+    running.read_until(READY)
+    started = time.monotonic()
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    assert time.monotonic() - started < 10
+    assert any("web did not end in time" in line for line in running.lines)
+    await_end(running.pid_of("web"))
+
+
+def test_a_child_that_dies_is_started_again_with_growing_pauses(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    dying = child(tmp_path, "worker-1", "import sys; print('alas'); sys.exit(3)")
+    running = supervise(services=[dying], pace={"first_pause": 0.05, "longest_pause": 0.2})
+    notes = [running.read_until("starting it again") for _ in range(4)]
+    pauses = [note.split(" again in ")[1].split(" s")[0] for note in notes]
+    assert pauses == ["0.05", "0.1", "0.2", "0.2"]
+    assert "worker-1 ended with status 3" in notes[0]
+    assert running.lines.count("[worker-1] alas") == 4
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+def test_a_child_that_lived_long_is_forgiven(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    dying = child(tmp_path, "worker-1", "import sys; sys.exit(3)")
+    running = supervise(services=[dying], pace={"first_pause": 0.05, "steady": 0.0})
+    for _ in range(3):
+        assert "in 0.05 s (failure 1 in a row)" in running.read_until("starting it again")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+def test_a_killed_child_comes_back_and_ready_is_said_once(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(services=[child(tmp_path, "web")], pace={"first_pause": 0.05})
+    running.read_until(READY)
+    first = running.pid_of("web")
+    os.kill(first, signal.SIGKILL)
+    assert "web was ended by SIGKILL" in running.read_until("starting it again")
+    running.read_until("[web] hello")
+    assert running.pid_of("web") != first
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    assert sum(READY in line for line in running.lines) == 1
+
+
+@pytest.mark.parametrize("place", ["services", "preparations"])
+def test_a_configuration_error_stops_everything_and_is_shown(
+    supervise: Callable[..., Running], tmp_path: Path, place: str
+) -> None:
+    code = "import sys; print('textmill: TEXTMILL_X is wrong.'); sys.exit(78)"
+    plan: dict[str, Any] = {"groundwork": [child(tmp_path, "redis")], "services": []}
+    plan.setdefault(place, []).append(child(tmp_path, "bad", code))
+    running = supervise(**plan)
+    assert running.finish() == 78
+    assert running.lines[-1] == "FAILED bad: TEXTMILL_X is wrong."
+    await_end(running.pid_of("redis"))
+
+
+def test_groundwork_that_does_not_come_up_stops_the_start(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    broken = child(tmp_path, "redis", "print('cannot bind'); raise SystemExit(1)")
+    running = supervise(groundwork=[broken], services=[child(tmp_path, "web")])
+    assert running.finish() == 1
+    assert running.lines[-1] == "FAILED redis did not start: cannot bind"
+    assert not (tmp_path / "web.pid").exists()
+
+
+def test_a_grandchild_is_not_left_behind(supervise: Callable[..., Running], tmp_path: Path) -> None:
+    parent = f"""
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", {STUBBORN!r}, sys.argv[1]]).wait(0.5)
+"""
+    running = supervise(services=[child(tmp_path, "web", parent)])
+    running.read_until("starting it again")
+    await_end(running.pid_of("web"))
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
+def test_children_die_with_a_supervisor_that_is_killed(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(
+        groundwork=[child(tmp_path, "redis")],
+        services=[
+            child(tmp_path, "web", STUBBORN),
+            {**child(tmp_path, "worker-1"), "death": "TERM"},
+        ],
+    )
+    running.read_until(READY)
+    running.process.kill()
+    for name in ("redis", "web", "worker-1"):
+        await_end(running.pid_of(name))
+
+
+def test_a_reader_that_stops_reading_does_not_stall_the_end(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    talkative = OBEDIENT.replace(
+        "while True: signal.pause()", "while True: print('x' * 1000, flush=True)"
+    )
+    running = supervise(services=[child(tmp_path, "web", talkative)])
+    running.read_until(READY)  # and from here on nobody reads
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(timeout=20) == 0
+    await_end(running.pid_of("web"))
+
+
+def _main(path: Path) -> int:
+    """Supervise the plan in a JSON file; ready as soon as every service has written its pid."""
+    plan = json.loads(path.read_text())
+    folder = path.parent
+
+    def specs(kind: str) -> tuple[ChildSpec, ...]:
+        items = plan.get(kind, [])
+        environment = dict(os.environ)
+        return tuple(
+            ChildSpec(item["name"], tuple(item["command"]), environment, item.get("death", "KILL"))
+            for item in items
+        )
+
+    async def has_pids(*kinds: str) -> str | None:
+        names = [item["name"] for kind in kinds for item in plan.get(kind, [])]
+        missing = [name for name in names if not (folder / f"{name}.pid").exists()]
+        return f"waiting for {missing}" if missing else None
+
+    async def groundwork_is_up() -> str | None:
+        return await has_pids("groundwork")
+
+    async def all_is_up() -> str | None:
+        return await has_pids("groundwork", "services")
+
+    (folder / "logs").mkdir(exist_ok=True)
+    console = Console()
+    groundwork = tuple((spec, groundwork_is_up) for spec in specs("groundwork"))
+    supervisor = Supervisor(
+        Plan(groundwork, specs("preparations"), specs("services"), all_is_up, READY),
+        console,
+        folder / "logs",
+        Pace(**{"poll": 0.02, **plan.get("pace", {})}),
+    )
+    try:
+        asyncio.run(supervisor.run())
+    except CommandFailed as error:
+        console.show(f"FAILED {error}")
+        return error.exit_status
+    finally:
+        console.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main(Path(sys.argv[1])))
