@@ -290,10 +290,13 @@ class JobStore:
                 connection.execute(insert(JobTrace).values(job_id=job.id, tokens=outcome.trace))
             return True
 
-    def release(self, job: JobRecord, *, delay_seconds: float = 0.0) -> bool:
-        """Give a running job back to the queue without counting a loss (drain, transient error).
+    def release(
+        self, job: JobRecord, *, delay_seconds: float = 0.0, counts_as_loss: bool = False
+    ) -> bool:
+        """Give a running job back to the queue (drain, transient error).
 
-        A job that somebody asked to cancel meanwhile ends as canceled instead.
+        A drain counts no loss; an error in decoding does, so that the job runs alone the next
+        time. A job that somebody asked to cancel meanwhile ends as canceled instead.
         """
         with writing(self.engine) as connection:
             asked = move(
@@ -314,6 +317,7 @@ class JobStore:
                 _worker(job),
                 worker_id=None,
                 lease_until=None,
+                lost_count=job.lost_count + int(counts_as_loss),
                 not_before=now_ms() + int(delay_seconds * 1000),
             )
 

@@ -1,0 +1,246 @@
+"""The worker process: models, engine, loops, and Celery around them.
+
+The database is at work before Celery connects, so a worker that starts with Redis gone still finds
+its jobs. The order of the start: settings → schema → models → engine → warm → seen → tickets.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import uuid
+from types import FrameType
+from typing import Any
+
+import structlog
+from celery import signals
+from prometheus_client import start_http_server
+
+from core.db import make_engine
+from core.errors import SettingsError
+from core.events import EventBus
+from core.jobs import JobStore, Limits
+from core.logs import configure_logs
+from core.model_cards import ModelCard, register_card
+from core.model_catalog import load_catalog
+from core.settings import Settings
+from core.tickets import TASK_NAME, TicketPublisher, make_celery
+from core.workers import forget
+from worker.cancels import CancelListener
+from worker.engine import Engine
+from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, Watchdog
+from worker.metrics import WorkerMetrics
+from worker.models.errors import ModelLoadError
+from worker.models.loading import LoadedModel, default_num_slots, load
+from worker.poller import POLL_SECONDS, Poller
+from worker.publishing import Publisher
+from worker.sweeper import SWEEP_SECONDS, Sweeper
+from worker.tasks import JobRunner
+
+EX_CONFIG = 78  # sysexits.h: a restart cannot help; the supervisor stops everything
+EX_SOFTWARE = 70  # a hang: a restart does help
+WATCH_SECONDS = 10.0
+log = structlog.get_logger(__name__)
+
+
+class WorkerProcess:
+    """Everything that one worker process holds, and the order of its start and end."""
+
+    def __init__(self, settings: Settings, models: dict[str, LoadedModel]) -> None:
+        """Put the parts together; nothing runs yet."""
+        self.settings = settings
+        self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        num_slots = settings.num_slots or default_num_slots()
+        self.engine = Engine(models, num_slots=num_slots)
+        self.store = make_store(settings)
+        self.metrics = WorkerMetrics()
+        self.bus = EventBus(settings.redis_url)
+        self.publisher = Publisher(self.bus.publish)
+        self.runner = JobRunner(
+            store=self.store,
+            engine=self.engine,
+            publisher=self.publisher,
+            metrics=self.metrics,
+            worker_id=self.worker_id,
+            revisions={name: model.info.revision for name, model in models.items()},
+        )
+        self.celery = make_celery(settings, self.runner.models)
+        self._models = models
+        self._tickets = TicketPublisher(self.celery)
+        self._loops = self._make_loops(num_slots)
+        self._listener = (
+            CancelListener(settings.redis_url, self._progress_loop.stir)
+            if settings.redis_url
+            else None
+        )
+        self._stopping = threading.Event()
+
+    def _make_loops(self, num_slots: int) -> list[Loop]:
+        heartbeat = Heartbeat(
+            store=self.store, engine=self.engine, runner=self.runner, worker_id=self.worker_id
+        )
+        sweeper = Sweeper(self.store, self._publish, f"sweeper:{self.worker_id}")
+        self._poller = Poller(self.runner, self._has_eligible, num_slots)
+        watchdog = Watchdog(
+            heartbeat=heartbeat,
+            runner=self.runner,
+            has_eligible=self._has_eligible,
+            end_process=_end_process,
+        )
+        self._progress_loop = Loop("progress", PROGRESS_SECONDS, heartbeat.save_progress)
+        self._poll_loop = Loop("poller", POLL_SECONDS, self._poller.look)
+        return [
+            Loop("heartbeat", HEARTBEAT_SECONDS, heartbeat.beat),
+            self._progress_loop,
+            self._poll_loop,
+            Loop("sweeper", SWEEP_SECONDS, sweeper.sweep),
+            Loop("watchdog", WATCH_SECONDS, watchdog.look),
+        ]
+
+    def start(self) -> None:
+        """Warm the engine, then say that this worker is there."""
+        self.engine.start()
+        self.engine.warm_up()
+        for name, model in self._models.items():
+            register_card(self.store.engine, card_of(name, model))
+        self.publisher.start()
+        for loop in self._loops:
+            loop.start()
+        if self._listener is not None:
+            self._listener.start()
+        log.info("worker_ready", worker_id=self.worker_id, models=list(self.runner.models))
+
+    def run(self) -> None:
+        """Consume tickets until SIGTERM; without a Redis address wait for it."""
+        if self.settings.redis_url is None:
+            log.warning("no_redis", consequence="jobs are found by polling, texts are not streamed")
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, self._on_signal)
+            self._stopping.wait()
+            return
+        self.celery.task(name=TASK_NAME, ignore_result=True)(self._on_ticket)
+        signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
+        self.celery.Worker(
+            pool="threads",
+            concurrency=self.engine.num_slots,
+            hostname=f"celery@{self.worker_id}",
+            without_gossip=True,
+            without_mingle=True,
+            without_heartbeat=True,
+            quiet=True,
+            loglevel="WARNING",
+        ).start()
+
+    def stop(self) -> None:
+        """Drain, then close everything; jobs that do not end in time go back to the queue."""
+        self.runner.close()
+        self._poll_loop.close()
+        self._poller.close()
+        self.runner.drain(self.settings.drain_seconds)
+        for loop in self._loops:
+            loop.close()
+        if self._listener is not None:
+            self._listener.close()
+        self.publisher.close()
+        self._tickets.close()
+        self.engine.stop(5.0)
+        try:
+            forget(self.store.engine, self.worker_id)
+        finally:
+            self.bus.close()
+            self.store.engine.dispose()
+        log.info("worker_stopped", worker_id=self.worker_id)
+
+    def _publish(self, model: str) -> None:
+        if self.settings.redis_url is not None:
+            self._tickets.publish(model)
+
+    def _has_eligible(self) -> bool:
+        return self.store.has_eligible(self.runner.models)
+
+    def _on_ticket(self, model: str) -> None:
+        self.runner.work()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stopping.set()
+
+    def _on_shutting_down(self, **_: Any) -> None:
+        """Celery waits for its threads from here on; the drain makes them end in time."""
+        threading.Thread(
+            target=self.runner.drain, args=(self.settings.drain_seconds,), daemon=True
+        ).start()
+
+
+def make_store(settings: Settings) -> JobStore:
+    """The store as the settings have it."""
+    limits = Limits(
+        max_queued=settings.max_queued,
+        max_queued_per_owner=settings.max_queued_per_owner,
+        deadline_seconds=settings.deadline_seconds,
+    )
+    return JobStore(make_engine(settings.database_url), limits)
+
+
+def card_of(name: str, model: LoadedModel) -> ModelCard:
+    """What the web side may know of a loaded model."""
+    info = model.info
+    return ModelCard(
+        name=name,
+        revision=info.revision,
+        family=info.family,
+        path=info.path,
+        num_parameters=info.num_parameters,
+        context_length=info.context_length,
+        vocabulary_size=info.vocabulary_size,
+        dtype=info.dtype,
+        tokenizer_json=info.tokenizer_json,
+    )
+
+
+def main(settings: Settings) -> int:
+    """Run a worker until SIGTERM.
+
+    Returns:
+        The exit code: 0 after a clean stop, ``EX_CONFIG`` where a restart cannot help.
+    """
+    configure_logs(settings)
+    try:
+        process = WorkerProcess(settings, load_models(settings))
+        process.start()
+    except (SettingsError, ModelLoadError) as error:
+        log.error("worker_cannot_start", reason=str(error))
+        return EX_CONFIG
+    if settings.worker_metrics_port:
+        start_http_server(
+            settings.worker_metrics_port, addr=settings.host, registry=process.metrics.registry
+        )
+    try:
+        process.run()
+    finally:
+        process.stop()
+    return 0
+
+
+def load_models(settings: Settings) -> dict[str, LoadedModel]:
+    """Load what this worker serves, telling what takes time."""
+    catalog = load_catalog(settings).served(settings.serve)
+    num_slots = settings.num_slots or default_num_slots()
+    models = {}
+    for spec in catalog:
+        log.info("model_loading", model=spec.name, source=spec.source)
+        models[spec.name] = load(
+            spec,
+            cache_dir=settings.home / "models",
+            dtype=spec.dtype,
+            num_slots=num_slots,
+            report=lambda sentence: log.info("model_progress", step=sentence),
+        )
+    return models
+
+
+def _end_process(reason: str) -> None:
+    """Leave without cleaning up: what hangs would hang the cleaning too. The leases run out."""
+    log.error("worker_hangs", reason=reason)
+    os._exit(EX_SOFTWARE)

@@ -1,0 +1,184 @@
+"""Heartbeat, progress and watchdog: what a worker tells the database while it decodes.
+
+The heartbeat renews all leases of the worker, unless its engine stands still; the progress loop
+saves texts and hears of cancellations; the watchdog ends a process that has work, room, and claims
+nothing. Decides nothing about a job: what to cancel and what is lost, the store says.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from core.errors import StorageUnavailable
+from core.jobs import JobStore, Standing
+from core.workers import WorkerState, beat
+from worker.engine import Engine
+from worker.tasks import JobRunner
+
+HEARTBEAT_SECONDS = 5.0  # six chances within a lease
+PROGRESS_SECONDS = 1.0  # what a reader without Redis waits for, and a cancellation at most
+STALL_SECONDS = 20.0  # longer than any step takes; together with the lease: lost within 50 s
+NO_CLAIM_SECONDS = 60.0
+log = structlog.get_logger(__name__)
+
+
+class Loop:
+    """A thread that calls something again and again until it is closed."""
+
+    def __init__(self, name: str, every_seconds: float, call: Callable[[], None]) -> None:
+        """``call`` must not take much longer than ``every_seconds``."""
+        self._every = every_seconds
+        self._call = call
+        self._closing = threading.Event()
+        self._stirred = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._name = name
+
+    def start(self) -> None:
+        """Start the thread; the first call comes at once."""
+        self._thread.start()
+
+    def stir(self) -> None:
+        """Call now instead of at the next turn."""
+        self._stirred.set()
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Stop after the present call."""
+        self._closing.set()
+        self._stirred.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._stirred.clear()
+            try:
+                self._call()
+            except StorageUnavailable as error:
+                log.warning("database_away", loop=self._name, reason=str(error))
+            except Exception:  # the task edge: a loop that dies would take the worker's leases
+                log.exception("loop_failed", loop=self._name)
+            self._stirred.wait(self._every)
+
+
+class StallDetector:
+    """Tells an engine that works from one that hangs, by its step counter."""
+
+    def __init__(self, engine: EngineLike, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start as not stalled."""
+        self._engine = engine
+        self._clock = clock
+        self._step = -1
+        self._since = clock()
+
+    def stalled_seconds(self) -> float:
+        """For how long there has been work and no step."""
+        step = self._engine.step_count
+        is_busy = self._engine.num_active + self._engine.num_waiting > 0
+        if step != self._step or not is_busy:
+            self._step, self._since = step, self._clock()
+        return self._clock() - self._since
+
+
+class EngineLike(Protocol):
+    """The three numbers that the detector looks at."""
+
+    @property
+    def step_count(self) -> int: ...
+    @property
+    def num_active(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+
+
+class Heartbeat:
+    """Renews the worker's leases and its row in ``workers``."""
+
+    def __init__(
+        self, *, store: JobStore, engine: Engine, runner: JobRunner, worker_id: str
+    ) -> None:
+        """Keep what is asked at every beat."""
+        self._store = store
+        self._engine = engine
+        self._runner = runner
+        self._worker_id = worker_id
+        self._stall = StallDetector(engine)
+        self.stalled_seconds = 0.0
+
+    def beat(self) -> None:
+        """One beat; a stalled engine's leases are left to run out."""
+        self.stalled_seconds = self._stall.stalled_seconds()
+        if self.stalled_seconds > STALL_SECONDS:
+            log.error("engine_stalled", seconds=round(self.stalled_seconds, 1))
+            return
+        apply(self._store.renew(self._worker_id, self._runner.attempts()), self._runner)
+        beat(
+            self._store.engine,
+            WorkerState(
+                id=self._worker_id,
+                models=list(self._runner.models),
+                num_slots=self._engine.num_slots,
+                num_active=self._runner.num_active,
+                tokens_per_second=self._engine.statistics().tokens_per_second,
+            ),
+        )
+
+    def save_progress(self) -> None:
+        """Store what was written since the last time, and hear of cancellations."""
+        attempts = self._runner.attempts()
+        if not attempts:
+            return
+        progress = self._runner.progress()
+        if progress:
+            self._store.save_progress(self._worker_id, progress)
+        apply(self._store.standing(self._worker_id, attempts), self._runner)
+
+
+def apply(standing: Standing, runner: JobRunner) -> None:
+    """Make the engine drop what was canceled or taken away."""
+    if standing.to_cancel:
+        runner.stop_jobs(standing.to_cancel, "canceled")
+    # A job that ended between the question and the answer is no longer active: nothing happens.
+    if standing.lost:
+        runner.stop_jobs(standing.lost, "lost")
+
+
+class Watchdog:
+    """Ends a process that hangs, so that its supervisor starts a new one."""
+
+    def __init__(
+        self,
+        *,
+        heartbeat: Heartbeat,
+        runner: JobRunner,
+        has_eligible: Callable[[], bool],
+        end_process: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``end_process`` gets the reason and does not return in a real worker."""
+        self._heartbeat = heartbeat
+        self._runner = runner
+        self._has_eligible = has_eligible
+        self._end_process = end_process
+        self._clock = clock
+        self._hungry_since: float | None = None
+
+    def look(self) -> None:
+        """Judge the worker once."""
+        if self._heartbeat.stalled_seconds > NO_CLAIM_SECONDS:
+            self._end_process("the engine made no step for a minute with work to do")
+        is_hungry = (
+            self._runner.num_free > 0 and not self._runner.is_blocked and self._has_eligible()
+        )
+        now = self._clock()
+        if not is_hungry:
+            self._hungry_since = None
+        elif self._hungry_since is None:
+            self._hungry_since = now
+        elif now - max(self._hungry_since, self._runner.last_claim_at) > NO_CLAIM_SECONDS:
+            self._end_process("jobs wait and slots are free, but nothing was claimed for a minute")

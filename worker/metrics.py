@@ -1,0 +1,88 @@
+"""What a worker tells Prometheus; served on a port of its own when the settings name one."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from core.jobs import Outcome
+from core.records import JobRecord
+from worker.engine import Engine, GenerationResult
+
+_WAITS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
+_RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # tokens per second
+
+
+class WorkerMetrics:
+    """The counters of one worker process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._waiting = Histogram(
+            "textmill_job_waiting_seconds",
+            "From a job's creation to its claim",
+            buckets=_WAITS,
+            registry=r,
+        )
+        self._first_token = Histogram(
+            "textmill_job_first_token_seconds",
+            "From a job's creation to its first token",
+            buckets=_WAITS,
+            registry=r,
+        )
+        self._rate = Histogram(
+            "textmill_job_tokens_per_second",
+            "Completion tokens a second of one job",
+            buckets=_RATES,
+            registry=r,
+        )
+        self._tokens = Counter(
+            "textmill_completion_tokens_total", "Completion tokens written", ["model"], registry=r
+        )
+        self._ended = Counter(
+            "textmill_jobs_ended_total", "Jobs ended", ["model", "status"], registry=r
+        )
+        self._failures = Counter(
+            "textmill_job_failures_total", "Jobs failed, by code", ["code"], registry=r
+        )
+
+    def watch(self, engine: Engine) -> None:
+        """Show the engine's occupancy at every scrape."""
+        gauges = (
+            ("textmill_engine_active_sequences", "Sequences being decoded", "num_active"),
+            ("textmill_engine_waiting_sequences", "Sequences not yet admitted", "num_waiting"),
+            ("textmill_engine_slots", "Sequences that fit at once", "num_slots"),
+            ("textmill_engine_steps_total", "Steps the engine has made", "step_count"),
+        )
+        for name, text, attribute in gauges:
+            gauge = Gauge(name, text, registry=self.registry)
+            gauge.set_function(lambda attribute=attribute: float(getattr(engine, attribute)))
+        occupancy = Gauge(
+            "textmill_engine_batch_occupancy",
+            "Mean share of the slots in use, over the last seconds",
+            registry=self.registry,
+        )
+        occupancy.set_function(lambda: engine.statistics().mean_occupancy)
+        speed = Gauge(
+            "textmill_engine_tokens_per_second",
+            "Completion tokens a second, over the last seconds",
+            registry=self.registry,
+        )
+        speed.set_function(lambda: engine.statistics().tokens_per_second)
+
+    def claimed(self, job: JobRecord) -> None:
+        """A job was claimed."""
+        if job.started_at is not None:
+            self._waiting.observe(max(0, job.started_at - job.created_at) / 1000)
+
+    def ended(self, job: JobRecord, outcome: Outcome, result: GenerationResult) -> None:
+        """A job's end was written."""
+        self._ended.labels(job.model, outcome.status).inc()
+        self._tokens.labels(job.model).inc(outcome.num_completion_tokens)
+        if outcome.error_code is not None:
+            self._failures.labels(outcome.error_code).inc()
+        if outcome.first_token_seconds is not None and job.started_at is not None:
+            waited = max(0, job.started_at - job.created_at) / 1000
+            self._first_token.observe(waited + outcome.first_token_seconds)
+        if result.decode_seconds > 0 and outcome.num_completion_tokens > 1:
+            self._rate.observe(outcome.num_completion_tokens / result.decode_seconds)

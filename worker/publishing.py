@@ -1,0 +1,133 @@
+"""Gathers what the engine writes and sends it to the jobs' streams every few tens of milliseconds.
+
+The engine's thread only appends to a list here. Knows nothing of the database: when Redis is away
+the entries are thrown away, and readers take the text from the row.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from core.events import EventsUnavailable, StreamEntry
+
+GATHER_SECONDS = 0.04  # fast enough to look continuous, and one round trip for all the batch
+BACK_OFF_SECONDS = 1.0  # after a failure: a frozen Redis costs its time-out at every try
+log = structlog.get_logger(__name__)
+
+
+def storable(text: str) -> str:
+    """The text as PostgreSQL can keep it: a generated NUL shows as the replacement character."""
+    return text.replace("\0", "\ufffd")
+
+
+class JobStream:
+    """Turns the deltas of one attempt into entries with positions."""
+
+    def __init__(self, job_id: str, attempt: int, add: Callable[[StreamEntry], None]) -> None:
+        """Start at the beginning of the text."""
+        self._job_id = job_id
+        self._attempt = attempt
+        self._add = add
+        self._end = 0
+
+    def started(self) -> None:
+        """Say that the attempt runs."""
+        self._add(StreamEntry(self._job_id, self._attempt, 0, "", 0, "started"))
+
+    def append(self, text: str, num_tokens: int) -> None:
+        """Say what was written; ``num_tokens`` counts from the start of the text."""
+        if not text:
+            return
+        self._end += len(text)
+        entry = StreamEntry(
+            self._job_id, self._attempt, self._end, storable(text), num_tokens, "token"
+        )
+        self._add(entry)
+
+    def done(self, num_characters: int, num_tokens: int) -> None:
+        """Say that the row is final; to be called once it is."""
+        end = max(num_characters, self._end) + 1
+        self._add(StreamEntry(self._job_id, self._attempt, end, "", num_tokens, "done"))
+
+
+class Publisher:
+    """A thread that sends gathered entries, neighbouring ones of a job joined into one."""
+
+    def __init__(self, send: Callable[[Sequence[StreamEntry]], None]) -> None:
+        """``send`` is ``EventBus.publish`` or stands in for it."""
+        self._send = send
+        self._waiting: list[StreamEntry] = []
+        self._lock = threading.Lock()
+        self._stirred = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def add(self, entry: StreamEntry) -> None:
+        """Queue an entry; returns at once."""
+        with self._lock:
+            self._waiting.append(entry)
+        self._stirred.set()
+
+    def close(self, timeout_seconds: float = 3.0) -> None:
+        """Send what waits, and end."""
+        self._closing.set()
+        self._stirred.set()
+        self._thread.join(timeout_seconds)
+
+    def _run(self) -> None:
+        sent_at = 0.0
+        while True:
+            self._stirred.wait()
+            # What comes after a pause, a first token above all, goes out at once.
+            pause = sent_at + GATHER_SECONDS - time.monotonic()
+            closing = self._closing.wait(max(0.0, pause))
+            sent_at = max(time.monotonic(), sent_at)
+            self._stirred.clear()
+            with self._lock:
+                batch, self._waiting = self._waiting, []
+            if batch:
+                self._try(joined(batch))
+            if closing:
+                return
+
+    def _try(self, batch: list[StreamEntry]) -> None:
+        try:
+            self._send(batch)
+        except EventsUnavailable as error:
+            log.warning("events_dropped", entries=len(batch), reason=str(error)[:200])
+            self._closing.wait(BACK_OFF_SECONDS)
+
+
+def joined(entries: Sequence[StreamEntry]) -> list[StreamEntry]:
+    """The same entries with a job's successive tokens as one entry; each job's order is kept."""
+    result: list[StreamEntry] = []
+    open_at: dict[str, int] = {}
+    for entry in entries:
+        at = open_at.get(entry.job_id)
+        before = result[at] if at is not None else None
+        if (
+            at is not None
+            and before is not None
+            and entry.kind == before.kind == "token"
+            and entry.attempt == before.attempt
+        ):
+            result[at] = StreamEntry(
+                entry.job_id,
+                entry.attempt,
+                entry.end,
+                before.text + entry.text,
+                entry.num_tokens,
+                "token",
+            )
+            continue
+        open_at[entry.job_id] = len(result)
+        result.append(entry)
+    return result
