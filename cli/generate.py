@@ -49,7 +49,7 @@ def generate(prompt: str, url: str | None, as_json: bool, **fields: Any) -> None
     """Continue PROMPT and print the text as it comes; PROMPT "-" reads standard input."""
     client = Client(url or _configured_url())
     request = {name: value for name, value in fields.items() if value not in (None, ())}
-    request["prompt"] = click.get_text_stream("stdin").read() if prompt == "-" else prompt
+    request["prompt"] = sys.stdin.read() if prompt == "-" else prompt
     job = client.submit(request)
     text = _Output(shows_text=not as_json)
     try:

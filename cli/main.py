@@ -67,9 +67,11 @@ def web() -> None:
 @textmill.command()
 def worker() -> None:
     """Run one worker process alone."""
+    settings = _settings()  # before the imports: a bad setting need not wait for PyTorch
+
     from worker.app import main as run_worker
 
-    sys.exit(run_worker(_settings()))
+    sys.exit(run_worker(settings))
 
 
 @textmill.command()
@@ -77,13 +79,15 @@ def migrate() -> None:
     """Bring the database to the newest schema."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from core.errors import StorageUnavailable
     from migrations.upgrade import upgrade
 
     settings = _settings()
     try:
         upgrade(settings.database_url)
-    except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().replace("\n", " ")
+    except (SQLAlchemyError, StorageUnavailable) as error:
+        cause = error.__cause__ if isinstance(error, StorageUnavailable) else error
+        reason = " ".join(str(getattr(cause, "orig", None) or cause or error).split())
         raise CommandFailed(
             f"The database cannot be migrated; look at TEXTMILL_DATABASE_URL. {reason}"
         ) from None

@@ -34,11 +34,18 @@ def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
     with lock_home(settings.home), contextlib.closing(Console()) as console:
         check_port(settings.host, settings.port)
         redis = None if settings.redis_url else _embed_redis(settings)
-        plan = _Planner(settings, environment, redis).plan()
+        plan = draw_plan(settings, environment, redis)
         console.note(f"Textmill starts; its state is in {settings.home}, its logs in logs/ there.")
         supervisor = Supervisor(plan, console, settings.home / "logs", Pace())
         asyncio.run(supervisor.run())
         console.note("Textmill has stopped.")
+
+
+def draw_plan(
+    settings: Settings, environment: Mapping[str, str], redis: EmbeddedRedis | None
+) -> Plan:
+    """Say what runs: Redis where it is embedded, the migration, one web process, the workers."""
+    return _Planner(settings, environment, redis).plan()
 
 
 def _embed_redis(settings: Settings) -> EmbeddedRedis:
@@ -59,7 +66,6 @@ class _Planner:
     redis: EmbeddedRedis | None
 
     def plan(self) -> Plan:
-        """Redis, the migration, one web process and the workers."""
         settings = self.settings
         return Plan(
             groundwork=tuple(self._groundwork()),

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli.doctor import Verdict, examine
+from cli.main import textmill
+from core.settings import Settings
+from migrations.upgrade import upgrade
+
+
+def verdicts(environment: dict[str, str]) -> dict[str, Verdict]:
+    return {item.subject: item.verdict for item in examine(Settings.from_environment(environment))}
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {"TEXTMILL_HOME": str(tmp_path), "TEXTMILL_PORT": "59321"}
+
+
+def test_a_sound_machine_has_no_failure(tmp_path: Path) -> None:
+    found = verdicts(environment(tmp_path))
+    assert Verdict.FAIL not in found.values()
+    assert set(found) == {
+        *("settings", "python", "home", "disk", "memory", "port", "redis", "database", "model")
+    }
+
+
+def test_a_migrated_database_is_seen_and_an_older_one_named(tmp_path: Path) -> None:
+    upgrade(f"sqlite:///{tmp_path}/textmill.db")
+    assert verdicts(environment(tmp_path))["database"] is Verdict.OK
+    (tmp_path / "empty.db").touch()
+    older = {"TEXTMILL_DATABASE_URL": f"sqlite:///{tmp_path}/empty.db"}
+    assert verdicts(environment(tmp_path) | older)["database"] is Verdict.WARN
+
+
+def test_a_model_that_is_missing_fails_and_the_status_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models.toml"
+    models.write_text('[[models]]\nname = "m"\nsource = "./nowhere"\ndefault = true\n')
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TEXTMILL_MODELS", str(models))
+    result = CliRunner().invoke(textmill, ["doctor"])
+    assert result.exit_code == 1
+    assert "FAIL  model" in result.output
+    assert "mend the models file" in result.output

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli import up
+from cli.embedded_redis import EmbeddedRedis
+from core.settings import Settings
+
+
+def settings(tmp_path: Path, **extra: str) -> Settings:
+    return Settings.from_environment(
+        {"TEXTMILL_HOME": str(tmp_path), **{f"TEXTMILL_{name}": extra[name] for name in extra}}
+    )
+
+
+def test_the_plan_has_redis_the_migration_web_and_each_worker(tmp_path: Path) -> None:
+    redis = EmbeddedRedis(("redis-server", "redis.conf"), 7000, "secret")
+    wanted = settings(tmp_path, WORKERS="2", PORT="9000", WORKER_METRICS_PORT="9100")
+    plan = up.draw_plan(wanted, {"PATH": "/bin"}, redis)
+    assert [spec.name for spec, _ in plan.groundwork] == ["redis"]
+    assert [spec.name for spec in plan.preparations] == ["migrate"]
+    assert [spec.name for spec in plan.services] == ["web", "worker-1", "worker-2"]
+    assert plan.ready_line == "Textmill is ready: http://127.0.0.1:9000"
+    for spec in plan.services:
+        assert spec.environment["TEXTMILL_REDIS_URL"] == redis.url
+        assert spec.environment["TEXTMILL_HOME"] == str(tmp_path)
+        assert spec.environment["PATH"] == "/bin"
+    ports = [spec.environment["TEXTMILL_WORKER_METRICS_PORT"] for spec in plan.services[1:]]
+    assert ports == ["9100", "9101"]
+
+
+def test_a_redis_that_is_given_is_not_started(tmp_path: Path) -> None:
+    plan = up.draw_plan(settings(tmp_path, REDIS_URL="redis://there:1/0"), {}, None)
+    assert plan.groundwork == ()
+    assert plan.services[0].environment["TEXTMILL_REDIS_URL"] == "redis://there:1/0"
+
+
+def test_a_long_drain_is_cut_to_fit_the_promised_end(tmp_path: Path) -> None:
+    plan = up.draw_plan(settings(tmp_path, DRAIN_SECONDS="600"), {}, None)
+    assert plan.services[0].environment["TEXTMILL_DRAIN_SECONDS"] == "20.0"
+
+
+@pytest.mark.parametrize(
+    ("host", "line"),
+    [("0.0.0.0", "http://0.0.0.0:8000"), ("::1", "http://[::1]:8000")],
+)
+def test_the_ready_line_shows_the_host_as_it_was_set(tmp_path: Path, host: str, line: str) -> None:
+    plan = up.draw_plan(settings(tmp_path, HOST=host), {}, None)
+    assert plan.ready_line == f"Textmill is ready: {line}"
+
+
+def test_the_children_can_read_every_setting_that_they_are_given(tmp_path: Path) -> None:
+    plan = up.draw_plan(settings(tmp_path, SERVE="smollm2-135m", SLOTS="4"), {}, None)
+    for spec in (*plan.preparations, *plan.services):
+        Settings.from_environment(spec.environment)
