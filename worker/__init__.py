@@ -1,1 +1,4 @@
-"""The worker side: claims jobs and decodes them. May import core and torch; never backend or Flask."""
+"""The worker side: claims jobs and decodes them.
+
+May import core, torch and transformers; never backend or Flask.
+"""

@@ -11,11 +11,15 @@ import signal
 import socket
 import threading
 import uuid
+import warnings
 from types import FrameType
 from typing import Any
 
 import structlog
 from celery import signals
+from celery.exceptions import CPendingDeprecationWarning
+from core.model_cards import ModelCard, register_card
+from core.workers import forget
 from prometheus_client import start_http_server
 
 from core.db import make_engine
@@ -23,11 +27,9 @@ from core.errors import SettingsError
 from core.events import EventBus
 from core.jobs import JobStore, Limits
 from core.logs import configure_logs
-from core.model_cards import ModelCard, register_card
 from core.model_catalog import load_catalog
 from core.settings import Settings
 from core.tickets import TASK_NAME, TicketPublisher, make_celery
-from core.workers import forget
 from worker.cancels import CancelListener
 from worker.engine import Engine
 from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, Watchdog
@@ -206,6 +208,9 @@ def main(settings: Settings) -> int:
         The exit code: 0 after a clean stop, ``EX_CONFIG`` where a restart cannot help.
     """
     configure_logs(settings)
+    # Celery warns of pickle when run as root, and of a default we have set: neither is ours.
+    warnings.filterwarnings("ignore", message="You're running the worker with superuser")
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     try:
         process = WorkerProcess(settings, load_models(settings))
         process.start()

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
+from core.workers import WorkerState, beat
 
 from core.errors import StorageUnavailable
 from core.jobs import JobStore, Standing
-from core.workers import WorkerState, beat
 from worker.engine import Engine
 from worker.tasks import JobRunner
 
@@ -89,11 +89,19 @@ class EngineLike(Protocol):
     """The three numbers that the detector looks at."""
 
     @property
-    def step_count(self) -> int: ...
+    def step_count(self) -> int:
+        """Steps made so far."""
+        ...
+
     @property
-    def num_active(self) -> int: ...
+    def num_active(self) -> int:
+        """Sequences being decoded."""
+        ...
+
     @property
-    def num_waiting(self) -> int: ...
+    def num_waiting(self) -> int:
+        """Sequences not yet admitted."""
+        ...
 
 
 class Heartbeat:
