@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import uuid
 import warnings
@@ -215,7 +216,8 @@ def main(settings: Settings) -> int:
         process = WorkerProcess(settings, load_models(settings))
         process.start()
     except (SettingsError, ModelLoadError) as error:
-        log.error("worker_cannot_start", reason=str(error))
+        # The supervisor shows this line as the reason why it stops.
+        sys.stderr.write(f"textmill: {error}\n")
         return EX_CONFIG
     if settings.worker_metrics_port:
         start_http_server(
