@@ -1,0 +1,129 @@
+"""The container files say what the product is: real settings, real commands, no root, no latest.
+
+``compose-spec`` validates against the Compose specification; the rest is about Textmill.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from cli.main import textmill
+from core.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE: Any = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = ["migrate", "web", "worker"]
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+
+
+def test_the_file_follows_the_compose_specification() -> None:
+    merged = json.dumps(COMPOSE)  # the validator knows no YAML merge keys
+    parsed = PyCompose.from_json(merged)
+    parsed.validate()
+    assert sorted(parsed.service_names()) == ["migrate", "postgres", "redis", "web", "worker"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_environment_is_made_of_real_settings(name: str) -> None:
+    environment = {
+        key: str(value).replace("${POSTGRES_PASSWORD:?set it in the file .env}", "secret")
+        for key, value in SERVICES[name]["environment"].items()
+    }
+    settings = Settings.from_environment(environment)
+    assert settings.database_url == "postgresql+psycopg://textmill:secret@postgres:5432/textmill"
+    assert settings.redis_url == "redis://redis:6379/0"
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_command_is_one_of_textmills(name: str) -> None:
+    assert SERVICES[name]["command"][0] in textmill.commands
+    assert len(SERVICES[name]["command"]) == 1
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_is_root_or_gains_rights(name: str) -> None:
+    service = SERVICES[name]
+    assert str(service["user"]).split(":")[0] not in {"", "0", "root"}
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_image_has_a_version(name: str) -> None:
+    tag = SERVICES[name]["image"].partition(":")[2]
+    assert re.search(r"\d", tag)
+    assert "latest" not in tag
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_that_stays_has_a_health_check(name: str) -> None:
+    check = SERVICES[name]["healthcheck"]
+    if name == "migrate":
+        assert check == {"disable": True}
+        assert SERVICES[name]["restart"] == "no"
+    else:
+        assert check["test"][0] == "CMD"
+        assert SERVICES[name]["restart"] == "unless-stopped"
+
+
+def test_services_wait_for_what_they_need() -> None:
+    healthy, completed = "service_healthy", "service_completed_successfully"
+    assert SERVICES["migrate"]["depends_on"] == {"postgres": {"condition": healthy}}
+    for name in ("web", "worker"):
+        wanted = {"migrate": {"condition": completed}, "redis": {"condition": healthy}}
+        assert SERVICES[name]["depends_on"] == wanted
+
+
+def test_the_worker_can_be_scaled() -> None:
+    assert SERVICES["worker"]["deploy"]["replicas"] == 1
+    assert "container_name" not in SERVICES["worker"]
+    assert "ports" not in SERVICES["worker"]  # a fixed port would be taken by the first
+
+
+def test_redis_never_evicts_and_data_is_in_named_volumes() -> None:
+    command = SERVICES["redis"]["command"]
+    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
+    assert command[command.index("--appendonly") + 1] == "yes"
+    mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
+    assert {mount.split(":")[0] for mount in mounts} == set(COMPOSE["volumes"])
+
+
+def test_the_worker_drains_before_it_would_be_killed() -> None:
+    settings = Settings.from_environment(
+        {"TEXTMILL_DRAIN_SECONDS": SERVICES["worker"]["environment"]["TEXTMILL_DRAIN_SECONDS"]}
+    )
+    assert settings.drain_seconds < int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
+
+
+def test_the_image_ends_as_a_plain_user_with_a_health_check() -> None:
+    users = re.findall(r"^USER (\S+)", DOCKERFILE, re.M)
+    assert users == [SERVICES["web"]["user"]]
+    assert len(re.findall(r"^FROM \S+:\S*\d\S*", DOCKERFILE, re.M)) == 2
+    assert "latest" not in DOCKERFILE
+    command = re.search(r"^HEALTHCHECK[^\[]*(\[.*\])", DOCKERFILE, re.M | re.S)
+    assert command is not None
+    assert ["CMD", *yaml.safe_load(command[1].splitlines()[0])] == SERVICES["web"]["healthcheck"][
+        "test"
+    ]
+
+
+def test_the_settings_in_the_image_are_real() -> None:
+    pairs = dict(re.findall(r"^\s+(TEXTMILL_\w+)=(\S+)", DOCKERFILE, re.M))
+    assert set(pairs) == {"TEXTMILL_HOME", "TEXTMILL_HOST", "TEXTMILL_LOG_FORMAT"}
+    Settings.from_environment(pairs)
+
+
+def test_what_the_image_is_built_from_is_let_through_and_there() -> None:
+    allowed = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.M)
+    copied = re.findall(r"^COPY ((?!--|\. )\S.*) \./$", DOCKERFILE, re.M)
+    for path in " ".join(copied).split():
+        assert path in allowed
+        assert (ROOT / path).exists()
