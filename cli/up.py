@@ -112,7 +112,9 @@ class _Planner:
         }
         if self.redis is not None:
             environment["TEXTMILL_REDIS_URL"] = self.redis.url
-        return ChildSpec(name, (sys.executable, "-m", "cli", command), environment, death_signal)
+        return ChildSpec(
+            name, (sys.executable, "-P", "-m", "cli", command), environment, death_signal
+        )
 
     async def _readiness(self) -> str | None:
         host = reachable_host(self.settings.host)
