@@ -23,7 +23,7 @@ def prepare_home(home: Path) -> None:
     """
     try:
         for folder in (home, home / "logs"):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # texts are private
         probe = home / f".write-test-{os.getpid()}"
         probe.write_text("")
         probe.unlink()

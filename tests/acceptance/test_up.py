@@ -1,0 +1,217 @@
+"""``textmill up`` as a person runs it: everything real, on a model that is made in a moment."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.servers import free_port
+
+FIRST_START_SECONDS = 60  # on two cores that other tests use too
+SECOND_START_SECONDS = 10
+STOP_SECONDS = 30
+COMMAND = (sys.executable, "-P", "-m", "cli")
+
+
+class Up:
+    """One ``textmill up`` and the lines that it has printed."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.environment = environment
+        self.port = int(environment["TEXTMILL_PORT"])
+        self.lines: list[str] = []
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            [*COMMAND, "up"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def await_ready(self, limit_seconds: float) -> None:
+        """Read to the line that says so, which must come in time."""
+        assert self.process.stdout is not None
+        wanted = f"Textmill is ready: http://127.0.0.1:{self.port}\n"
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line == wanted:
+                assert time.monotonic() - self.started < limit_seconds, self.lines
+                return
+        raise AssertionError("never ready:\n" + "".join(self.lines))
+
+    def finish(self) -> int:
+        """Read to the end and give the exit status."""
+        assert self.process.stdout is not None
+        self.lines += list(self.process.stdout)
+        return self.process.wait()
+
+    def read(self, path: str) -> Any:
+        url = f"http://127.0.0.1:{self.port}{path}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return json.loads(answer.read())
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_models import build_tiny_llama
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    build_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A folder and a port of the test's own."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TEXTMILL_")}
+    return {
+        **inherited,
+        "TEXTMILL_HOME": str(tmp_path / "home"),
+        "TEXTMILL_PORT": str(free_port()),
+        "TEXTMILL_SLOTS": "2",
+    }
+
+
+@pytest.fixture
+def start(
+    environment: dict[str, str], tiny_model: Path, tmp_path: Path
+) -> Iterator[Callable[[], Up]]:
+    models = tmp_path / "models.toml"
+    models.write_text(f'[[models]]\nname = "tiny"\nsource = "{tiny_model}"\ndefault = true\n')
+    with contextlib.ExitStack() as stack:
+
+        def up() -> Up:
+            running = Up(environment | {"TEXTMILL_MODELS": str(models)})
+            assert running.process.stdout is not None
+            stack.callback(running.process.stdout.close)
+            stack.callback(running.process.wait)
+            stack.callback(running.process.kill)
+            return running
+
+        yield up
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below ``pid``, from Linux's process table."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            parents[int(folder.name)] = int(fields[1])
+    found = [pid]
+    for parent in found:
+        found += [child for child, its_parent in parents.items() if its_parent == parent]
+    return found[1:]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def await_gone(pids: list[int], limit_seconds: float) -> None:
+    deadline = time.monotonic() + limit_seconds
+    while left := [pid for pid in pids if is_alive(pid)]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)  # they are nobody's children any more: there is no event to wait for
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_it_serves_a_job_stops_cleanly_and_starts_again_in_seconds(
+    start: Callable[[], Up], environment: dict[str, str]
+) -> None:
+    first = start()
+    first.await_ready(FIRST_START_SECONDS)
+    generated = run(environment, "generate", "One two", "--max-new-tokens", "5", "--json")
+    assert generated.returncode == 0, generated.stderr
+    job = json.loads(generated.stdout)
+    assert job["usage"]["completion_tokens"] > 0
+
+    processes = descendants(first.process.pid)
+    assert len(processes) >= 4  # redis, the web's two, a worker
+    first.process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert first.finish() == 0, "".join(first.lines)
+    assert time.monotonic() - asked < STOP_SECONDS
+    assert sum("Textmill is ready" in line for line in first.lines) == 1
+    assert not any("did not end in time" in line for line in first.lines)
+    assert [pid for pid in processes if is_alive(pid)] == []
+
+    second = start()
+    second.await_ready(SECOND_START_SECONDS)
+    assert second.read(f"/api/v1/jobs/{job['id']}")["text"] == job["text"]
+    second.process.send_signal(signal.SIGINT)
+    assert second.finish() == 0
+
+
+def test_nothing_lingers_when_the_supervisor_is_killed_and_it_starts_again(
+    start: Callable[[], Up],
+) -> None:
+    first = start()
+    first.await_ready(FIRST_START_SECONDS)
+    processes = descendants(first.process.pid)
+    first.process.kill()
+    first.finish()
+    await_gone(processes, STOP_SECONDS)
+    second = start()
+    second.await_ready(FIRST_START_SECONDS)
+
+
+def test_a_second_up_in_the_same_folder_is_refused(
+    start: Callable[[], Up], environment: dict[str, str]
+) -> None:
+    start().await_ready(FIRST_START_SECONDS)
+    result = run(environment, "up")
+    assert result.returncode == 1
+    assert "already runs in" in result.stderr
+
+
+def test_a_taken_port_is_one_sentence_and_nothing_is_started(environment: dict[str, str]) -> None:
+    with socket.create_server(("127.0.0.1", int(environment["TEXTMILL_PORT"]))):
+        result = run(environment, "up")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"textmill: Port {environment['TEXTMILL_PORT']} on 127.0.0.1")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+def test_a_state_folder_that_cannot_be_written_is_one_sentence(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")  # not even root can make a folder in it
+    result = run(environment | {"TEXTMILL_HOME": str(tmp_path / "file" / "home")}, "up")
+    assert result.returncode == 78
+    assert "TEXTMILL_HOME" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_database_that_is_away_stops_the_start_with_its_reason(
+    environment: dict[str, str],
+) -> None:
+    away = {"TEXTMILL_DATABASE_URL": "postgresql+psycopg://nobody@127.0.0.1:1/none"}
+    result = run(environment | away, "up")
+    assert result.returncode == 1
+    assert result.stderr.startswith("textmill: migrate: The database cannot be migrated")
+    assert "Textmill is ready" not in result.stdout
