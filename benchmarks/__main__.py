@@ -1,0 +1,120 @@
+"""``python -m benchmarks [SECTION…] [--json FILE] [--fresh]``: prints tables, writes JSON."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import first_token, history, memory, queue, startup, submit
+from benchmarks.figures import Section, table
+from benchmarks.processes import ROOT, BenchmarkError, Workspace, workspace
+
+SECTIONS: dict[str, Callable[[Workspace], Section]] = {
+    "startup": startup.measure,
+    "memory": memory.measure,
+    "first_token": first_token.measure,
+    "submit": submit.measure,
+    "queue": queue.measure,
+    "history": history.measure,
+}
+RESULTS = ROOT / "bench-results"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the sections that are named, or all of them.
+
+    Returns:
+        0, or 1 when a section could not be measured; the others are measured all the same.
+    """
+    options = _parser().parse_args(arguments)
+    sections, failures = _measure(options.sections or list(SECTIONS), fresh=options.fresh)
+    path = options.json or RESULTS / f"{_now():%Y%m%d-%H%M%S}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"machine": machine(), "sections": [section.as_json() for section in sections]}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"\n{machine_line()}\nwritten to {path}")
+    for name, reason in failures.items():
+        print(f"not measured: {name}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _measure(names: list[str], *, fresh: bool) -> tuple[list[Section], dict[str, str]]:
+    sections: list[Section] = []
+    failures: dict[str, str] = {}
+
+    def run(name: str, call: Callable[[], Section]) -> None:
+        started = time.monotonic()
+        try:
+            sections.append(call())
+        except (BenchmarkError, OSError, subprocess.SubprocessError) as error:
+            failures[name] = str(error)
+            return
+        print(table(sections[-1]), f"   ({time.monotonic() - started:.0f} s)\n", sep="\n")
+
+    if fresh:
+        run("startup_fresh", startup.measure_fresh)
+    with workspace() as space:
+        for name in names:
+            run(name, functools.partial(SECTIONS[name], space))
+    return sections, failures
+
+
+def machine() -> dict[str, object]:
+    """Where this was measured: enough to judge a figure, nothing that names the machine."""
+    return {
+        "at": _now().isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "load": [round(number, 2) for number in os.getloadavg()],
+    }
+
+
+def machine_line() -> str:
+    """The machine in one line."""
+    return ", ".join(f"{name} {value}" for name, value in machine().items())
+
+
+def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    command = [git, "-C", str(ROOT), "describe", "--always", "--dirty"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _section(name: str) -> str:
+    if name not in SECTIONS:
+        raise argparse.ArgumentTypeError(f"there is none named {name!r}: {', '.join(SECTIONS)}")
+    return name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    names = ", ".join(SECTIONS)
+    parser.add_argument("sections", nargs="*", type=_section, metavar="SECTION", help=names)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
+    parser.add_argument(
+        "--fresh", action="store_true", help="also time the first `make up` of a fresh clone"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

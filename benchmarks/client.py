@@ -1,0 +1,104 @@
+"""A keep-alive HTTP client that times what it does; standard library only.
+
+One connection per object, never shared between threads.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+TIMEOUT_SECONDS = 60.0  # far above any answer; a benchmark that hangs must end
+
+Document = dict[str, Any]
+
+
+class UnexpectedAnswer(Exception):
+    """The server answered with another status than the one that is measured."""
+
+
+class Connection:
+    """One keep-alive connection to the product."""
+
+    def __init__(self, url: str) -> None:
+        """``url`` is ``http://HOST:PORT``."""
+        parts = urlsplit(url)
+        self._address = (str(parts.hostname), int(parts.port or 80))
+        self._http = http.client.HTTPConnection(*self._address, timeout=TIMEOUT_SECONDS)
+        self._http.connect()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    def get(self, path: str) -> bytes:
+        """``GET``; the body of a 200.
+
+        Raises:
+            UnexpectedAnswer: it was another status.
+        """
+        return self._request("GET", path, None, 200)
+
+    def submit(self, body: Mapping[str, Any]) -> Document:
+        """``POST /api/v1/jobs``; the job of a 202.
+
+        Raises:
+            UnexpectedAnswer: it was another status.
+        """
+        answer = self._request("POST", "/api/v1/jobs", json.dumps(body).encode(), 202)
+        document: Document = json.loads(answer)
+        return document
+
+    def finished(self, job_id: str) -> Document:
+        """The job, once it has ended (long poll)."""
+        while True:
+            job: Document = json.loads(self.get(f"/api/v1/jobs/{job_id}?wait=25"))
+            if job["status"] not in {"queued", "running"}:
+                return job
+
+    def first_token_at(self, job_id: str) -> float:
+        """The instant (``time.perf_counter``) at which the first text of a job came."""
+        http_ = http.client.HTTPConnection(*self._address, timeout=TIMEOUT_SECONDS)
+        try:
+            http_.request("GET", f"/api/v1/jobs/{job_id}/events")
+            response = http_.getresponse()
+            for event, _ in _events(response):
+                if event == "token":
+                    return time.perf_counter()
+                if event == "done":
+                    break
+            raise UnexpectedAnswer(f"job {job_id} ended without a token event")
+        finally:
+            http_.close()
+
+    def _request(self, method: str, path: str, body: bytes | None, wanted: int) -> bytes:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        self._http.request(method, path, body=body, headers=headers)
+        response = self._http.getresponse()
+        answer = response.read()
+        if response.status != wanted:
+            raise UnexpectedAnswer(f"{method} {path}: {response.status} {answer[:300]!r}")
+        return answer
+
+
+def _events(lines: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
+    kind = data = ""
+    for raw in lines:
+        line = raw.decode().rstrip("\r\n")
+        if not line:
+            if data:
+                yield kind, data
+            kind = data = ""
+        elif line.startswith("event:"):
+            kind = line[6:].strip()
+        elif line.startswith("data:"):
+            data += line[5:]
+
+
+def milliseconds(since: float) -> float:
+    """Milliseconds since an instant of ``time.perf_counter``."""
+    return (time.perf_counter() - since) * 1000

@@ -1,0 +1,52 @@
+"""From submission to the first token, on an idle worker."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks.client import Connection
+from benchmarks.figures import Section
+from benchmarks.processes import Product, Workspace, has_default_model
+
+NUM_JOBS = 40
+PAUSE_SECONDS = 0.3  # the worker is idle again, but has not gone to look for work
+PROMPT = "Paper {number}. Attention is all you need: we propose a new network architecture"
+
+
+def measure(space: Workspace) -> Section:
+    """Submit jobs one after the other, each to an idle worker, and watch its stream."""
+    model = "the default model" if has_default_model() else "a tiny random model"
+    section = Section(
+        "first_token",
+        "from sending a submission to its first token in the event stream",
+        [
+            f"{model}; {NUM_JOBS} jobs on each database, one by one, the worker idle before each",
+            "greedy, 8 tokens, a prompt of about 15 tokens, another one each time",
+            "submit → decoding starts is queued_ms of the job: the database's clock, whole ms",
+        ],
+    )
+    for kind in ("sqlite", "postgresql"):
+        first, queued = _samples(space, kind)
+        section.add(f"first token, {kind}", "ms", first)
+        section.add(f"decoding starts, {kind}", "ms", queued, "≤ 30 ms median")
+    return section
+
+
+def _samples(space: Workspace, kind: str) -> tuple[list[float], list[float]]:
+    models = None if has_default_model() else space.tiny_models_file()
+    product = Product(space, space.new_database(kind), models_path=models)
+    first, queued = [], []
+    with product.running("web", "worker"):
+        connection = Connection(product.url)
+        for number in range(-2, NUM_JOBS):  # two to warm up
+            time.sleep(PAUSE_SECONDS)
+            sent = time.perf_counter()
+            body = {"prompt": PROMPT.format(number=number + 3), "max_new_tokens": 8}
+            job = connection.submit(body)
+            seconds = connection.first_token_at(job["id"]) - sent
+            job = connection.finished(job["id"])
+            if number >= 0:
+                first.append(seconds * 1000)
+                queued.append(float(job["timings"]["queued_ms"]))
+        connection.close()
+    return first, queued

@@ -1,0 +1,83 @@
+"""The cost of the queue alone: jobs a second when a text costs next to nothing."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import Engine, func, select
+
+from benchmarks.figures import Section, ratio_of_medians
+from benchmarks.processes import BenchmarkError, Product, Workspace
+from core.db import make_engine, reading
+from core.jobs import JobStore, Limits, NewJob, Origin
+from core.models import Job
+
+NUM_JOBS = 1000
+ROUNDS = 2
+DRAIN_SECONDS = 240.0
+
+
+def measure(space: Workspace) -> Section:
+    """Let a worker empty a full queue, SQLite and PostgreSQL in turn."""
+    section = Section(
+        "queue",
+        "jobs a second from claim to final state when generation is next to nothing",
+        [
+            "a tiny random Llama (2 layers, width 64), 1 token a job: claim, engine, stream, end",
+            f"{NUM_JOBS} rows lie in the table before the worker starts; {ROUNDS} rounds on each"
+            " database, in turn; from the first claim to the last end by the database's clock",
+        ],
+    )
+    kinds = ("sqlite", "postgresql")
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for _ in range(ROUNDS):
+        for kind in kinds:
+            rates[kind].append(_drain(space, kind))
+    for kind in kinds:
+        section.add(kind, "jobs/s", rates[kind])
+    ratio = ratio_of_medians(rates["postgresql"], rates["sqlite"])
+    section.add("postgresql / sqlite, medians", "x", [ratio])
+    return section
+
+
+def _drain(space: Workspace, kind: str) -> float:
+    url = space.new_database(kind)
+    product = Product(space, url, models_path=space.tiny_models_file())
+    engine = make_engine(url)
+    try:
+        _fill(engine)
+        with product.running("worker") as processes:
+            deadline = time.monotonic() + DRAIN_SECONDS
+            while (num_left := _num_left(engine)) > 0:
+                if time.monotonic() > deadline or processes["worker"].poll() is not None:
+                    raise BenchmarkError(f"{num_left} jobs were left; see {product.folder}")
+                time.sleep(0.5)
+        return _rate(engine)
+    finally:
+        engine.dispose()
+
+
+def _fill(engine: Engine) -> None:
+    """Rows as the web side would store them, sixty-four to a transaction."""
+    store = JobStore(engine, Limits(max_queued=NUM_JOBS))
+    parameters = {"repetition_penalty": 1.0, "max_new_tokens": 1, "seed": 1, "stop": []}
+    jobs = [NewJob("tiny", f"Job {number}", "greedy", parameters) for number in range(NUM_JOBS)]
+    for start in range(0, NUM_JOBS, 64):
+        store.submit_run("benchmark", jobs[start : start + 64], Origin("benchmark"))
+
+
+def _num_left(engine: Engine) -> int:
+    open_jobs = select(func.count()).select_from(Job).where(Job.status.in_(("queued", "running")))
+    with reading(engine) as connection:
+        return connection.execute(open_jobs).scalar_one()
+
+
+def _rate(engine: Engine) -> float:
+    query = select(func.count(), func.min(Job.started_at), func.max(Job.finished_at)).where(
+        Job.status == "succeeded"
+    )
+    with reading(engine) as connection:
+        num_jobs, first, last = connection.execute(query).one()
+    if num_jobs != NUM_JOBS or first is None or last is None:
+        raise BenchmarkError(f"{num_jobs} of {NUM_JOBS} jobs succeeded.")
+    return float(num_jobs * 1000 / (last - first))

@@ -1,0 +1,76 @@
+"""From submission to 202, at a fixed rate that does not wait for answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from benchmarks.client import Connection, milliseconds
+from benchmarks.figures import Section, ratio_of_medians
+from benchmarks.processes import Product, Workspace
+
+RATE_PER_SECOND = 50
+ROUND_SECONDS = 10  # two rounds on each database
+NUM_SENDERS = 32  # far more than wait at once; a sender that is busy would hide a slow answer
+MAX_NEW_TOKENS = 8
+
+
+def measure(space: Workspace) -> Section:
+    """Submit at 50 requests a second, SQLite and PostgreSQL in turn."""
+    section = Section(
+        "submit",
+        "from the instant a submission is due to its 202",
+        [
+            f"{RATE_PER_SECOND} requests/s, open loop: {ROUND_SECONDS} s a round,"
+            " rounds in turn SQLite, PostgreSQL, SQLite, PostgreSQL",
+            f"POST /api/v1/jobs over keep-alive connections, {MAX_NEW_TOKENS} tokens asked;"
+            " a worker with a tiny random model runs the jobs meanwhile",
+        ],
+    )
+    products = {
+        kind: Product(space, space.new_database(kind), models_path=space.tiny_models_file())
+        for kind in ("sqlite", "postgresql")
+    }
+    samples: dict[str, list[float]] = {kind: [] for kind in products}
+    for _ in range(2):
+        for kind, product in products.items():
+            with product.running("web", "worker"):
+                _offer(product.url, seconds=1)  # the first requests open connections
+                samples[kind] += _offer(product.url, seconds=ROUND_SECONDS)
+    for kind, taken in samples.items():
+        section.add(kind, "ms", taken)
+    ratio = ratio_of_medians(samples["postgresql"], samples["sqlite"])
+    section.add("postgresql / sqlite, medians", "x", [ratio])
+    return section
+
+
+def _offer(url: str, seconds: int) -> list[float]:
+    """Submit at the fixed rate; the milliseconds from each due instant to its answer.
+
+    Counting from the due instant, not from the sending, keeps a stall from hiding the requests
+    that it delayed (Gil Tene's "coordinated omission").
+    """
+    local = threading.local()
+    opened: list[Connection] = []
+
+    def send(due: float, number: int) -> float:
+        if not hasattr(local, "connection"):
+            local.connection = Connection(url)
+            opened.append(local.connection)
+        time.sleep(max(0.0, due - time.perf_counter()))
+        local.connection.submit(
+            {"prompt": f"Submission {number}", "max_new_tokens": MAX_NEW_TOKENS}
+        )
+        return milliseconds(due)
+
+    start = time.perf_counter() + 0.2
+    with ThreadPoolExecutor(NUM_SENDERS) as pool:
+        futures = [
+            pool.submit(send, start + number / RATE_PER_SECOND, number)
+            for number in range(seconds * RATE_PER_SECOND)
+        ]
+        taken = [future.result() for future in futures]
+    for connection in opened:
+        connection.close()
+    return taken
