@@ -1,0 +1,1 @@
+"""Decoding strategies: from logits to tokens. Imports core.strategies and torch alone."""

@@ -1,0 +1,114 @@
+"""What goes into the engine and what comes out; no torch, no jobs, no HTTP."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.errors import TextmillError
+from core.strategies import DecodingParameters
+
+
+class EngineError(TextmillError):
+    """The engine cannot write this text."""
+
+    code = "engine_error"
+    is_permanent = False
+
+
+class UnknownModel(EngineError):
+    """The engine holds no model of that name."""
+
+    code = "unknown_model"
+    is_permanent = True
+
+
+class PromptTooLong(EngineError):
+    """The prompt leaves no room in the model's context."""
+
+    code = "prompt_too_long"
+    is_permanent = True
+
+
+class StrategyNotServed(EngineError):
+    """The strategy is known but not decoded yet."""
+
+    code = "strategy_not_served"
+    is_permanent = True
+
+
+class EngineStopped(EngineError):
+    """The engine is stopping or its thread has died."""
+
+    code = "engine_stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One text to write; ``deadline`` is in seconds of the monotonic clock."""
+
+    job_id: str
+    model: str
+    prompt: str
+    parameters: DecodingParameters
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """Text appended since the last delta; ``num_tokens`` counts from the text's start."""
+
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationResult:
+    """How a text ended: stop, length, canceled, deadline, released, lost or error."""
+
+    text: str
+    finish_reason: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    first_token_seconds: float | None
+    decode_seconds: float
+    trace: list[Any] | None
+    error: Exception | None
+
+
+@dataclass(slots=True)
+class Generation:
+    """A text that is being written, as the thread that asked for it sees it."""
+
+    request: GenerationRequest
+    num_prompt_tokens: int = 0
+    num_completion_tokens: int = 0
+    text_so_far: str = ""
+    cancel_reason: str | None = None
+    _done: threading.Event = field(default_factory=threading.Event)
+    _result: GenerationResult | None = None
+
+    def cancel(self, reason: str = "canceled") -> None:
+        """Drop the text at the engine's next step."""
+        self.cancel_reason = self.cancel_reason or reason
+
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self._done.is_set()
+
+    def result(self, timeout: float | None = None) -> GenerationResult:
+        """Wait for the end.
+
+        Raises:
+            TimeoutError: it did not come in time.
+        """
+        if not self._done.wait(timeout) or self._result is None:
+            raise TimeoutError("The text was not done in time.")
+        return self._result
+
+    def finish(self, result: GenerationResult) -> None:
+        """Set the result, once; for the engine."""
+        if self._result is None:
+            self._result = result
+            self._done.set()

@@ -1,0 +1,1 @@
+"""Finding, preparing and loading models; one decoder for three families."""

@@ -1,0 +1,28 @@
+"""Errors of finding, preparing and loading a model.
+
+ModelLoadError
+├── SourceNotFound     nothing is there under that source
+└── ModelUnusable      something is there, but it cannot be served
+"""
+
+from __future__ import annotations
+
+from core.errors import TextmillError
+
+
+class ModelLoadError(TextmillError):
+    """A model of the models file cannot be served; the message says what to do."""
+
+    code = "model_load"
+
+
+class SourceNotFound(ModelLoadError):
+    """There is no such folder, file, package or repository."""
+
+    code = "model_not_found"
+
+
+class ModelUnusable(ModelLoadError):
+    """The files are there but are not a causal language model that we can load."""
+
+    code = "model_unusable"

@@ -1,0 +1,162 @@
+"""Finds a model's files and brings them, once, into the layout that we load quickly.
+
+A source is a Hub id, a folder in save_pretrained layout, a .gguf file, or ``package:NAME``, a .gguf
+that an installed package ships. What needs work (GGUF, an adapter to merge, ``.bin`` weights) is
+converted into the state folder; the second start finds it there and needs no transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound
+
+Report = Callable[[str], None]
+_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A folder with config.json, safetensors and tokenizer.json, and a hash of what it holds."""
+
+    folder: Path
+    revision: str
+
+
+def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -> PreparedModel:
+    """Find a source, and convert it unless that was done before.
+
+    Raises:
+        ModelLoadError: one sentence on what is wrong.
+    """
+    found = locate(source, report)
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise SourceNotFound(f"{adapter} is no adapter: it has no adapter_config.json.")
+    if found.is_dir() and adapter is None and _is_quick(found):
+        return PreparedModel(found, _revision(found))
+    target = cache_dir / _key(found, adapter)
+    if not (target / "prepared.json").is_file():
+        _convert(found, adapter, target, report)
+    marker = json.loads((target / "prepared.json").read_text(encoding="utf-8"))
+    return PreparedModel(target, marker["revision"])
+
+
+def locate(source: str, report: Report) -> Path:
+    """The folder or the .gguf file that a source names."""
+    if source.startswith("package:"):
+        return _in_package(source.removeprefix("package:"))
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelUnusable(f"{path} has no config.json; save_pretrained writes one.")
+        return path
+    if path.is_absolute() or source.endswith(".gguf"):
+        raise SourceNotFound(f"There is no model at {source}.")
+    return _from_hub(source, report)
+
+
+def _in_package(name: str) -> Path:
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise SourceNotFound(f"The package {name} is not installed; `make up` installs it.")
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if not files:
+        raise SourceNotFound(f"The package {name} ships no .gguf file.")
+    return files[0]
+
+
+def _from_hub(source: str, report: Report) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - seconds, and seldom needed
+
+    report(f"Fetching {source} from the model Hub, once")
+    try:
+        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    except Exception as error:  # whatever the network or the Hub answers
+        raise SourceNotFound(
+            f"{source!r} is no folder or file here, and fetching it from the model Hub failed"
+            f" ({type(error).__name__}); check the name and the network."
+        ) from error
+
+
+def _is_quick(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def _identity(path: Path) -> str:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return repr((str(path.resolve()), stats))
+
+
+def _key(found: Path, adapter: str | None) -> str:
+    identity = _identity(found) + (_identity(Path(adapter)) if adapter else "")
+    return f"{found.stem[:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> None:
+    report(f"Converting {found.name} to safetensors, once; about half a minute")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        _save(found, adapter, work)
+        marker = {"source": str(found), "adapter": adapter, "revision": _revision(work)}
+        (work / "prepared.json").write_text(json.dumps(marker), encoding="utf-8")
+        try:
+            work.rename(target)
+        except OSError:
+            if not (target / "prepared.json").is_file():  # else another worker was quicker
+                raise
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers raises all sorts for files it cannot read
+        raise ModelUnusable(f"{found} cannot be loaded as a causal language model: {error}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _save(found: Path, adapter: str | None, work: Path) -> None:
+    import torch  # noqa: PLC0415 - a quick start needs neither
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    where: dict[str, Any] = {}
+    folder = found
+    if found.is_file():
+        folder, where = found.parent, {"gguf_file": found.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, **where
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
+    if where:  # a model read from GGUF refuses save_pretrained
+        fresh = type(model)(model.config)
+        fresh.load_state_dict(model.state_dict())
+        fresh.generation_config = model.generation_config
+        model = fresh
+    if adapter is not None:
+        from peft import PeftModel  # noqa: PLC0415
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    if not (work / "tokenizer.json").is_file():
+        raise ModelUnusable(f"{found} has no tokenizer that can be written as tokenizer.json.")
+
+
+def _revision(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        if file.suffix == ".safetensors" or file.name in {"config.json", "tokenizer.json"}:
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                while piece := stream.read(1 << 22):
+                    digest.update(piece)
+    return digest.hexdigest()[:12]
