@@ -75,6 +75,8 @@ class JobView(BaseModel):
     attempt: int
     trace: bool
     cancel_requested: bool
+    variant_index: int | None
+    sample_index: int | None
     cursor: Annotated[
         str, Field(description="Pass it as ?after= to the events to get what follows this text.")
     ]
@@ -82,6 +84,13 @@ class JobView(BaseModel):
     started_at: str | None
     finished_at: str | None
     links: JobLinks
+
+
+class TraceView(BaseModel):
+    """Why each token of a job was chosen, in the order of the text."""
+
+    job_id: str
+    tokens: list[dict[str, Any]]
 
 
 class JobPage(BaseModel):

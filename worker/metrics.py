@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from core.jobs import Outcome
@@ -10,6 +12,10 @@ from worker.engine import Engine, GenerationResult
 
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # tokens per second
+
+
+def _number(engine: Engine, attribute: str) -> float:
+    return float(getattr(engine, attribute))
 
 
 class WorkerMetrics:
@@ -56,7 +62,7 @@ class WorkerMetrics:
         )
         for name, text, attribute in gauges:
             gauge = Gauge(name, text, registry=self.registry)
-            gauge.set_function(lambda attribute=attribute: float(getattr(engine, attribute)))
+            gauge.set_function(functools.partial(_number, engine, attribute))
         occupancy = Gauge(
             "textmill_engine_batch_occupancy",
             "Mean share of the slots in use, over the last seconds",

@@ -309,7 +309,7 @@ def _failed(error: Exception) -> GenerationResult:
         first_token_seconds=None,
         decode_seconds=0.0,
         trace=None,
-        error=error,  # type: ignore[arg-type]
+        error=error,
     )
 
 

@@ -13,12 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
+from torch import Tensor
 
 from core.strategies import DecodingParameters
-from worker.decoding.sampling import choose
+from worker.decoding.sampling import Choice, choose
+from worker.decoding.trace import trace_token
 from worker.engine.requests import (
-    Delta, EngineStopped, Generation, GenerationRequest, GenerationResult, PromptTooLong,
-    StrategyNotServed, UnknownModel,
+    Delta,
+    EngineStopped,
+    Generation,
+    GenerationRequest,
+    PromptTooLong,
+    PromptUnusable,
+    StrategyNotServed,
+    UnknownModel,
 )
 from worker.engine.sequence import Sequence
 from worker.models.loading import LoadedModel
@@ -38,63 +46,82 @@ class EngineStatistics:
 
 
 class Engine:
-    """Writes texts on the models it was given."""
+    """Writes texts on the models it was given. ``submit`` may be called from any thread."""
 
     def __init__(self, models: Mapping[str, LoadedModel], *, num_slots: int) -> None:
+        """Keep the models; ``num_slots`` sequences are decoded at once, all models together."""
         self._models = dict(models)
         self.num_slots = num_slots
-        self._wake = threading.Condition()
+        self.step_count = 0
+        self._wake = threading.Condition(threading.RLock())
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []
         self._is_stopping = False
-        self.step_count = 0
         self._num_tokens = 0
         self._history: deque[tuple[float, int]] = deque()
+        self._history_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def num_active(self) -> int:
+        """Sequences being decoded."""
         return len(self._active)
 
     @property
     def num_waiting(self) -> int:
+        """Sequences not yet admitted."""
         return len(self._waiting)
 
     def start(self) -> None:
+        """Start the thread that owns torch."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
+        """End the thread after its present step; what runs ends with an error."""
         with self._wake:
             self._is_stopping = True
-            self._wake.notify()
-        self._thread.join(timeout_seconds)
+            self._wake.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_seconds)
 
-    def submit(self, request: GenerationRequest, on_delta: Callable[[Delta], None] | None = None) -> Generation:
+    def submit(
+        self, request: GenerationRequest, on_delta: Callable[[Delta], None] | None = None
+    ) -> Generation:
+        """Queue a text; ``on_delta`` is called on the engine's thread and must return at once.
+
+        Raises:
+            UnknownModel, PromptTooLong, StrategyNotServed, EngineStopped: nothing was queued.
+        """
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"This worker holds no model named {request.model!r}.")
         if request.parameters.strategy == "beam":
             raise StrategyNotServed("Beam search is not served yet; choose another strategy.")
         ids = model.tokenizer.encode(request.prompt)
+        if not ids:
+            raise PromptUnusable("The prompt has no tokens for this model.")
         if len(ids) >= model.info.context_length:
             raise PromptTooLong(
-                f"The prompt has {len(ids)} tokens, and the model's context holds {model.info.context_length}."
+                f"The prompt has {len(ids)} tokens, and the model's context holds"
+                f" {model.info.context_length}, the new tokens included."
             )
         generation = Generation(request, num_prompt_tokens=len(ids))
         sequence = Sequence(generation, ids, model, on_delta)
         with self._wake:
             if self._is_stopping or not self._thread.is_alive():
-                raise EngineStopped("The engine is stopping.")
+                raise EngineStopped("The engine is not running.")
             self._waiting.append(sequence)
-            self._wake.notify()
+            self._wake.notify_all()
         return generation
 
     def statistics(self) -> EngineStatistics:
-        now = time.monotonic()
-        recent = [(at, n) for at, n in list(self._history) if now - at <= RATE_SECONDS]
-        num = sum(n for _, n in recent)
-        occupancy = num / len(recent) / self.num_slots if recent else 0.0
-        return EngineStatistics(self._num_tokens, self.step_count, occupancy, num / RATE_SECONDS)
+        """The numbers as they stand."""
+        since = time.monotonic() - RATE_SECONDS
+        with self._history_lock:
+            recent = [num for at, num in self._history if at >= since]
+            total = self._num_tokens
+        occupancy = sum(recent) / len(recent) / self.num_slots if recent else 0.0
+        return EngineStatistics(total, self.step_count, occupancy, sum(recent) / RATE_SECONDS)
 
     def warm_up(self) -> None:
         """Write a few tokens on every model, so that the first visitor does not wait for it."""
@@ -108,20 +135,29 @@ class Engine:
         try:
             while self._wait_for_work():
                 self._step()
-        finally:
+        finally:  # an end that nobody asked for must not leave anybody waiting
+            with self._wake:
+                self._is_stopping = True
             self._fail_all(EngineStopped("The engine has stopped."))
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            while not (self._waiting or self._active or self._is_stopping):
+            if not self._has_work():
+                for model in self._models.values():
+                    model.runner.rest()
+            while not self._has_work() and not self._is_stopping:
                 self._wake.wait()
             return not self._is_stopping
 
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._active)
+
     def _step(self) -> None:
+        """Drop → admit → for each model with work: prefill a chunk, decode a token a row."""
         self._drop()
         self._admit()
         for model in self._models.values():
-            rows = [s for s in self._active if s.model is model]
+            rows = [sequence for sequence in self._active if sequence.model is model]
             if rows:
                 self._advance(model, rows)
         self.step_count += 1
@@ -130,50 +166,67 @@ class Engine:
         now = time.monotonic()
         for sequence in [*self._active, *self._waiting]:
             reason = sequence.outside_reason(now)
-            if reason:
+            if reason is not None:
                 self._end(sequence, reason)
 
     def _admit(self) -> None:
         while self._waiting and len(self._active) < self.num_slots:
             sequence = self._waiting.popleft()
-            taken = {s.slot for s in self._active if s.model is sequence.model}
+            taken = {other.slot for other in self._active if other.model is sequence.model}
             sequence.slot = min(set(range(self.num_slots)) - taken)
             self._active.append(sequence)
 
     def _advance(self, model: LoadedModel, rows: list[Sequence]) -> None:
         try:
-            prefilling = [s for s in rows if s.num_cached < len(s.ids) - 1]
-            if prefilling:
-                model.runner.prefill(prefilling[0])
-            ready = [s for s in rows if s.num_cached == len(s.ids) - 1]
+            cold = next((s for s in rows if not s.is_prefilled), None)
+            if cold is not None:  # one chunk of one prompt, so that running texts never stall
+                model.runner.prefill(cold)
+            ready = [sequence for sequence in rows if sequence.is_prefilled]
             if not ready:
                 return
             logits = model.runner.decode(ready)
-            tokens = choose(logits, [s.parameters for s in ready], [s.ids for s in ready], [s.num_new for s in ready])
-        except Exception as error:
-            log.exception("engine_step_failed")
+            choices = choose(logits, [sequence.row_state() for sequence in ready])
+        except Exception as error:  # the engine edge: the rows fail, the loop goes on
+            log.exception("engine_step_failed", rows=len(rows))
             for sequence in rows:
                 self._end(sequence, "error", error)
             return
-        self._num_tokens += len(ready)
-        self._history.append((time.monotonic(), len(ready)))
-        while self._history and self._history[0][0] < time.monotonic() - RATE_SECONDS:
-            self._history.popleft()
-        for sequence, token in zip(ready, tokens, strict=True):
-            try:
-                reason = sequence.push(token)
-            except Exception as error:
-                self._end(sequence, "error", error)
-                continue
-            if reason:
-                self._end(sequence, reason)
+        self._count(len(ready))
+        for sequence, row_logits, choice in zip(ready, logits, choices, strict=True):
+            self._take(sequence, row_logits, choice)
+
+    def _take(self, sequence: Sequence, logits: Tensor, choice: Choice) -> None:
+        try:
+            reason = sequence.push(choice.token)
+            if sequence.trace is not None and sequence.num_new > len(sequence.trace):
+                text_of = sequence.model.tokenizer.text_of
+                sequence.trace.append(trace_token(logits, choice, text_of))
+        except Exception as error:  # one row's fault stays its own
+            log.exception("row_failed", job_id=sequence.generation.request.job_id)
+            self._end(sequence, "error", error)
+            return
+        if reason is not None:
+            self._end(sequence, reason)
+
+    def _count(self, num_tokens: int) -> None:
+        now = time.monotonic()
+        with self._history_lock:
+            self._num_tokens += num_tokens
+            self._history.append((now, num_tokens))
+            while self._history[0][0] < now - RATE_SECONDS:
+                self._history.popleft()
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
-        if sequence in self._active:
-            self._active.remove(sequence)
-        elif sequence in self._waiting:
-            self._waiting.remove(sequence)
-        sequence.finish(reason, error)
+        with self._wake:
+            if sequence in self._active:
+                self._active.remove(sequence)
+            elif sequence in self._waiting:
+                self._waiting.remove(sequence)
+        try:
+            sequence.finish(reason, error)
+        except Exception as failure:  # telling the last words failed; the end must still be told
+            log.exception("row_failed", job_id=sequence.generation.request.job_id)
+            sequence.fail(failure)
 
     def _fail_all(self, error: Exception) -> None:
         for sequence in [*self._active, *self._waiting]:

@@ -1,13 +1,13 @@
-"""What goes into the engine and what comes out; no torch, no jobs, no HTTP."""
+"""What goes into the engine and what comes out; no jobs, no HTTP."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
 
 from core.errors import TextmillError
 from core.strategies import DecodingParameters
+from worker.decoding.trace import TokenTrace
 
 
 class EngineError(TextmillError):
@@ -28,6 +28,13 @@ class PromptTooLong(EngineError):
     """The prompt leaves no room in the model's context."""
 
     code = "prompt_too_long"
+    is_permanent = True
+
+
+class PromptUnusable(EngineError):
+    """The tokenizer makes nothing of the prompt."""
+
+    code = "prompt_unusable"
     is_permanent = True
 
 
@@ -73,7 +80,7 @@ class GenerationResult:
     num_completion_tokens: int
     first_token_seconds: float | None
     decode_seconds: float
-    trace: list[Any] | None
+    trace: list[TokenTrace] | None
     error: Exception | None
 
 

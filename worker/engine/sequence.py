@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from worker.decoding.sampling import RowState
+from worker.decoding.trace import TokenTrace
 from worker.engine.requests import Delta, Generation, GenerationResult
 from worker.engine.stops import StopFilter
 from worker.models.loading import LoadedModel
@@ -14,8 +16,14 @@ from worker.models.tokenizer import IncrementalDetokenizer
 class Sequence:
     """The engine's side of a ``Generation``."""
 
-    def __init__(self, generation: Generation, prompt_ids: list[int], model: LoadedModel,
-                 on_delta: Callable[[Delta], None] | None) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        prompt_ids: list[int],
+        model: LoadedModel,
+        on_delta: Callable[[Delta], None] | None,
+    ) -> None:
+        """Start after the prompt, with nothing in the cache."""
         self.generation = generation
         self.parameters = generation.request.parameters
         self.model = model
@@ -23,7 +31,7 @@ class Sequence:
         self.num_prompt = len(prompt_ids)
         self.num_cached = 0
         self.slot = -1
-        self.trace: list = [] if self.parameters.trace else None  # type: ignore
+        self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
         self._on_delta = on_delta
         self._detokenizer = IncrementalDetokenizer(model.tokenizer, prompt_ids)
         self._stops = StopFilter(self.parameters.stop)
@@ -32,7 +40,17 @@ class Sequence:
 
     @property
     def num_new(self) -> int:
+        """Tokens written so far."""
         return len(self.ids) - self.num_prompt
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether only the last token is missing from the cache."""
+        return self.num_cached >= len(self.ids) - 1
+
+    def row_state(self) -> RowState:
+        """What choosing the next token needs."""
+        return RowState(self.parameters, self.ids, self.num_new)
 
     def outside_reason(self, now: float) -> str | None:
         """Why somebody outside wants it ended."""
@@ -61,12 +79,28 @@ class Sequence:
             self._emit(self._stops.push(self._detokenizer.flush()))
             if not self._stops.is_stopped:
                 self._emit(self._stops.flush())
-        self.generation.finish(GenerationResult(
-            text=self.generation.text_so_far, finish_reason=reason,
-            num_prompt_tokens=self.num_prompt, num_completion_tokens=self.num_new,
-            first_token_seconds=self._first,
-            decode_seconds=time.monotonic() - self._started - (self._first or 0.0),
-            trace=self.trace, error=error))
+            elif reason == "length":
+                reason = "stop"
+        self._set_result(reason, error)
+
+    def _set_result(self, reason: str, error: Exception | None) -> None:
+        first = self._first
+        seconds = time.monotonic() - self._started - (first or 0.0)
+        result = GenerationResult(
+            text=self.generation.text_so_far,
+            finish_reason=reason,
+            num_prompt_tokens=self.num_prompt,
+            num_completion_tokens=self.num_new,
+            first_token_seconds=first,
+            decode_seconds=seconds,
+            trace=self.trace,
+            error=error,
+        )
+        self.generation.finish(result)
+
+    def fail(self, error: Exception) -> None:
+        """Set an error as the result, saying nothing more to anybody."""
+        self._set_result("error", error)
 
     def _emit(self, text: str) -> None:
         if text:

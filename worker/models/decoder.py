@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, rms_norm, silu, softmax
+
+SMALLEST_CAPACITY = 256  # positions a slot; most texts fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +60,50 @@ class DecoderWeights:
 
 
 class SlotCache:
-    """Keys and values, (slots, kv heads, positions, head_dim) a layer.
+    """Keys and values, (slots, kv heads, capacity, head_dim) a layer, in the model's type.
 
-    The memory is claimed from the system page by page as positions are written.
+    The capacity grows by doubling when a text needs it, and only then is anything copied; it falls
+    back when nothing is kept any more. One block per layer up to the context's end would be simpler
+    but is gigabytes for sixteen texts of SmolLM2, and untouched pages do not stay untouched: with
+    huge pages each first write in a head's region claims 2 MiB.
     """
 
     def __init__(self, spec: DecoderSpec, num_slots: int, dtype: torch.dtype) -> None:
-        shape = (num_slots, spec.num_kv_heads, spec.context_length, spec.head_dim)
-        # numpy's zeros are calloc's: untouched pages cost nothing, where torch.zeros writes them.
-        size = int(np.prod(shape))
-        item = torch.empty((), dtype=dtype).element_size()
+        """Start at the smallest capacity."""
+        self._spec = spec
+        self._num_slots = num_slots
+        self._dtype = dtype
+        self.capacity = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.reset()
 
-        def lazy() -> Tensor:
-            return torch.from_numpy(np.zeros(size * item, dtype=np.uint8)).view(dtype).view(shape)
+    def reset(self) -> None:
+        """Give memory back; nothing that was kept is needed any more."""
+        smallest = min(SMALLEST_CAPACITY, self._spec.context_length)
+        if self.capacity != smallest:
+            self.capacity = smallest
+            self.keys = [self._block() for _ in range(self._spec.num_layers)]
+            self.values = [self._block() for _ in range(self._spec.num_layers)]
 
-        self.keys = [lazy() for _ in range(spec.num_layers)]
-        self.values = [lazy() for _ in range(spec.num_layers)]
+    def ensure(self, num_positions: int) -> None:
+        """Make room for texts of so many tokens."""
+        if num_positions <= self.capacity:
+            return
+        held = self.capacity
+        while self.capacity < num_positions:
+            self.capacity = min(2 * self.capacity, self._spec.context_length)
+        for blocks in (self.keys, self.values):
+            for index, block in enumerate(blocks):
+                blocks[index] = self._block()
+                blocks[index][:, :, :held] = block
+
+    def _block(self) -> Tensor:
+        spec = self._spec
+        # Zeros, not whatever was there: a masked NaN would still spoil a weighted sum.
+        return torch.zeros(
+            self._num_slots, spec.num_kv_heads, self.capacity, spec.head_dim, dtype=self._dtype
+        )
 
 
 class Decoder:
@@ -100,9 +129,10 @@ class Decoder:
         Returns:
             (rows, vocabulary) float32.
         """
-        rows, length = tokens.shape
+        length = tokens.shape[1]
         positions = first_positions[:, None] + torch.arange(length)  # (rows, length)
         live = int(positions.max()) + 1
+        self.cache.ensure(live)
         hidden = self._weights.embedding[tokens]
         if self._weights.position_embedding is not None:
             hidden = hidden + self._weights.position_embedding[positions]
@@ -133,7 +163,17 @@ class Decoder:
             return rms_norm(hidden, shape, weights[0], self.spec.norm_eps)
         return layer_norm(hidden, shape, weights[0], weights[1], self.spec.norm_eps)
 
-    def _attend(self, index, layer, hidden, positions, slots, live, mask):  # type: ignore
+    def _attend(
+        self,
+        index: int,
+        layer: LayerWeights,
+        hidden: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        live: int,
+        mask: Tensor,
+    ) -> Tensor:
+        """Write keys and values of the new tokens, and attend over all that are visible."""
         spec = self.spec
         rows, length, _ = hidden.shape
         group = spec.num_heads // spec.num_kv_heads

@@ -102,19 +102,23 @@ def _llama(config: Config) -> DecoderSpec | None:
         feed_forward="swiglu",
         score_scale=head_dim**-0.5,
         windows=(None,) * config["num_hidden_layers"],
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
     )
 
 
 def take_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
     """Name, turn round and merge a checkpoint's tensors as ``Decoder`` wants them."""
-    named = {name.removeprefix("transformer.").removeprefix("model."): t for name, t in checkpoint.items()}
+    named = {
+        name.removeprefix("transformer.").removeprefix("model."): t
+        for name, t in checkpoint.items()
+    }
 
     def get(name: str) -> Tensor:
         return named[name].to(dtype)
 
     takers = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
     layers = [takers[spec.family](get, index) for index in range(spec.num_layers)]
+    final: tuple[Tensor, Tensor | None]
     if spec.family == "llama":
         embedding, final = get("embed_tokens.weight"), (get("norm.weight"), None)
         position_embedding = None

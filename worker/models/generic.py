@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ class GenericRunner:
     """Runs a transformers model with one dynamic cache a slot."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, num_slots: int) -> None:
+        """Load the model with transformers.
+
+        Raises:
+            ModelUnusable: transformers cannot.
+        """
         try:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False
@@ -34,9 +40,13 @@ class GenericRunner:
         end = min(row.num_cached + PREFILL_CHUNK_TOKENS, len(row.ids) - 1)
         self._forward(row, end)
 
-    def decode(self, rows: list[Row]) -> Tensor:
+    def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
         return torch.cat([self._forward(row, len(row.ids)) for row in rows])
+
+    def rest(self) -> None:
+        """Drop the caches."""
+        self._caches = [None] * len(self._caches)
 
     @torch.inference_mode()
     def _forward(self, row: Row, end: int) -> Tensor:

@@ -85,7 +85,9 @@ def load(
             raise ModelUnusable(
                 f"{spec.source}: the weights lack {error}; is the folder a complete copy?"
             ) from error
-        num_parameters = sum(t.numel() for t in {t.data_ptr(): t for t in checkpoint.values()}.values())
+        num_parameters = sum(
+            t.numel() for t in {t.data_ptr(): t for t in checkpoint.values()}.values()
+        )
         runner = NativeRunner(Decoder(decoder_spec, weights, num_slots))
         family, path = decoder_spec.family, "native"
         context, vocabulary = decoder_spec.context_length, decoder_spec.vocabulary_size

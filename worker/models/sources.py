@@ -119,7 +119,9 @@ def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> 
     except ModelLoadError:
         raise
     except Exception as error:  # transformers raises all sorts for files it cannot read
-        raise ModelUnusable(f"{found} cannot be loaded as a causal language model: {error}") from error
+        raise ModelUnusable(
+            f"{found} cannot be loaded as a causal language model: {error}"
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+CONTEXT_TOKENS = 8  # enough of the prompt for the first new token to find its space
 _HALF = "\ufffd"
 
 
@@ -13,6 +14,7 @@ class TextTokenizer:
     """A model's tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
+        """Read a tokenizer.json."""
         self._json = path.read_text(encoding="utf-8")
         self._tokenizer = Tokenizer.from_str(self._json)
         self._tokenizer.no_truncation()
@@ -26,6 +28,10 @@ class TextTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens as the file says."""
         return list(self._tokenizer.encode(text).ids)
+
+    def text_of(self, token: int) -> str:
+        """A token by itself, for showing; half a character is shown as U+FFFD."""
+        return str(self._tokenizer.decode([token], skip_special_tokens=False))
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens; special ones are left out."""
@@ -41,8 +47,9 @@ class IncrementalDetokenizer:
     """
 
     def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
+        """Start after the prompt."""
         self._tokenizer = tokenizer
-        self._ids = prompt_ids[-8:]
+        self._ids = prompt_ids[-CONTEXT_TOKENS:]
         self._window_start = 0
         self._read = len(self._ids)
 
@@ -53,16 +60,16 @@ class IncrementalDetokenizer:
         if len(after) <= len(before) or after.endswith(_HALF):
             return ""
         self._window_start, self._read = self._read, len(self._ids)
-        return after[len(before):]
+        return after[len(before) :]
 
     def flush(self) -> str:
         """What still waits when no token comes any more."""
         before, after = self._texts()
         self._window_start, self._read = self._read, len(self._ids)
-        return after[len(before):]
+        return after[len(before) :]
 
     def _texts(self) -> tuple[str, str]:
         return (
-            self._tokenizer.decode(self._ids[self._window_start:self._read]),
-            self._tokenizer.decode(self._ids[self._window_start:]),
+            self._tokenizer.decode(self._ids[self._window_start : self._read]),
+            self._tokenizer.decode(self._ids[self._window_start :]),
         )

@@ -1,0 +1,28 @@
+"""/runs: one prompt by several variants."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from backend.api import json_response, services
+from backend.bodies import read_json
+from backend.owner import owner_id
+
+blueprint = Blueprint("runs", __name__)
+
+
+@blueprint.post("/runs")
+def submit() -> Response:
+    """Store a run and all its jobs, or nothing: 202."""
+    run = services().submit_run(
+        read_json(request),
+        owner_id=owner_id(request),
+        idempotency_key=request.headers.get("Idempotency-Key"),
+    )
+    return json_response(run, 202, {"Location": run["links"]["self"]})
+
+
+@blueprint.get("/runs/<run_id>")
+def read(run_id: str) -> Response:
+    """A run with its jobs."""
+    return json_response(services().get_run(run_id))

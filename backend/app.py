@@ -1,0 +1,97 @@
+"""The Flask application: parts put together, headers on every answer. No work at import."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+
+import structlog
+from flask import Flask, Response, g, request
+
+from backend.api import events, jobs, meta, runs
+from backend.bodies import MAX_BODY_BYTES
+from backend.errors import PageRenderer, register_errors
+from backend.health import health
+from backend.metrics import WebMetrics
+from backend.services import Services
+from core.db import make_engine
+from core.events import EventBus
+from core.jobs import JobStore, Limits
+from core.model_catalog import load_catalog
+from core.settings import Settings
+from core.tickets import TicketPublisher, make_celery
+
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+WEB_DIR = "web"
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings) -> Flask:
+    """Make the application.
+
+    Raises:
+        SettingsError: the models file or the database's folder cannot be used.
+    """
+    app = Flask("backend", static_folder="../web/static", template_folder="../web/templates")
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY_BYTES
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    services = make_services(settings)
+    metrics = WebMetrics(services)
+    app.extensions["textmill"] = services
+    app.extensions["textmill_metrics"] = metrics
+    for blueprint in (jobs.blueprint, runs.blueprint, events.blueprint, meta.blueprint):
+        app.register_blueprint(blueprint, url_prefix="/api/v1")
+    app.register_blueprint(health)
+    register_errors(app, _register_pages(app))
+    app.before_request(_note_time)
+    app.after_request(_add_headers)
+    app.after_request(metrics.observe)
+    return app
+
+
+def make_services(settings: Settings) -> Services:
+    """The services as the settings have them."""
+    limits = Limits(
+        max_queued=settings.max_queued,
+        max_queued_per_owner=settings.max_queued_per_owner,
+        deadline_seconds=settings.deadline_seconds,
+    )
+    return Services(
+        store=JobStore(make_engine(settings.database_url, pool_size=32), limits),
+        bus=EventBus(settings.redis_url),
+        tickets=TicketPublisher(make_celery(settings)) if settings.redis_url else None,
+        catalog=load_catalog(settings),
+    )
+
+
+def _register_pages(app: Flask) -> PageRenderer | None:
+    if importlib.util.find_spec("backend.pages") is None:
+        return None
+    from backend.pages import pages, render_error  # noqa: PLC0415
+
+    app.register_blueprint(pages)
+    return render_error
+
+
+def _note_time() -> None:
+    g.started = time.perf_counter()
+
+
+def _add_headers(response: Response) -> Response:
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    response.headers.setdefault("Referrer-Policy", "same-origin")
+    response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
+    if request.path.startswith("/api/"):
+        response.headers.setdefault("Cache-Control", "no-store")
+    log.debug(
+        "request",
+        method=request.method,
+        route=str(request.url_rule),
+        status=response.status_code,
+        ms=round((time.perf_counter() - g.get("started", time.perf_counter())) * 1000, 1),
+    )
+    return response

@@ -1,0 +1,41 @@
+"""Reads JSON bodies: strict JSON, bounded, and no surprise from a parser's depth or number size."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from flask import Request
+from werkzeug.exceptions import UnsupportedMediaType
+
+from core.errors import BadRequest
+
+MAX_BODY_BYTES = 256 * 1024
+
+
+def read_json(request: Request) -> Any:
+    """The parsed body.
+
+    Raises:
+        UnsupportedMediaType: it does not say that it is JSON.
+        BadRequest: it is not JSON.
+    """
+    if request.mimetype != "application/json":
+        raise UnsupportedMediaType
+    data = request.get_data(cache=False)
+    if not data.strip():
+        raise BadRequest("The body is empty; send a JSON object.")
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
+    except ValueError as error:
+        raise BadRequest(f"The body is not JSON: {_safe(str(error))}.") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _safe(text: str) -> str:
+    return text.encode("ascii", "backslashreplace").decode("ascii")[:200].rstrip(".")

@@ -1,0 +1,97 @@
+"""Every error as an RFC 9457 problem document; for the pages' addresses, as a page.
+
+``except Exception`` at the HTTP edge is here: it answers 500, logs, and tells the client nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+
+from core.errors import ClientError, FieldError, Unavailable, ValidationFailed
+
+API_PREFIX = "/api/"
+_PLAIN_PATHS = {"/healthz", "/readyz", "/metrics"}
+_TITLES = {
+    400: "The request cannot be read",
+    403: "Refused",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Conflict",
+    413: "Request too large",
+    415: "Unsupported media type",
+    422: "The request has fields that cannot be used",
+    429: "Too many jobs waiting",
+    500: "Something went wrong here",
+    503: "Not available right now",
+}
+_DETAILS = {
+    404: "There is nothing at this address.",
+    405: "This address does not take this method.",
+    413: "The body is over 256 KiB; send less.",
+    415: "Send the body as application/json.",
+}
+PageRenderer = Callable[[int, str, str, Sequence[FieldError]], Response]
+log = structlog.get_logger(__name__)
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    errors: Sequence[FieldError] | None = None,
+) -> Response:
+    """A problem document as a response."""
+    body: dict[str, Any] = {
+        "type": f"urn:textmill:problem:{code}",
+        "title": _TITLES.get(status, "Error"),
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    if errors is not None:
+        body["errors"] = [{"field": error.field, "message": error.message} for error in errors]
+    text = json.dumps(body, ensure_ascii=True)
+    return Response(text, status, content_type="application/problem+json")
+
+
+def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None:
+    """Answer every error of the app; ``render_page`` makes the page for people."""
+
+    def answer(
+        status: int, code: str, detail: str, errors: Sequence[FieldError] | None = None
+    ) -> Response:
+        is_page = not request.path.startswith(API_PREFIX) and request.path not in _PLAIN_PATHS
+        if render_page is not None and is_page:
+            title = _TITLES.get(status, "Error")
+            return render_page(status, title, detail, errors or [])
+        return problem(status, code, detail, errors)
+
+    @app.errorhandler(ClientError)
+    def on_client_error(error: ClientError) -> Response:
+        fields = error.errors if isinstance(error, ValidationFailed) else None
+        response = answer(error.http_status, error.code, str(error), fields)
+        if isinstance(error, Unavailable):
+            response.headers["Retry-After"] = str(error.retry_after_seconds)
+        return response
+
+    @app.errorhandler(HTTPException)
+    def on_http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        if 300 <= status < 400:  # a redirect to the same address with or without a slash
+            return error.get_response()  # type: ignore[return-value]
+        code = error.name.lower().replace(" ", "_")
+        response = answer(status, code, _DETAILS.get(status) or error.description or error.name)
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
+            response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(Exception)
+    def on_unexpected(error: Exception) -> Response:
+        log.error("request_failed", path=request.path, method=request.method, exc_info=error)
+        return answer(500, "internal", "An error on our side; it has been logged. Try again later.")

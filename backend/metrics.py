@@ -1,0 +1,88 @@
+"""What the web side tells Prometheus: its own requests, and the queue as the database has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from flask import Response, g, request
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from backend.services import Services
+from core.errors import StorageUnavailable
+
+_SECONDS = (0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+
+class WebMetrics:
+    """The counters of the web process, in a registry of its own."""
+
+    def __init__(self, services: Services) -> None:
+        """Make the counters; the queue is asked at every scrape."""
+        self.registry = CollectorRegistry()
+        self._seconds = Histogram(
+            "textmill_http_request_seconds",
+            "Time to the first byte of the answer, by route",
+            ["method", "route"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._answers = Counter(
+            "textmill_http_answers_total",
+            "Answers by route and status",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.registry.register(_Queue(services))
+
+    def observe(self, response: Response) -> Response:
+        """Count an answer; an address that no route has counts as one."""
+        route = str(request.url_rule) if request.url_rule else "none"
+        method = request.method if request.url_rule else "any"
+        self._answers.labels(method, route, str(response.status_code)).inc()
+        started = g.get("started")
+        if started is not None:
+            self._seconds.labels(method, route).observe(time.perf_counter() - started)
+        return response
+
+
+class _Queue(Collector):
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """The queue's numbers, or nothing but ``textmill_database_up 0``."""
+        up = GaugeMetricFamily("textmill_database_up", "Whether the database answered this scrape")
+        try:
+            queue = self._services.queue()
+            failures = self._services.history.failures()
+        except StorageUnavailable:
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        numbers = {
+            "textmill_queue_depth": ("Jobs that wait", queue["depth"]),
+            "textmill_jobs_running": ("Jobs that run", queue["running"]),
+            "textmill_workers": ("Workers seen within 30 s", len(queue["workers"])),
+            "textmill_redis_up": ("Whether Redis answered", int(queue["redis"] == "ok")),
+            "textmill_recent_tokens_per_second": (
+                "Completion tokens a second over five minutes",
+                queue["throughput"]["tokens_per_second"],
+            ),
+            "textmill_recent_waiting_seconds": (
+                "Median wait of the jobs of the last five minutes",
+                queue["waiting"]["median_seconds"] or 0.0,
+            ),
+        }
+        for name, (text, value) in numbers.items():
+            yield GaugeMetricFamily(name, text, value=value)
+        failed = GaugeMetricFamily(
+            "textmill_recent_failures", "Failed jobs of the last five minutes", labels=["code"]
+        )
+        for code, count in failures.items():
+            failed.add_metric([code], count)
+        yield failed

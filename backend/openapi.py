@@ -1,0 +1,279 @@
+"""The OpenAPI 3.1 document, from the Pydantic models that validate and present.
+
+An operation is one line of ``_OPERATIONS``; the schemas are never written by hand.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from backend.bodies import MAX_BODY_BYTES
+from core.history import DEFAULT_LIMIT, MAX_LIMIT
+from core.schemas import (
+    JOB_REQUESTS,
+    MAX_SAMPLES,
+    MAX_VARIANTS,
+    TokenizeRequest,
+)
+from core.strategies import STRATEGIES, STRATEGIES_BY_NAME
+from core.views import (
+    JobPage,
+    JobView,
+    ModelView,
+    Problem,
+    QueueView,
+    RunView,
+    StrategyView,
+    Tokens,
+    TraceView,
+)
+
+Document = dict[str, Any]
+_REF = "#/components/schemas/"
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One call: its answer's schema by name, or a media type with free content."""
+
+    method: str
+    path: str
+    summary: str
+    status: int
+    schema: str | None = None
+    is_list: bool = False
+    media: str = "application/json"
+    body: str | None = None
+    parameters: tuple[str, ...] = ()
+    problems: tuple[int, ...] = ()
+
+
+_FILTERS = ("q", "status", "strategy", "model", "run_id", "since", "until")
+_SUBMIT_PROBLEMS = (400, 413, 415, 422, 429, 503)
+_OPERATIONS = (
+    Operation("post", "/jobs", "Submit a job", 202, "JobView", body="JobRequest",
+              parameters=("Idempotency-Key",), problems=_SUBMIT_PROBLEMS),
+    Operation("get", "/jobs", "List the history, newest first", 200, "JobPage",
+              parameters=("limit", "cursor", *_FILTERS), problems=(422, 503)),
+    Operation("get", "/jobs/export", "Export the history", 200, media="application/jsonl",
+              parameters=("format", *_FILTERS), problems=(422, 503)),
+    Operation("get", "/jobs/{job_id}", "Read a job, or wait for its end", 200, "JobView",
+              parameters=("wait", "If-None-Match"), problems=(404, 422, 503)),
+    Operation("delete", "/jobs/{job_id}", "Delete a job", 204, problems=(404, 503)),
+    Operation("post", "/jobs/{job_id}/cancel", "Cancel a job", 202, "JobView",
+              problems=(404, 409, 503)),
+    Operation("get", "/jobs/{job_id}/events", "Follow a job", 200, media="text/event-stream",
+              parameters=("after", "Last-Event-ID"), problems=(404, 422, 503)),
+    Operation("get", "/jobs/{job_id}/trace", "Read why each token was chosen", 200, "TraceView",
+              problems=(404, 503)),
+    Operation("post", "/runs", "Submit one prompt with several variants", 202, "RunView",
+              body="RunRequest", parameters=("Idempotency-Key",), problems=_SUBMIT_PROBLEMS),
+    Operation("get", "/runs/{run_id}", "Read a run", 200, "RunView", problems=(404, 503)),
+    Operation("get", "/runs/{run_id}/events", "Follow a run", 200, media="text/event-stream",
+              parameters=("after", "Last-Event-ID"), problems=(404, 422, 503)),
+    Operation("get", "/models", "List the models", 200, "ModelView", is_list=True, problems=(503,)),
+    Operation("get", "/strategies", "List the strategies", 200, "StrategyView", is_list=True),
+    Operation("get", "/queue", "Read the state of the queue", 200, "QueueView", problems=(503,)),
+    Operation("post", "/tokenize", "Cut a text into tokens", 200, "Tokens",
+              body="TokenizeRequest", problems=(400, 413, 415, 422, 503)),
+    Operation("get", "/openapi.json", "Read this document", 200),
+)  # fmt: skip
+
+
+@functools.cache
+def openapi_document() -> Document:
+    """The whole document."""
+    paths: dict[str, Document] = {}
+    for operation in _OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Textmill",
+            "version": version("textmill"),
+            "summary": "Submit prompts, follow the texts being written, find them again.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/api/v1"}],
+        "paths": paths,
+        "components": {"schemas": _schemas()},
+    }
+
+
+def _operation(operation: Operation) -> Document:
+    names = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    parameters: list[Document] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in names
+    ]
+    parameters += [_PARAMETERS[name] for name in operation.parameters]
+    document: Document = {
+        "operationId": _operation_id(operation),
+        "summary": operation.summary,
+        "parameters": parameters,
+        "responses": _responses(operation),
+    }
+    if operation.body is not None:
+        content: Document = {"schema": {"$ref": _REF + operation.body}}
+        content["examples"] = {"simple": {"value": _EXAMPLES[operation.body]}}
+        document["requestBody"] = {
+            "required": True,
+            "description": f"At most {MAX_BODY_BYTES} bytes.",
+            "content": {"application/json": content},
+        }
+    return document
+
+
+def _operation_id(operation: Operation) -> str:
+    words = operation.path.replace("{", "").replace("}", "").replace(".", "_").split("/")
+    return "_".join([operation.method, *filter(None, words)])
+
+
+def _responses(operation: Operation) -> Document:
+    answer: Document = {"description": operation.summary}
+    if operation.schema is not None:
+        schema: Document = {"$ref": _REF + operation.schema}
+        if operation.is_list:
+            schema = {"type": "array", "items": schema}
+        answer["content"] = {operation.media: {"schema": schema}}
+    elif operation.status == 200:
+        kind = "object" if operation.media == "application/json" else "string"
+        answer["content"] = {operation.media: {"schema": {"type": kind}}}
+    if operation.path.endswith("/export"):
+        answer["content"]["text/csv"] = {"schema": {"type": "string"}}
+    if operation.body in {"JobRequest", "RunRequest"}:
+        location = {"description": "Address of what was made", "schema": {"type": "string"}}
+        answer["headers"] = {"Location": location}
+    responses = {str(operation.status): answer}
+    if "If-None-Match" in operation.parameters:
+        responses["304"] = {"description": "Unchanged"}
+    if operation.media == "text/event-stream":
+        responses["204"] = {"description": "Everything was told before; do not come back"}
+    for status in operation.problems:
+        responses[str(status)] = _problem(status)
+    return responses
+
+
+def _problem(status: int) -> Document:
+    content = {"application/problem+json": {"schema": {"$ref": _REF + "Problem"}}}
+    problem: Document = {"description": "A problem document", "content": content}
+    if status in {429, 503}:
+        header = {"description": "Seconds to wait", "schema": {"type": "integer"}}
+        problem["headers"] = {"Retry-After": header}
+    return problem
+
+
+def _query(name: str, schema: Document, text: str) -> Document:
+    return {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
+
+
+def _header(name: str, schema: Document, text: str) -> Document:
+    return _query(name, schema, text) | {"in": "header"}
+
+
+_TEXT: Document = {"type": "string"}
+_PARAMETERS = {
+    "Idempotency-Key": _header(
+        "Idempotency-Key",
+        {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+        "The same key with the same body gives the same job.",
+    ),
+    "If-None-Match": _header("If-None-Match", _TEXT, "An ETag; 304 when nothing changed."),
+    "Last-Event-ID": _header("Last-Event-ID", _TEXT, "The last event seen; resumes after it."),
+    "after": _query("after", _TEXT, "Like Last-Event-ID; a job's or a run's cursor."),
+    "wait": _query(
+        "wait", {"type": "number", "minimum": 0, "maximum": 30}, "Seconds to wait for the end."
+    ),
+    "limit": _query(
+        "limit",
+        {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
+        "Jobs a page.",
+    ),
+    "cursor": _query("cursor", _TEXT, "next_cursor of the page before."),
+    "q": _query("q", _TEXT, "Words in the prompt or the text, all of them."),
+    "status": _query(
+        "status",
+        {"type": "string", "enum": ["queued", "running", "succeeded", "failed", "canceled"]},
+        "Only jobs in this state.",
+    ),
+    "strategy": _query(
+        "strategy", {"type": "string", "enum": list(STRATEGIES_BY_NAME)}, "Only this strategy."
+    ),
+    "model": _query("model", _TEXT, "Only this model."),
+    "run_id": _query("run_id", _TEXT, "Only the jobs of this run."),
+    "since": _query("since", _TEXT, "Created at or after this ISO 8601 date or date-time."),
+    "until": _query("until", _TEXT, "Created at or before this ISO 8601 date or date-time."),
+    "format": _query(
+        "format", {"type": "string", "enum": ["jsonl", "csv"], "default": "jsonl"}, "The form."
+    ),
+}
+_PROMPT = "Title: Attention is all you need\nAbstract:"
+_EXAMPLES: dict[str, Document] = {
+    "JobRequest": {"prompt": _PROMPT, "strategy": "top_k", "top_k": 10, "temperature": 0.5},
+    "RunRequest": {
+        "prompt": _PROMPT,
+        "variants": [{"strategy": "greedy"}, {"strategy": "sampling", "samples": 2}],
+    },
+    "TokenizeRequest": {"text": _PROMPT},
+}
+
+
+def _schemas() -> Document:
+    inputs: list[type[BaseModel]] = [TokenizeRequest]
+    served = [JOB_REQUESTS[spec.name] for spec in STRATEGIES if spec.is_served]
+    outputs: list[type[BaseModel]] = [
+        JobView, JobPage, RunView, ModelView, StrategyView, QueueView, Tokens, TraceView, Problem,
+    ]  # fmt: skip
+    models: Any = [(model, "validation") for model in inputs + list(served)]
+    models += [(model, "serialization") for model in outputs]
+    _, definitions = models_json_schema(models, ref_template=_REF + "{model}")
+    schemas: Document = definitions["$defs"]
+    schemas["JobRequest"] = {
+        "description": "The fields depend on the strategy; greedy where none is named.",
+        "oneOf": [{"$ref": _REF + model.__name__} for model in served],
+    }
+    schemas["RunRequest"] = _run_request()
+    return schemas
+
+
+def _run_request() -> Document:
+    """A run, whose variants are job requests without a prompt."""
+    greedy = JOB_REQUESTS["greedy"].model_json_schema()["properties"]
+    common = {name: greedy[name] for name in ("model", "max_new_tokens", "seed", "stop", "trace")}
+    samples = {"type": "integer", "minimum": 1, "maximum": MAX_SAMPLES, "default": 1}
+    variants = []
+    for spec in STRATEGIES:
+        if not spec.is_served:
+            continue
+        schema = JOB_REQUESTS[spec.name].model_json_schema()
+        own = {name: value for name, value in schema["properties"].items() if name != "prompt"}
+        required = [name for name in schema.get("required", ()) if name != "prompt"]
+        variant: Document = {
+            "type": "object",
+            "properties": own | {"samples": samples},
+            "additionalProperties": False,
+        }
+        variants.append(variant | ({"required": required} if required else {}))
+    return {
+        "type": "object",
+        "description": "What a variant leaves out it takes from the run.",
+        "required": ["prompt", "variants"],
+        "additionalProperties": False,
+        "properties": {
+            "prompt": greedy["prompt"],
+            **common,
+            "samples": samples,
+            "variants": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": MAX_VARIANTS,
+                "items": {"oneOf": variants},
+            },
+        },
+    }

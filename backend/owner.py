@@ -1,0 +1,39 @@
+"""Who asks: a random cookie for browsers, the address for the rest.
+
+Used for the fair share of the queue and the scope of idempotency keys, never for access.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+
+from flask import Request, Response
+
+COOKIE = "textmill_owner"
+COOKIE_SECONDS = 400 * 86_400  # the longest that browsers keep one
+_WELL_FORMED = re.compile(r"[0-9a-f]{32}")
+
+
+def owner_id(request: Request) -> str:
+    """The owner that a request belongs to."""
+    cookie = request.cookies.get(COOKIE, "")
+    if _WELL_FORMED.fullmatch(cookie):
+        return f"cookie:{cookie}"
+    address = hashlib.sha256((request.remote_addr or "").encode()).hexdigest()
+    return f"ip:{address[:32]}"
+
+
+def remember_owner(request: Request, response: Response) -> Response:
+    """Give a browser its cookie with its first page."""
+    if not _WELL_FORMED.fullmatch(request.cookies.get(COOKIE, "")):
+        response.set_cookie(
+            COOKIE,
+            secrets.token_hex(16),
+            max_age=COOKIE_SECONDS,
+            httponly=True,
+            samesite="Lax",
+            secure=request.is_secure,
+        )
+    return response

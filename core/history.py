@@ -1,0 +1,342 @@
+"""Reads of the history and of the queue: pages, searches, exports, places, figures. Writes nothing.
+
+The search compares words that ``core.search`` cut, in FTS5 on SQLite and in a ``tsvector`` on
+PostgreSQL. Places follow the order of the claim (``core.jobs.JobStore.claim``) within a model.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime as dt
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    column,
+    false,
+    func,
+    or_,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.expression import Join
+
+from core.db import now_ms, reading
+from core.errors import FieldError, NotFound, ValidationFailed
+from core.models import Job, JobTrace, Run
+from core.records import JobRecord, RunRecord
+from core.search import fts5_query, query_words, tsquery
+from core.transitions import job_record
+
+DEFAULT_LIMIT = 50
+MAX_LIMIT = 200
+EXPORT_BATCH = 200  # rows that one transaction of an export reads
+RECENT_SECONDS = 300  # throughput, waiting times and failures are of this time
+DURATION_WINDOW_SECONDS = 3_600  # older jobs say nothing of today's speed
+NUM_DURATIONS = 50  # latest jobs of a model whose durations an estimate averages
+MAX_WAITS = 1_000
+_MAX_NUMBER = 2**63 - 1  # what a row's number, and so a cursor, can be
+_MAX_INSTANT_CHARACTERS = 40
+_DAY_MS = 86_400_000
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_COLUMNS = [getattr(Job, item.name) for item in fields(JobRecord)]
+_JOBS_SEARCH = table("jobs_search", column("rowid", BigInteger()))
+# In a query string "+" means a blank: an offset written without percent-encoding arrives so.
+_LOST_PLUS = re.compile(r" (\d\d:?\d\d)$", re.ASCII)
+_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+
+
+class _CrossJoin(Join):
+    """SQLite never turns a CROSS JOIN around: the left table is the outer loop."""
+
+    inherit_cache = True
+
+
+@compiles(_CrossJoin, "sqlite")
+def _cross_join(join: _CrossJoin, compiler: Any, **kw: Any) -> str:
+    return str(compiler.visit_join(join, **kw)).replace(" JOIN ", " CROSS JOIN ", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What to show of the history; ``None`` filters nothing.
+
+    ``since`` and ``until`` are instants of creation in milliseconds, both inclusive;
+    ``before_number`` is the number below which a page begins.
+    """
+
+    query: str | None = None
+    status: str | None = None
+    strategy: str | None = None
+    model: str | None = None
+    run_id: str | None = None
+    since: int | None = None
+    until: int | None = None
+    before_number: int | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of the history, newest first; ``next_cursor`` is ``None`` on the last one."""
+
+    items: tuple[JobRecord, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class QueueNumbers:
+    """The queue in figures; ``waiting_seconds`` are those of recent jobs, shortest first."""
+
+    depth: int
+    running: int
+    jobs_per_minute: float
+    tokens_per_second: float
+    waiting_seconds: list[float]
+
+
+def encode_cursor(number: int) -> str:
+    """The opaque cursor of the page that follows the job of this number."""
+    return base64.urlsafe_b64encode(str(number).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str) -> int:
+    """The number in a cursor.
+
+    Raises:
+        ValidationFailed: it is none of ours.
+    """
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        digits = base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
+    except (UnicodeError, binascii.Error):
+        digits = ""
+    if not re.fullmatch(r"[0-9]{1,19}", digits) or int(digits) > _MAX_NUMBER:
+        message = "this is no cursor; take one from next_cursor, or leave it out"
+        raise ValidationFailed([FieldError("cursor", message)])
+    return int(digits)
+
+
+def parse_instant(name: str, value: str, *, is_end: bool) -> int:
+    """A date or date-time as milliseconds since 1970; a day's end is its last millisecond.
+
+    Raises:
+        ValidationFailed: under ``name``, when it is neither.
+    """
+    try:
+        if len(value) > _MAX_INSTANT_CHARACTERS:  # Python reads a date out of any long number
+            raise ValueError
+        when = dt.datetime.fromisoformat(_LOST_PLUS.sub(r"+\1", value))
+        aware = when if when.tzinfo else when.replace(tzinfo=dt.UTC)
+        ms = (aware - _EPOCH) // dt.timedelta(milliseconds=1)
+    except (ValueError, OverflowError):
+        message = "must be a date or a date-time, as 2026-11-23 or 2026-11-23T12:00:00Z"
+        raise ValidationFailed([FieldError(name, message)]) from None
+    return ms + _DAY_MS - 1 if is_end and _DATE.fullmatch(value) else ms
+
+
+class History:
+    """Answers what is stored. Safe to share between threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Keep the engine; a connection is held for the length of one call only."""
+        self._engine = engine
+
+    def job(self, job_id: str) -> JobRecord:
+        """A job as it stands.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        with reading(self._engine) as connection:
+            return job_record(connection, job_id)
+
+    def jobs(self, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Those of some jobs that are there, oldest first."""
+        query = select(*_COLUMNS).where(Job.id.in_(job_ids)).order_by(Job.number)
+        with reading(self._engine) as connection:
+            return [JobRecord.from_row(row) for row in connection.execute(query)]
+
+    def run(self, run_id: str) -> RunRecord:
+        """A run with its jobs in the order of variants and samples.
+
+        Raises:
+            NotFound: there is no such run, or all its jobs were deleted.
+        """
+        with reading(self._engine) as connection:
+            run = connection.execute(select(Run.__table__).where(Run.id == run_id)).first()
+            if run is None:
+                raise NotFound("There is no run with that id; it may have been deleted.")
+            query = select(*_COLUMNS).where(Job.run_id == run_id).order_by(Job.number)
+            return RunRecord.from_rows(run, connection.execute(query))
+
+    def page(self, filters: Filters) -> Page:
+        """One page of what the filters pick."""
+        limit = filters.limit or DEFAULT_LIMIT
+        with reading(self._engine) as connection:
+            rows = connection.execute(_query(connection, filters).limit(limit + 1)).all()
+        jobs = tuple(JobRecord.from_row(row) for row in rows[:limit])
+        return Page(jobs, encode_cursor(jobs[-1].number) if len(rows) > limit else None)
+
+    def export(self, filters: Filters) -> Iterator[JobRecord]:
+        """All that the filters pick, at most ``limit``; holds no transaction while it is read."""
+        left = filters.limit
+        while left is None or left > 0:
+            size = EXPORT_BATCH if left is None else min(left, EXPORT_BATCH)
+            with reading(self._engine) as connection:
+                rows = connection.execute(_query(connection, filters).limit(size)).all()
+            for row in rows:
+                yield JobRecord.from_row(row)
+            if len(rows) < size:
+                return
+            filters = replace(filters, before_number=rows[-1].number)
+            left = None if left is None else left - size
+
+    def trace(self, job_id: str) -> list[dict[str, Any]]:
+        """Why each token of a job was chosen; empty for a job that wrote none.
+
+        Raises:
+            NotFound: there is no such job, no trace was asked for, or it is not written yet.
+        """
+        with reading(self._engine) as connection:
+            job = job_record(connection, job_id)
+            query = select(JobTrace.tokens).where(JobTrace.job_id == job_id)
+            tokens = connection.execute(query).scalar_one_or_none()
+        if not job.has_trace:
+            raise NotFound('No trace was kept for this job; ask for one with "trace": true.')
+        if tokens is None and not job.is_final:
+            raise NotFound("The trace is written when the job ends; come back then.")
+        return list(tokens or ())
+
+    # ---- the queue --------------------------------------------------------------------------
+
+    def queue(self) -> QueueNumbers:
+        """Look at the queue once."""
+        lately = and_(_ended_within(RECENT_SECONDS), Job.started_at.is_not(None))
+        by_status = select(Job.status, func.count()).where(Job.status.in_(("queued", "running")))
+        with reading(self._engine) as connection:
+            depths = {row[0]: row[1] for row in connection.execute(by_status.group_by(Job.status))}
+            num_ended, num_tokens = connection.execute(
+                select(func.count(), func.sum(Job.num_completion_tokens)).where(lately)
+            ).one()
+            waits = connection.execute(
+                select(Job.created_at, Job.started_at)
+                .where(lately)
+                .order_by(Job.finished_at.desc())
+                .limit(MAX_WAITS)
+            ).all()
+        return QueueNumbers(
+            depth=depths.get("queued", 0),
+            running=depths.get("running", 0),
+            jobs_per_minute=num_ended * 60 / RECENT_SECONDS,
+            tokens_per_second=int(num_tokens or 0) / RECENT_SECONDS,
+            waiting_seconds=sorted(_seconds(row.created_at, row.started_at) for row in waits),
+        )
+
+    def position(self, job: JobRecord) -> int:
+        """How many of its model's queued jobs will be claimed up to and with this one."""
+        ahead = or_(
+            Job.priority > job.priority,
+            and_(
+                Job.priority == job.priority,
+                or_(
+                    Job.share_rank < job.share_rank,
+                    and_(Job.share_rank == job.share_rank, Job.number < job.number),
+                ),
+            ),
+        )
+        query = (
+            select(func.count())
+            .select_from(Job)
+            .where(Job.status == "queued", Job.model == job.model, ahead)
+        )
+        with reading(self._engine) as connection:
+            return 1 + connection.execute(query).scalar_one()
+
+    def mean_seconds(self, model: str) -> float | None:
+        """Mean time from start to end of a model's latest jobs; ``None`` when there are none."""
+        query = (
+            select(Job.started_at, Job.finished_at)
+            .where(
+                _ended_within(DURATION_WINDOW_SECONDS),
+                Job.model == model,
+                Job.status == "succeeded",
+            )
+            .order_by(Job.finished_at.desc())
+            .limit(NUM_DURATIONS)
+        )
+        with reading(self._engine) as connection:
+            found = [_seconds(row.started_at, row.finished_at) for row in connection.execute(query)]
+        return fmean(found) if found else None
+
+    def failures(self) -> dict[str, int]:
+        """How many jobs failed lately, by error code."""
+        query = (
+            select(Job.error_code, func.count())
+            .where(_ended_within(RECENT_SECONDS), Job.status == "failed")
+            .group_by(Job.error_code)
+        )
+        with reading(self._engine) as connection:
+            return {row[0] or "unknown": row[1] for row in connection.execute(query)}
+
+
+def _ended_within(seconds: int) -> Any:
+    return Job.finished_at >= now_ms() - seconds * 1000
+
+
+def _seconds(start: int | None, end: int | None) -> float:
+    return max(0, (end or 0) - (start or 0)) / 1000  # a clock set back must not give less than 0
+
+
+def _query(connection: Connection, filters: Filters) -> Select[Any]:
+    query = select(*_COLUMNS)
+    equal = {
+        Job.status: filters.status,
+        Job.strategy: filters.strategy,
+        Job.model: filters.model,
+        Job.run_id: filters.run_id,
+    }
+    for attribute, value in equal.items():
+        if value is not None:
+            query = query.where(attribute == value)
+    if filters.since is not None:
+        query = query.where(Job.created_at >= filters.since)
+    if filters.until is not None:
+        query = query.where(Job.created_at <= filters.until)
+    if filters.query is not None and filters.query.strip():
+        words = query_words(filters.query)
+        if not words:
+            return query.where(false())
+        return _search(connection, query, words, filters.before_number)
+    if filters.before_number is not None:
+        query = query.where(Job.number < filters.before_number)
+    return query.order_by(Job.number.desc())
+
+
+def _search(
+    connection: Connection, query: Select[Any], words: list[str], before: int | None
+) -> Select[Any]:
+    if connection.dialect.name != "sqlite":
+        matches = text("jobs.search_vector @@ CAST(:q AS tsquery)").bindparams(q=tsquery(words))
+        query = query.where(matches).order_by(Job.number.desc())
+        return query if before is None else query.where(Job.number < before)
+    # FTS5 walks its own index backwards by rowid and stops at the limit, so that a word of every
+    # text costs no more than a rare one. CROSS JOIN keeps SQLite from turning the join around.
+    matches = text("jobs_search MATCH :q").bindparams(q=fts5_query(words))
+    rowid = _JOBS_SEARCH.c.rowid
+    query = query.select_from(_CrossJoin(_JOBS_SEARCH, Job.__table__, rowid == Job.number))
+    query = query.where(matches)
+    if before is not None:
+        query = query.where(rowid < before)
+    return query.order_by(rowid.desc())

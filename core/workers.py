@@ -1,0 +1,80 @@
+"""Worker processes as the database sees them: who was there lately, with which models.
+
+Knows nothing of leases or jobs (``core.jobs``); a worker that is missing here only looks away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from core.db import now_ms, reading, writing
+from core.models import Worker
+
+SEEN_SECONDS = 30.0  # six missed heartbeats, as long as a lease
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker says of itself at a heartbeat."""
+
+    id: str
+    models: list[str]
+    num_slots: int
+    num_active: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWorker:
+    """What a worker last said of itself; instants are milliseconds by the database's clock."""
+
+    id: str
+    models: tuple[str, ...]
+    num_slots: int
+    num_active: int
+    tokens_per_second: float
+    started_at: int
+    last_seen: int
+
+
+def beat(engine: Engine, state: WorkerState) -> None:
+    """Say that a worker is there; its first beat is its start."""
+    fresh = asdict(state) | {"last_seen": now_ms()}
+    with writing(engine) as connection:
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(
+            insert(Worker)
+            .values(**fresh, started_at=now_ms())
+            .on_conflict_do_update(index_elements=["id"], set_=fresh)
+        )
+
+
+def forget(engine: Engine, worker_id: str) -> None:
+    """Take away a worker that has stopped."""
+    with writing(engine) as connection:
+        connection.execute(delete(Worker).where(Worker.id == worker_id))
+
+
+def forget_unseen(engine: Engine, seconds: float) -> None:
+    """Take away the workers that were not seen for so long; they died without a word."""
+    gone = Worker.last_seen < now_ms() - int(seconds * 1000)
+    with reading(engine) as connection:
+        if connection.execute(select(Worker.id).where(gone).limit(1)).first() is None:
+            return  # the usual case, and it must not cost a write every few seconds
+    with writing(engine) as connection:
+        connection.execute(delete(Worker).where(gone))
+
+
+def seen_workers(engine: Engine, within_seconds: float = SEEN_SECONDS) -> list[SeenWorker]:
+    """The workers that were seen within the time, the longest-lived first."""
+    query = (
+        select(Worker.__table__)
+        .where(Worker.last_seen >= now_ms() - int(within_seconds * 1000))
+        .order_by(Worker.started_at, Worker.id)
+    )
+    with reading(engine) as connection:
+        rows = connection.execute(query).all()
+    return [SeenWorker(**{**row._mapping, "models": tuple(row.models)}) for row in rows]
