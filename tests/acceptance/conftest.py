@@ -1,0 +1,65 @@
+"""One running product for all tests from outside, and the means to start more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from migrations.upgrade import upgrade
+from tests.acceptance.stack import Stack
+from tests.servers import RedisServer, running_redis
+
+
+@pytest.fixture(scope="session")
+def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models file with a Llama and a GPT-Neo, long enough in context to be watched."""
+    from tests.tiny_models import build_tiny_gpt_neo, build_tiny_llama
+
+    folder = tmp_path_factory.mktemp("models")
+    build_tiny_llama(folder / "llama", context_length=2048)
+    build_tiny_gpt_neo(folder / "neo", context_length=512)
+    path = folder / "models.toml"
+    path.write_text(
+        '[[models]]\nname = "tiny-llama"\nsource = "./llama"\ndefault = true\n'
+        'description = "A tiny random Llama"\n'
+        '[[models]]\nname = "tiny-neo"\nsource = "./neo"\n'
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, tiny_models_file: Path) -> Iterator[Stack]:
+    """Web and one worker on SQLite and Redis, shared by the session."""
+    folder = tmp_path_factory.mktemp("stack")
+    url = f"sqlite:///{folder}/textmill.db"
+    upgrade(url)
+    with running_redis() as redis:
+        running = Stack(folder, url, redis, tiny_models_file)
+        try:
+            yield running.start()
+        finally:
+            running.stop()
+
+
+@pytest.fixture(scope="session")
+def live_server(stack: Stack) -> str:
+    """The address of the running product."""
+    return stack.url
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path, tiny_models_file: Path) -> Iterator[Callable[..., Stack]]:
+    """Stacks of a test's own: ``make_stack(database_url, redis, **settings)``."""
+    made: list[Stack] = []
+
+    def make(database_url: str, redis: RedisServer | None, **settings: str) -> Stack:
+        folder = tmp_path / f"stack-{len(made)}"
+        folder.mkdir()
+        made.append(Stack(folder, database_url, redis, tiny_models_file, settings))
+        return made[-1]
+
+    yield make
+    for stack in made:
+        stack.stop()
