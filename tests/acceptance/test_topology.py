@@ -1,0 +1,46 @@
+"""The topology of docker-compose.yml from processes: PostgreSQL, Redis, one web, two workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.acceptance.stack import Stack
+from tests.servers import RedisServer
+
+
+def test_two_workers_share_the_jobs_of_one_queue(
+    make_stack: Callable[..., Stack], postgres_url: str, own_redis: RedisServer
+) -> None:
+    stack = make_stack(postgres_url, own_redis, TEXTMILL_SLOTS="2").start(num_workers=2)
+    jobs = [stack.submit(strategy="sampling", max_new_tokens=200) for _ in range(12)]
+    assert {stack.wait(job["id"])["status"] for job in jobs} == {"succeeded"}
+    assert len(stack.request("GET", "/api/v1/queue").json["workers"]) == 2
+
+
+def test_a_worker_takes_only_the_models_that_it_serves(
+    make_stack: Callable[..., Stack], postgres_url: str, own_redis: RedisServer
+) -> None:
+    stack = make_stack(postgres_url, own_redis)
+    stack.start_web()
+    stack.add_worker(TEXTMILL_SERVE="tiny-llama")
+    stack.wait_ready()
+    neo = stack.submit(model="tiny-neo", max_new_tokens=4)
+    llama = stack.submit(model="tiny-llama", max_new_tokens=4)
+    assert stack.wait(llama["id"])["status"] == "succeeded"
+    assert stack.request("GET", neo["links"]["self"]).json["status"] == "queued"
+    stack.add_worker(TEXTMILL_SERVE="tiny-neo")
+    assert stack.wait(neo["id"])["status"] == "succeeded"
+
+
+def test_work_goes_on_with_redis_gone(
+    make_stack: Callable[..., Stack], sqlite_url: str, own_redis: RedisServer
+) -> None:
+    stack = make_stack(sqlite_url, own_redis).start()
+    own_redis.stop()
+    job = stack.submit(max_new_tokens=8)
+    events = stack.events(job["links"]["events"])
+    done = stack.wait(job["id"])
+    assert done["status"] == "succeeded"
+    assert "".join(d["text"] for _, name, d in events if name == "token") == done["text"]
+    assert stack.request("GET", "/readyz").json["redis"] == "degraded"
+    assert stack.request("GET", "/readyz").status == 200
