@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks.processes import BenchmarkError
+
 TIMEOUT_SECONDS = 60.0  # far above any answer; a benchmark that hangs must end
 
 Document = dict[str, Any]
 
 
-class UnexpectedAnswer(Exception):
+class UnexpectedAnswer(BenchmarkError):
     """The server answered with another status than the one that is measured."""
 
 
@@ -66,12 +68,13 @@ class Connection:
         try:
             http_.request("GET", f"/api/v1/jobs/{job_id}/events")
             response = http_.getresponse()
-            for event, _ in _events(response):
+            data = ""
+            for event, data in _events(response):  # noqa: B007 - shown when the stream ends
                 if event == "token":
                     return time.perf_counter()
                 if event == "done":
                     break
-            raise UnexpectedAnswer(f"job {job_id} ended without a token event")
+            raise UnexpectedAnswer(f"job {job_id} ended without a token event: {data[:500]}")
         finally:
             http_.close()
 

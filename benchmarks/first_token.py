@@ -8,7 +8,8 @@ from benchmarks.client import Connection
 from benchmarks.figures import Section
 from benchmarks.processes import Product, Workspace, has_default_model
 
-NUM_JOBS = 40
+NUM_JOBS = 30
+NUM_TOKENS = 4
 PAUSE_SECONDS = 0.3  # the worker is idle again, but has not gone to look for work
 PROMPT = "Paper {number}. Attention is all you need: we propose a new network architecture"
 
@@ -21,7 +22,7 @@ def measure(space: Workspace) -> Section:
         "from sending a submission to its first token in the event stream",
         [
             f"{model}; {NUM_JOBS} jobs on each database, one by one, the worker idle before each",
-            "greedy, 8 tokens, a prompt of about 15 tokens, another one each time",
+            f"greedy, {NUM_TOKENS} tokens, a prompt of about 15 tokens, another one each time",
             "submit → decoding starts is queued_ms of the job: the database's clock, whole ms",
         ],
     )
@@ -41,7 +42,7 @@ def _samples(space: Workspace, kind: str) -> tuple[list[float], list[float]]:
         for number in range(-2, NUM_JOBS):  # two to warm up
             time.sleep(PAUSE_SECONDS)
             sent = time.perf_counter()
-            body = {"prompt": PROMPT.format(number=number + 3), "max_new_tokens": 8}
+            body = {"prompt": PROMPT.format(number=number + 3), "max_new_tokens": NUM_TOKENS}
             job = connection.submit(body)
             seconds = connection.first_token_at(job["id"]) - sent
             job = connection.finished(job["id"])

@@ -6,6 +6,7 @@ import time
 
 from sqlalchemy import Engine, func, select
 
+from benchmarks.disk import sync_ms
 from benchmarks.figures import Section, ratio_of_medians
 from benchmarks.processes import BenchmarkError, Product, Workspace
 from core.db import make_engine, reading
@@ -37,6 +38,7 @@ def measure(space: Workspace) -> Section:
         section.add(kind, "jobs/s", rates[kind])
     ratio = ratio_of_medians(rates["postgresql"], rates["sqlite"])
     section.add("postgresql / sqlite, medians", "x", [ratio])
+    section.add("for scale: one 4 KiB write, synced", "ms", sync_ms(space.folder))
     return section
 
 

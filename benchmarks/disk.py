@@ -1,0 +1,26 @@
+"""What one durable write costs on this disk: the floor under every commit."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from benchmarks.client import milliseconds
+
+NUM_WRITES = 50
+PAGE_BYTES = 4096  # what SQLite's log and PostgreSQL's write at the least
+
+
+def sync_ms(folder: Path) -> list[float]:
+    """Milliseconds of appending a page to a file and forcing it to the disk, again and again."""
+    path = folder / "sync-probe"
+    taken = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(NUM_WRITES):
+            started = time.perf_counter()
+            file.write(b"\0" * PAGE_BYTES)
+            os.fsync(file.fileno())
+            taken.append(milliseconds(started))
+    path.unlink()
+    return taken
