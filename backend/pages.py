@@ -2,15 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shlex
 from collections.abc import Sequence
+from typing import Any, cast
+from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, make_response, render_template, request
+from flask import Blueprint, Response, abort, current_app, make_response, render_template, request
+from flask import redirect as flask_redirect
 
 from backend import page_lists
-from backend.owner import remember_owner
-from core.errors import FieldError
+from backend.generate_form import (
+    GenerateForm,
+    blank_form,
+    form_from_browser,
+    form_from_job,
+    own_parameters,
+    slider,
+)
+from backend.owner import owner_id, remember_owner
+from backend.services import Services
+from core.errors import Conflict, FieldError, NotFound, Unavailable, ValidationFailed
 
 pages = Blueprint("pages", __name__)
+
+Document = dict[str, Any]
+EXAMPLES = (
+    (
+        "Title + abstract",
+        "Title: A Simple Method for Long-Range Attention\n\nAbstract: In this paper we",
+    ),
+    ("“Attention is all”", "Attention is all"),
+    ("A survey's first words", "Large language models have recently"),
+    ("A result", "Our experiments show that"),
+)
+STATUS_WORDS = {
+    "queued": "Waiting",
+    "running": "Writing",
+    "succeeded": "Finished",
+    "failed": "Failed",
+    "canceled": "Canceled",
+}
+END_WORDS = {
+    "stop": "the text came to its end",
+    "length": "the length asked for was reached",
+    "canceled": "it was canceled; the text so far is kept",
+    "deadline": "its time was up",
+    "error": "an error ended it",
+}
+
+
+def services() -> Services:
+    """The product's actions."""
+    return cast(Services, current_app.extensions["textmill"])
 
 
 def render_error(
@@ -21,6 +66,209 @@ def render_error(
         "error.html", status=status, title=title, detail=detail, errors=errors or []
     )
     return make_response(page, status)
+
+
+# ---- generate -------------------------------------------------------------------------------
+
+
+@pages.get("/")
+def generate_page() -> Response:
+    """The form; ``?from=JOB`` fills it with a job, ``?prompt=`` with a prompt."""
+    form = _blank_form()
+    job_id = request.args.get("from", "")
+    if job_id:
+        try:
+            job = services().get_job(job_id)
+        except NotFound:
+            form.errors["from"] = "the text to start from is not stored any more"
+        else:
+            form = form_from_job(form, job, is_continued="continue" in request.args)
+    form.prompt = request.args.get("prompt", form.prompt)
+    return _generate_page(form)
+
+
+@pages.post("/generate")
+def generate() -> Response:
+    """Submit the form: one text is a job, several are a run."""
+    _refuse_cross_site()
+    form = form_from_browser(_blank_form(), request.form, request.form.getlist("strategy"))
+    if not form.ticked or not form.prompt.strip():
+        form.check()
+        return _generate_page(form, 422)
+    form.check()
+    owner = owner_id(request)
+    try:
+        # A number that is none goes along as text: it is refused with all the others at once.
+        if form.is_single:
+            made = services().submit_job(form.payload(), owner_id=owner)
+        else:
+            made = services().submit_run(form.payload(), owner_id=owner)
+    except ValidationFailed as failed:
+        form.add_errors(failed.errors)
+        return _generate_page(form, 422)
+    except Unavailable as busy:
+        response = _generate_page(form, busy.http_status, busy)
+        response.headers["Retry-After"] = str(busy.retry_after_seconds)
+        return response
+    return _redirect(made["links"]["page"])
+
+
+def _blank_form() -> GenerateForm:
+    return blank_form(services().list_strategies(), services().list_models())
+
+
+def _generate_page(
+    form: GenerateForm, status: int = 200, busy: Unavailable | None = None
+) -> Response:
+    queue = services().queue()
+    page = render_template(
+        "generate.html",
+        form=form,
+        models=services().list_models(),
+        strategies=[
+            strategy | {"own": [p | {"slider": slider(p)} for p in own_parameters(strategy)]}
+            for strategy in services().list_strategies()
+        ],
+        examples=EXAMPLES,
+        has_workers=bool(queue["workers"]),
+        estimate=queue_sentence(queue),
+        busy=busy,
+        labels=_labels(services().list_strategies()),
+    )
+    return make_response(page, status)
+
+
+def _labels(strategies: Sequence[Document]) -> dict[str, str]:
+    """Every field's name for people, for the summary of what was refused."""
+    labels = {
+        "prompt": "Prompt",
+        "model": "Model",
+        "strategy": "Strategy",
+        "samples": "Samples",
+        "max_new_tokens": "Length",
+        "seed": "Seed",
+        "stop": "Stop at",
+        "trace": "Trace",
+        "from": "Starting point",
+    }
+    for strategy in strategies:
+        for parameter in own_parameters(strategy):
+            key = f"{strategy['name']}.{parameter['name']}"
+            labels[key] = f"{strategy['title']}, {parameter['title']}"
+    return labels
+
+
+def queue_sentence(queue: Document) -> str:
+    """How long a new job may wait, by the waits of late: ``2 ahead, about 4–8 s``."""
+    ahead = queue["depth"]
+    if not ahead:
+        return "Nobody is waiting" if queue["workers"] else ""
+    waits = queue["waiting"]
+    low, high = waits["median_seconds"], waits["p90_seconds"]
+    if low is None or high is None:
+        return f"{ahead} ahead"
+    low, high = max(1, math.floor(low)), max(1, math.ceil(high))
+    span = f"{low}–{high}" if high > low else f"{low}"
+    return f"{ahead} ahead, about {span} s"
+
+
+# ---- one job --------------------------------------------------------------------------------
+
+
+@pages.get("/jobs/<job_id>")
+def job_page(job_id: str) -> Response:
+    """A job, live or ended."""
+    return make_response(_job_page(services().get_job(job_id)))
+
+
+def _job_page(job: Document) -> str:
+    strategies = {strategy["name"]: strategy for strategy in services().list_strategies()}
+    strategy = strategies.get(job["strategy"], {"title": job["strategy"], "parameters": []})
+    titles = {p["name"]: p["title"] for p in strategy["parameters"]}
+    return render_template(
+        "job.html",
+        job=job,
+        is_final=job["status"] not in ("queued", "running"),
+        strategy_title=strategy["title"],
+        parameters=[
+            (titles.get(name, name), _parameter_text(value))
+            for name, value in job["parameters"].items()
+            if value not in ([], None)
+        ],
+        status_words=STATUS_WORDS,
+        end_words=END_WORDS,
+        has_workers=job["status"] != "queued" or bool(services().queue()["workers"]),
+        curl=_curl(job),
+    )
+
+
+def _parameter_text(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(json.dumps(item, ensure_ascii=False) for item in value)
+    return str(value)
+
+
+def _request_of(job: Document) -> Document:
+    """The body that makes the job again."""
+    body = {"prompt": job["prompt"], "model": job["model"], "strategy": job["strategy"]}
+    body |= job["parameters"]
+    if job.get("trace"):
+        body["trace"] = True
+    return body
+
+
+def _curl(job: Document) -> str:
+    body = json.dumps(_request_of(job), ensure_ascii=False)
+    address = f"{request.host_url.rstrip('/')}/api/v1/jobs"
+    return f"curl {shlex.quote(address)} --json {shlex.quote(body)}"
+
+
+@pages.post("/jobs/<job_id>/cancel")
+def cancel(job_id: str) -> Response:
+    """Cancel a job; one that has ended in the meantime stays as it is."""
+    _refuse_cross_site()
+    try:
+        services().cancel_job(job_id)
+    except Conflict:
+        pass  # it ended before the click arrived: the page shows it
+    return _redirect(f"/jobs/{job_id}")
+
+
+@pages.post("/jobs/<job_id>/delete")
+def delete(job_id: str) -> Response:
+    """Remove a job."""
+    _refuse_cross_site()
+    services().delete_job(job_id)
+    return _redirect("/history")
+
+
+@pages.post("/jobs/<job_id>/again")
+def again(job_id: str) -> Response:
+    """Make a job once more, with a new seed."""
+    _refuse_cross_site()
+    body = _request_of(services().get_job(job_id))
+    body.pop("seed", None)
+    made = services().submit_job(body, owner_id=owner_id(request))
+    return _redirect(made["links"]["page"])
+
+
+# ---- parts ----------------------------------------------------------------------------------
+
+
+def _redirect(path: str) -> Response:
+    return make_response(flask_redirect(path, 303))
+
+
+def _refuse_cross_site() -> None:
+    """Forms act only when our own pages sent them."""
+    site = request.headers.get("Sec-Fetch-Site")
+    origin = request.headers.get("Origin")
+    if site is not None:
+        is_ours = site in ("same-origin", "none")
+    else:
+        is_ours = origin is None or urlsplit(origin).netloc == request.host
+    if not is_ours:
+        abort(403, "This form was sent from another site.")
 
 
 @pages.after_request

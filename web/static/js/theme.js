@@ -4,6 +4,7 @@
 (() => {
   const order = ["system", "light", "dark"];
   const root = document.documentElement;
+  root.classList.add("js");
   let theme = "system";
   try {
     theme = localStorage.getItem("textmill.theme") ?? "system";
