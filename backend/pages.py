@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
@@ -227,10 +228,8 @@ def _curl(job: Document) -> str:
 def cancel(job_id: str) -> Response:
     """Cancel a job; one that has ended in the meantime stays as it is."""
     _refuse_cross_site()
-    try:
+    with contextlib.suppress(Conflict):  # it ended before the click arrived: the page shows it
         services().cancel_job(job_id)
-    except Conflict:
-        pass  # it ended before the click arrived: the page shows it
     return _redirect(f"/jobs/{job_id}")
 
 
