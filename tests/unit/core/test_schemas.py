@@ -1,206 +1,408 @@
-"""Requests: every bad field named, nothing but ValidationFailed, and parameters that come back."""
+"""Requests: what is taken, what is refused, and that nothing else can happen."""
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from core.errors import ValidationFailed
 from core.schemas import (
+    JOB_REQUESTS,
+    MAX_JOBS_PER_RUN,
+    MAX_SAMPLES,
+    MAX_VARIANTS,
     ModelLimits,
     RequestContext,
+    decoding_parameters,
+    is_deterministic,
     parse_job_request,
     parse_run_request,
 )
-from core.strategies import STRATEGIES
+from core.strategies import MAX_SEED, STRATEGIES, STRATEGIES_BY_NAME, ParameterSpec
 
-UNKNOWN = ModelLimits(None, None, None)
-KNOWN = ModelLimits(100, 500, lambda text: len(text.split()))
-CONTEXT = RequestContext("m", {"m": KNOWN, "cold": UNKNOWN})
-SERVED = [spec for spec in STRATEGIES if spec.is_served]
-NUMBERS = [(spec, parameter) for spec in SERVED for parameter in spec.parameters]
-
-
-def fields_of(payload: object) -> set[str]:
-    with pytest.raises(ValidationFailed) as caught:
-        parse_job_request(payload, CONTEXT)
-    return {error.field for error in caught.value.errors}
-
-
-def test_every_bad_field_is_named_at_once() -> None:
-    payload = {
-        "prompt": " ",
-        "model": "nobody",
-        "strategy": "top_k",
-        "top_k": 0,
-        "temperature": math.nan,
-        "seed": -1,
-        "stop": ["", "x" * 65],
-        "colour": "red",
-    }
-    wanted = {"prompt", "model", "top_k", "temperature", "seed", "stop.0", "stop.1", "colour"}
-    assert fields_of(payload) == wanted
-
-
-@pytest.mark.parametrize(
-    ("payload", "field"),
-    [
-        ({}, "prompt"),
-        ({"prompt": ""}, "prompt"),
-        ({"prompt": "\n\t "}, "prompt"),
-        ({"prompt": "a\0b"}, "prompt"),
-        ({"prompt": "\ud800"}, "prompt"),
-        ({"prompt": 3}, "prompt"),
-        ({"prompt": None}, "prompt"),
-        ({"prompt": "word " * 100}, "prompt"),
-        ({"prompt": "a", "strategy": "nope"}, "strategy"),
-        ({"prompt": "a", "strategy": None}, "strategy"),
-        ({"prompt": "a", "strategy": "beam"}, "strategy"),
-        ({"prompt": "a", "top_k": 3}, "top_k"),
-        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens"),
-        ({"prompt": "a", "max_new_tokens": 101}, "max_new_tokens"),
-        ({"prompt": "a", "max_new_tokens": True}, "max_new_tokens"),
-        ({"prompt": "a", "max_new_tokens": "5"}, "max_new_tokens"),
-        ({"prompt": "a", "max_new_tokens": 1.5}, "max_new_tokens"),
-        ({"prompt": "a", "seed": 2**63}, "seed"),
-        ({"prompt": "a", "stop": ["x"] * 9}, "stop"),
-        ({"prompt": "a", "stop": "x"}, "stop"),
-        ({"prompt": "a", "trace": 1}, "trace"),
-        ({"prompt": "a", "strategy": "top_k", "top_k": 501}, "top_k"),
-        ({"prompt": "a", "strategy": "sampling", "temperature": math.inf}, "temperature"),
-        ([], ""),
-        ("text", ""),
-        (None, ""),
-    ],
+SERVED = [spec.name for spec in STRATEGIES if spec.is_served]
+CONTEXT = RequestContext(
+    default_model="small",
+    limits={
+        "small": ModelLimits(32, 50, lambda text: len(text.split())),
+        "unloaded": ModelLimits(None, None, None),
+    },
 )
-def test_a_bad_field_is_refused(payload: object, field: str) -> None:
-    assert fields_of(payload) == {field}
-
-
-@pytest.mark.parametrize(("spec", "parameter"), NUMBERS)
-def test_the_bounds_of_the_table_are_the_bounds_of_the_request(spec: Any, parameter: Any) -> None:
-    def is_taken(value: float) -> bool:
-        try:
-            payload = {"prompt": "a", "strategy": spec.name, parameter.name: value}
-            parse_job_request(payload, CONTEXT)
-        except ValidationFailed:
-            return False
-        return True
-
-    assert is_taken(parameter.default)
-    assert is_taken(parameter.minimum) != parameter.exclusive_minimum
-    assert not is_taken(parameter.minimum - 1)
-    if parameter.maximum is not None:
-        assert is_taken(parameter.maximum)
-        assert not is_taken(parameter.maximum + 0.001)
-
-
-@pytest.mark.parametrize("spec", SERVED)
-def test_resolved_parameters_come_back_as_they_are(spec: Any) -> None:
-    first = parse_job_request({"prompt": "a", "strategy": spec.name}, CONTEXT)
-    resolved = first.resolved_parameters()
-    again = parse_job_request({"prompt": "a", "strategy": spec.name, **resolved}, CONTEXT)
-    assert again.resolved_parameters() == resolved
-
-
-def test_a_whole_number_may_be_written_with_a_point() -> None:
-    request = parse_job_request({"prompt": "a", "max_new_tokens": 64.0}, CONTEXT)
-    assert request.max_new_tokens == 64
-
-
-def test_a_default_that_a_small_model_cannot_reach_is_lowered() -> None:
-    small = RequestContext("m", {"m": ModelLimits(16, 5, None)})
-    request = parse_job_request({"prompt": "a", "strategy": "top_k"}, small)
-    resolved = request.resolved_parameters()
-    assert (resolved["max_new_tokens"], resolved["top_k"]) == (16, 5)
-
-
-def test_a_model_nobody_has_loaded_sets_no_limits() -> None:
-    payload = {"prompt": "word " * 500, "model": "cold", "max_new_tokens": 9000}
-    assert parse_job_request(payload, CONTEXT).model == "cold"
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(10**400), 10**400)
+    | st.floats()
+    | st.text()
+    | st.sampled_from(["\0", "\ud800", "a\udfffb", "", " "]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=8,
 )
-NAMES = st.sampled_from(
-    ["prompt", "model", "strategy", "temperature", "top_k", "top_p", "min_p", "typical_p",
-     "max_new_tokens", "seed", "stop", "trace", "variants", "samples", "num_beams"]
-)  # fmt: skip
-VALUES = JSON | st.sampled_from([spec.name for spec in STRATEGIES])
+FIELDS = sorted({name for model in JOB_REQUESTS.values() for name in model.model_fields})
+PAYLOADS = st.fixed_dictionaries(
+    {},
+    optional={
+        name: JSON_VALUES
+        | {
+            "prompt": st.just("words to continue"),
+            "strategy": st.sampled_from([*JOB_REQUESTS, "none"]),
+            "model": st.sampled_from(["small", "unloaded", "other"]),
+        }.get(name, JSON_VALUES)
+        for name in FIELDS
+    },
+)
 
 
-@given(st.dictionaries(NAMES | st.text(), VALUES, max_size=8))
-def test_any_json_is_taken_or_refused_by_name(payload: dict[str, Any]) -> None:
-    for parse in (parse_job_request, parse_run_request):
-        failure = None
+def fields_of(payload: object, context: RequestContext | None = CONTEXT) -> list[str]:
+    with pytest.raises(ValidationFailed) as caught:
+        parse_job_request(payload, context)
+    return [error.field for error in caught.value.errors]
+
+
+def resolved(payload: dict[str, Any], context: RequestContext | None = None) -> dict[str, Any]:
+    return parse_job_request(payload, context).resolved_parameters()
+
+
+# ---- any payload ------------------------------------------------------------------------------
+
+
+@settings(max_examples=300)
+@given(JSON_VALUES | PAYLOADS | st.dictionaries(st.text(), JSON_VALUES, max_size=3))
+@example({"prompt": "a", "temperature": 10**400, "strategy": "top_p"})
+@example({"prompt": "a", "\ud800": 1})
+@example({"prompt": "a", "a\0b": 1, "strategy": "\ud800"})
+@example({"prompt": "a", "strategy": {}})
+@example({"prompt": "a", "seed": 1e308})
+def test_any_payload_is_taken_or_refused_by_named_fields(payload: object) -> None:
+    for context in (None, CONTEXT):
         try:
-            parse(payload, CONTEXT)
+            parse_job_request(payload, context)
         except ValidationFailed as failed:
-            failure = failed
-        if failure is not None:
-            assert failure.errors
-            for error in failure.errors:
-                assert error.message.encode()
-                error.field.encode()
+            assert failed.errors
+            _can_be_sent(failed)
 
 
-def test_a_run_lays_out_variants_and_samples() -> None:
+@settings(max_examples=300)
+@given(
+    JSON_VALUES
+    | st.fixed_dictionaries(
+        {"prompt": JSON_VALUES | st.just("a"), "variants": st.lists(PAYLOADS | JSON_VALUES)},
+        optional={
+            "samples": JSON_VALUES,
+            "seed": JSON_VALUES,
+            "model": JSON_VALUES,
+            "max_new_tokens": JSON_VALUES,
+            "stop": JSON_VALUES,
+            "trace": JSON_VALUES,
+            "other": JSON_VALUES,
+        },
+    )
+)
+@example({"prompt": "\ud800", "variants": [{}]})
+@example({"prompt": "a", "variants": [{"samples": 1e400}]})
+@example({"prompt": "a", "variants": [{"samples": math.nan, "prompt": 1}]})
+@example({"prompt": "a", "variants": {"0": {}}})
+def test_any_run_is_taken_or_refused_by_named_fields(payload: object) -> None:
+    for context in (None, CONTEXT):
+        try:
+            planned = parse_run_request(payload, context)
+        except ValidationFailed as failed:
+            assert failed.errors
+            _can_be_sent(failed)
+        else:
+            assert 1 <= len(planned) <= MAX_JOBS_PER_RUN
+
+
+def _can_be_sent(failed: ValidationFailed) -> None:
+    for error in failed.errors:
+        assert error.message
+        f"{error.field} {error.message} {failed}".encode()
+        assert "\0" not in error.field
+    fields = [(error.field, error.message) for error in failed.errors]
+    assert len(fields) == len(set(fields))
+
+
+@settings(max_examples=200)
+@given(PAYLOADS.map(lambda fields: {"prompt": "go on", **fields}))
+def test_the_resolved_parameters_sent_back_resolve_to_themselves(payload: dict[str, Any]) -> None:
+    try:
+        request = parse_job_request(payload, CONTEXT)
+    except ValidationFailed:
+        return
+    parameters = request.resolved_parameters()
+    as_stored = json.loads(json.dumps(parameters))
+    assert as_stored == parameters
+    again = parse_job_request(
+        {"prompt": request.prompt, "strategy": request.strategy, "model": request.model}
+        | as_stored,
+        CONTEXT,
+    )
+    assert again.resolved_parameters() == parameters
+    decoding = decoding_parameters(request.strategy, as_stored, trace=request.trace)
+    assert decoding.max_new_tokens == parameters["max_new_tokens"]
+    assert decoding.seed == parameters["seed"]
+
+
+# ---- the ranges -------------------------------------------------------------------------------
+
+
+def test_only_the_prompt_is_required_and_the_default_is_greedy() -> None:
+    request = parse_job_request({"prompt": "a"})
+    assert request.strategy == "greedy"
+    parameters = request.resolved_parameters()
+    assert parameters.pop("seed") in range(MAX_SEED + 1)
+    assert parameters == {"repetition_penalty": 1.0, "max_new_tokens": 64, "stop": []}
+
+
+@pytest.mark.parametrize("strategy", SERVED)
+def test_every_strategy_has_its_defaults(strategy: str) -> None:
+    parameters = resolved({"prompt": "a", "strategy": strategy, "seed": 7})
+    expected = {p.name: p.default for p in STRATEGIES_BY_NAME[strategy].parameters}
+    assert parameters == expected | {"max_new_tokens": 64, "seed": 7, "stop": []}
+
+
+BOUNDED = [(spec.name, p) for spec in STRATEGIES if spec.is_served for p in spec.parameters]
+
+
+@pytest.mark.parametrize(("strategy", "parameter"), BOUNDED, ids=lambda v: getattr(v, "name", v))
+def test_every_parameter_is_taken_to_its_bounds_and_not_beyond(
+    strategy: str, parameter: ParameterSpec
+) -> None:
+    def body(value: object) -> dict[str, object]:
+        return {"prompt": "a", "strategy": strategy, parameter.name: value}
+
+    step: float = 1 if parameter.type == "integer" else 1e-9
+    low, high = parameter.minimum, parameter.maximum
+    if parameter.exclusive_minimum:
+        assert fields_of(body(low)) == [parameter.name]
+        assert resolved(body(low + step))[parameter.name] == low + step
+    else:
+        assert resolved(body(low))[parameter.name] == low
+    assert fields_of(body(low - step)) == [parameter.name]
+    if high is not None:
+        assert resolved(body(high))[parameter.name] == high
+        assert fields_of(body(high + step)) == [parameter.name]
+    for bad in (math.nan, math.inf, -math.inf, True, False, None, "1", [1], {}, 10**400):
+        assert fields_of(body(bad)) == [parameter.name], bad
+
+
+@pytest.mark.parametrize("strategy", [spec.name for spec in STRATEGIES])
+def test_a_parameter_of_another_strategy_is_refused(strategy: str) -> None:
+    own = STRATEGIES_BY_NAME[strategy].parameter_names
+    others = {p.name: p.default for spec in STRATEGIES for p in spec.parameters} | {"nonsense": 1}
+    for name in others.keys() - own:
+        fields = fields_of({"prompt": "a", "strategy": strategy, name: others[name]})
+        assert name in fields
+        assert set(fields) <= {name, "strategy"}
+
+
+def test_beam_search_is_known_but_not_served() -> None:
+    assert fields_of({"prompt": "a", "strategy": "beam"}) == ["strategy"]
+
+
+@pytest.mark.parametrize("strategy", ["", "TOP_K", "top-k", 1, None, [], {"a": 1}, "\ud800", "x\0"])
+def test_an_unknown_strategy_is_named_beside_other_bad_fields(strategy: object) -> None:
+    fields = fields_of({"prompt": "a", "strategy": strategy, "max_new_tokens": 0, "top_k": 4})
+    assert fields == ["strategy", "max_new_tokens"]
+
+
+def test_all_bad_fields_are_named_at_once() -> None:
+    fields = fields_of(
+        {"prompt": "", "strategy": "top_k", "top_k": 0, "temperature": 3, "seed": -1, "trace": 1}
+    )
+    assert sorted(fields) == ["prompt", "seed", "temperature", "top_k", "trace"]
+
+
+@pytest.mark.parametrize("value", [64, 64.0])
+def test_json_has_one_kind_of_number(value: float) -> None:
+    body = {"prompt": "a", "max_new_tokens": value, "strategy": "top_k", "top_k": value}
+    parameters = resolved(body | {"temperature": 1})
+    assert (parameters["max_new_tokens"], parameters["top_k"]) == (64, 64)
+    assert type(parameters["max_new_tokens"]) is int
+    assert type(parameters["temperature"]) is float
+
+
+@pytest.mark.parametrize("value", [64.5, "64", True, None, math.nan, math.inf, [64], 0, -1])
+def test_what_is_no_length_is_refused(value: object) -> None:
+    assert fields_of({"prompt": "a", "max_new_tokens": value}) == ["max_new_tokens"]
+
+
+@pytest.mark.parametrize("seed", [0, 7.0, MAX_SEED])
+def test_a_seed_is_kept(seed: float) -> None:
+    assert resolved({"prompt": "a", "seed": seed})["seed"] == seed
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 0.5, True, "7", 1e300])
+def test_what_is_no_seed_is_refused(seed: object) -> None:
+    assert fields_of({"prompt": "a", "seed": seed}) == ["seed"]
+
+
+def test_a_seed_is_drawn_when_absent_or_null() -> None:
+    drawn = {resolved({"prompt": "a", "seed": None})["seed"] for _ in range(8)}
+    assert len(drawn) == 8  # of 2^63: a repetition has a chance below 1e-17
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", "  \n\t ", "\u00a0\u2003", "a\0b", "\ud800", "a\udfff", 1, None, ["a"], {}]
+)
+def test_what_is_no_prompt_is_refused(prompt: object) -> None:
+    assert fields_of({"prompt": prompt}) == ["prompt"]
+
+
+def test_a_missing_prompt_is_named() -> None:
+    assert fields_of({}) == ["prompt"]
+
+
+@pytest.mark.parametrize("body", [None, [], "a", 1, 1.5, True])
+def test_a_body_must_be_an_object(body: object) -> None:
+    assert fields_of(body) == [""]
+
+
+def test_stop_strings_are_bounded() -> None:
+    assert resolved({"prompt": "a", "stop": ["😀" * 64] * 8})["stop"] == ["😀" * 64] * 8
+    for bad in (["a"] * 9, "a", None, {"a": 1}):
+        assert fields_of({"prompt": "a", "stop": bad}) == ["stop"]
+    for bad in ("", "a" * 65, "\0", "\ud800", 1, None):
+        assert fields_of({"prompt": "a", "stop": ["ok", bad]}) == ["stop.1"]
+
+
+# ---- what depends on the model ----------------------------------------------------------------
+
+
+def test_the_models_limits_hold() -> None:
+    assert resolved({"prompt": "a", "max_new_tokens": 32}, CONTEXT)["max_new_tokens"] == 32
+    assert fields_of({"prompt": "a", "max_new_tokens": 33}) == ["max_new_tokens"]
+    top_k = {"prompt": "a", "strategy": "top_k"}
+    assert resolved(top_k | {"top_k": 50}, CONTEXT)["top_k"] == 50
+    assert fields_of(top_k | {"top_k": 51}) == ["top_k"]
+    assert fields_of({"prompt": "a", "model": "other"}) == ["model"]
+    parse_job_request({"prompt": "w " * 31}, CONTEXT)
+    with pytest.raises(ValidationFailed) as caught:
+        parse_job_request({"prompt": "w " * 40}, CONTEXT)
+    assert "40" in caught.value.errors[0].message
+    assert "32" in caught.value.errors[0].message
+
+
+def test_a_default_that_a_small_model_cannot_hold_is_lowered() -> None:
+    assert resolved({"prompt": "a"}, CONTEXT)["max_new_tokens"] == 32
+
+
+def test_a_model_that_nobody_has_loaded_yet_sets_no_limits() -> None:
+    body = {"prompt": "w " * 100, "model": "unloaded", "max_new_tokens": 100_000}
+    assert resolved(body, CONTEXT)["max_new_tokens"] == 100_000
+    top_k = body | {"strategy": "top_k", "top_k": 10**6}
+    assert resolved(top_k, CONTEXT)["top_k"] == 10**6
+
+
+# ---- runs -------------------------------------------------------------------------------------
+
+
+def run_fields(payload: object) -> list[str]:
+    with pytest.raises(ValidationFailed) as caught:
+        parse_run_request(payload, CONTEXT)
+    return [error.field for error in caught.value.errors]
+
+
+def test_a_run_lays_out_variants_then_samples_with_seeds_in_a_row() -> None:
     planned = parse_run_request(
         {
             "prompt": "a",
-            "samples": 3,
-            "seed": 10,
-            "max_new_tokens": 7,
+            "seed": MAX_SEED,
+            "samples": 2,
             "variants": [
-                {"strategy": "greedy"},
                 {"strategy": "sampling"},
-                {"strategy": "top_k", "top_k": 1},
-                {"strategy": "sampling", "samples": 2, "seed": 5, "max_new_tokens": 9},
+                {"strategy": "top_k", "top_k": 3, "samples": 1, "seed": 5},
+                {"strategy": "greedy"},
             ],
         },
         CONTEXT,
     )
-    told = [(p.variant_index, p.sample_index, p.parameters["seed"]) for p in planned]
-    assert told == [
-        (0, 0, 10),
-        (1, 0, 10),
-        (1, 1, 11),
-        (1, 2, 12),
-        (2, 0, 10),
-        (3, 0, 5),
-        (3, 1, 6),
-    ]
-    assert [p.parameters["max_new_tokens"] for p in planned] == [7, 7, 7, 7, 7, 9, 9]
+    places = [(p.variant_index, p.sample_index, p.parameters["seed"]) for p in planned]
+    assert places == [(0, 0, MAX_SEED), (0, 1, 0), (1, 0, 5), (2, 0, MAX_SEED)]
+
+
+def test_samples_without_a_seed_have_seeds_of_their_own() -> None:
+    planned = parse_run_request(
+        {"prompt": "a", "variants": [{"strategy": "sampling", "samples": 16}]}, CONTEXT
+    )
+    assert len({p.parameters["seed"] for p in planned}) == 16
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {},
+        {"strategy": "greedy"},
+        {"strategy": "sampling", "temperature": 0},
+        {"strategy": "top_p", "temperature": 0.0},
+        {"strategy": "top_k", "top_k": 1},
+        {"strategy": "top_k", "top_k": 1.0},
+    ],
+)
+def test_what_the_seed_cannot_change_is_written_once(variant: dict[str, Any]) -> None:
+    planned = parse_run_request({"prompt": "a", "samples": 4, "variants": [variant]}, CONTEXT)
+    assert len(planned) == 1
+    assert is_deterministic(planned[0].request)
+
+
+def test_a_variant_takes_from_the_run_what_it_leaves_out() -> None:
+    (plan,) = parse_run_request(
+        {
+            "prompt": "a",
+            "model": "unloaded",
+            "max_new_tokens": 3,
+            "stop": ["x"],
+            "trace": True,
+            "variants": [{"max_new_tokens": 5}],
+        },
+        CONTEXT,
+    )
+    assert plan.request.model == "unloaded"
+    assert (plan.parameters["max_new_tokens"], plan.parameters["stop"]) == (5, ["x"])
+    assert plan.request.trace
 
 
 @pytest.mark.parametrize(
     ("payload", "fields"),
     [
-        ({"prompt": "a", "variants": []}, {"variants"}),
-        ({"prompt": "a"}, {"variants"}),
-        ({"prompt": "", "variants": [{}]}, {"prompt"}),
+        ([], [""]),
+        ({}, ["prompt", "variants"]),
+        ({"prompt": "a", "variants": []}, ["variants"]),
+        ({"prompt": "a", "variants": [{}] * (MAX_VARIANTS + 1)}, ["variants"]),
+        ({"prompt": "a", "variants": {}}, ["variants"]),
+        ({"prompt": "a", "variants": [{}], "samples": 0}, ["samples"]),
+        ({"prompt": "a", "variants": [{}], "samples": MAX_SAMPLES + 1}, ["samples"]),
+        ({"prompt": "a", "variants": [{}], "nonsense": 1}, ["nonsense"]),
+        ({"prompt": "a", "variants": [{"samples": True}]}, ["variants.0.samples"]),
+        ({"prompt": "a", "variants": [{"prompt": "b"}]}, ["variants.0.prompt"]),
+        ({"prompt": "a", "variants": [{}, {"strategy": "no"}]}, ["variants.1.strategy"]),
         (
-            {"prompt": "a", "variants": [{}, {"strategy": "top_k", "top_k": 0}]},
-            {"variants.1.top_k"},
+            {"prompt": "a", "variants": [{"strategy": "top_k", "top_k": 0}, {"stop": [""]}]},
+            ["variants.0.top_k", "variants.1.stop.0"],
         ),
-        ({"prompt": "a", "variants": [{"prompt": "b"}]}, {"variants.0.prompt"}),
-        ({"prompt": "a", "seed": -1, "variants": [{}, {}]}, {"seed"}),
-        ({"prompt": "a", "samples": 17, "variants": [{}]}, {"samples"}),
-        ({"prompt": "a", "variants": [{"samples": 0}]}, {"variants.0.samples"}),
-        ({"prompt": "a", "variants": [{}], "colour": 1}, {"colour"}),
-        ({"prompt": "a", "samples": 16, "variants": [{"strategy": "sampling"}] * 5}, {"samples"}),
+        # What the run got wrong for all is named once, where it stands.
+        ({"prompt": "a", "variants": [{}, {}], "seed": -1}, ["seed"]),
+        ({"prompt": " ", "variants": [{}, {}]}, ["prompt"]),
+        ({"prompt": "a", "model": "other", "variants": [{}, {}]}, ["model"]),
+        (
+            {"prompt": "a", "seed": -1, "variants": [{"seed": -2}, {}]},
+            ["variants.0.seed", "seed"],
+        ),
+        (
+            {
+                "prompt": "a",
+                "samples": 16,
+                "variants": [{"strategy": "sampling"}] * 5,
+            },
+            ["samples"],
+        ),
     ],
 )
-def test_a_bad_run_names_the_variant_and_the_field(
-    payload: dict[str, Any], fields: set[str]
-) -> None:
-    with pytest.raises(ValidationFailed) as caught:
-        parse_run_request(payload, CONTEXT)
-    assert {error.field for error in caught.value.errors} == fields
+def test_a_bad_run_names_the_variant_and_the_field(payload: object, fields: list[str]) -> None:
+    assert run_fields(payload) == fields
