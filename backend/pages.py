@@ -35,7 +35,7 @@ EXAMPLES = (
         "Title: A Simple Method for Long-Range Attention\n\nAbstract: In this paper we",
     ),
     ("“Attention is all”", "Attention is all"),
-    ("A survey's first words", "Large language models have recently"),
+    ("A survey’s first words", "Large language models have recently"),
     ("A result", "Our experiments show that"),
 )
 STATUS_WORDS = {
