@@ -1,0 +1,202 @@
+"""The pages in a real browser, on the running product."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+FINAL = re.compile("Finished|Failed|Canceled")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("there is no chromium, and CI must have one")
+        pytest.skip("there is no chromium here")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--disable-background-networking"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_context(browser: Browser, live_server: str) -> Iterator[Callable[..., BrowserContext]]:
+    made: list[BrowserContext] = []
+
+    def make(**options: Any) -> BrowserContext:
+        made.append(browser.new_context(base_url=live_server, **options))
+        made[-1].set_default_timeout(20_000)
+        return made[-1]
+
+    yield make
+    for context in made:
+        context.close()
+
+
+@pytest.fixture
+def page(open_context: Callable[..., BrowserContext]) -> Iterator[Page]:
+    """A page that must stay free of errors in the console, the policy's among them."""
+    page = open_context(viewport={"width": 1280, "height": 900}).new_page()
+    complaints: list[str] = []
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    # A page that answers 4xx is no fault of the scripts; the browser notes it all the same.
+    assert [text for text in complaints if "Failed to load resource" not in text] == []
+
+
+def fill(page: Page, prompt: str, strategy: str = "greedy", length: int = 24) -> None:
+    page.goto("/")
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    for box in page.locator('input[name="strategy"]:enabled').all():
+        box.set_checked(box.get_attribute("value") == strategy)
+    page.locator("#max_new_tokens").fill(str(length))
+
+
+def test_submit_and_watch(page: Page) -> None:
+    fill(page, "The quick brown")
+    expect(page.locator("#submit-label")).to_have_text("Generate 1")
+    page.locator("#submit").click()
+    page.wait_for_url("**/jobs/*")
+    expect(page.locator("#badge")).to_have_text(FINAL, timeout=30_000)
+    expect(page.locator("#badge")).to_have_text("Finished")
+    shown = page.locator("#text").text_content()
+    job = page.request.get("/api/v1/jobs/" + page.url.rsplit("/", 1)[1]).json()
+    assert shown == job["text"]  # nothing lost, nothing doubled
+    expect(page.get_by_role("link", name="Continue from here")).to_be_visible()
+    page.reload()
+    assert page.locator("#text").text_content() == job["text"]
+
+
+def test_cancel_keeps_the_text(page: Page) -> None:
+    fill(page, "Once upon a time", "sampling", 1900)
+    page.locator("#submit").click()
+    page.wait_for_url("**/jobs/*")
+    expect(page.locator("#text")).to_have_text(re.compile(r"(?s).{20}"))
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#badge")).to_have_text(FINAL)
+    kept = page.locator("#text").text_content() or ""
+    assert len(kept) > 20
+    page.reload()
+    assert page.locator("#text").text_content() == kept
+
+
+def test_the_page_goes_on_where_the_connection_was_cut(page: Page) -> None:
+    fill(page, "Once upon a time", "sampling", 700)
+    page.locator("#submit").click()
+    page.wait_for_url("**/jobs/*")
+    expect(page.locator("#text")).to_have_text(re.compile(r"(?s).{20}"))
+    for event in ("pagehide", "pageshow"):
+        page.evaluate("name => dispatchEvent(new Event(name))", event)
+    expect(page.locator("#badge")).to_have_text(FINAL, timeout=60_000)
+    job = page.request.get("/api/v1/jobs/" + page.url.rsplit("/", 1)[1]).json()
+    assert page.locator("#text").text_content() == job["text"]
+
+
+def test_everything_works_without_javascript(
+    open_context: Callable[..., BrowserContext],
+) -> None:
+    page = open_context(java_script_enabled=False).new_page()
+    fill(page, "The quick brown", length=200)
+    page.locator("#submit").click()
+    page.wait_for_url("**/jobs/*")
+    expect(page.locator("#badge")).to_have_text("Finished", timeout=40_000)
+    assert page.locator("#text").text_content()
+    page.get_by_role("button", name="Delete").click()
+    page.wait_for_url("**/history*")
+
+
+def test_refused_input_keeps_the_prompt(page: Page) -> None:
+    fill(page, "keep me", "top_k")
+    page.locator('[name="top_k.top_k"]').fill("0")
+    page.locator("#submit").click()
+    expect(page.locator("#summary")).to_be_focused()
+    expect(page.locator("#prompt")).to_have_value("keep me")
+    expect(page.locator('[name="top_k.top_k"]')).to_have_attribute("aria-invalid", "true")
+
+
+def test_sliders_and_numbers_keep_step(page: Page) -> None:
+    fill(page, "x", "top_k")
+    number = page.locator('[name="top_k.top_k"]')
+    slider = page.locator('[data-for="top_k.top_k"]')
+    number.fill("25")
+    expect(slider).to_have_value("25")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    expect(number).to_have_value("26")
+    page.locator("#samples").fill("3")
+    expect(page.locator("#submit-label")).to_have_text("Generate 3")
+
+
+def test_the_prompt_is_counted_and_survives_a_reload(page: Page) -> None:
+    page.goto("/")
+    page.get_by_label("Prompt", exact=True).fill("typed, not sent")
+    expect(page.locator("#token-count")).to_have_text(re.compile(r"\d+ / \d+ tokens"))
+    page.reload()
+    expect(page.locator("#prompt")).to_have_value("typed, not sent")
+
+
+def test_shortcuts(page: Page) -> None:
+    page.goto("/queue")
+    page.keyboard.press("?")
+    expect(page.locator("#shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#shortcuts")).to_be_hidden()
+    fill(page, "The quick brown")
+    page.locator("#submit").focus()
+    page.keyboard.press("/")
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url("**/jobs/*")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_fields_have_the_colours_of_the_theme(
+    open_context: Callable[..., BrowserContext], theme: str
+) -> None:
+    page = open_context(color_scheme=theme).new_page()
+    page.goto("/")
+    brightness = page.evaluate(
+        """() => ["#prompt", "body"].map((name) => {
+             const style = getComputedStyle(document.querySelector(name));
+             const mean = (text) => text.match(/\\d+/g).slice(0, 3)
+               .reduce((sum, value) => sum + Number(value), 0) / 3;
+             return [mean(style.backgroundColor), mean(style.color), style.colorScheme];
+           })"""
+    )
+    for background, text, scheme in brightness:
+        assert scheme == theme
+        assert (background < 60 and text > 180) == (theme == "dark")
+        assert (background > 200 and text < 80) == (theme == "light")
+
+
+def test_the_theme_toggle_wins_over_the_system(
+    open_context: Callable[..., BrowserContext],
+) -> None:
+    page = open_context(color_scheme="dark").new_page()
+    page.goto("/")
+    toggle = page.locator("#theme-toggle")
+    toggle.click()
+    expect(toggle).to_contain_text("Theme: light")
+    page.reload()
+    expect(page.locator("html")).to_have_attribute("data-theme", "light")
+
+
+@pytest.mark.parametrize("address", ["/", "/history", "/models", "/queue", "/docs", "/jobs/none"])
+@pytest.mark.parametrize("width", [320, 360])
+def test_no_page_scrolls_sideways(
+    open_context: Callable[..., BrowserContext], address: str, width: int
+) -> None:
+    page = open_context(viewport={"width": width, "height": 740}).new_page()
+    page.goto(address)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
