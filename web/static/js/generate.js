@@ -162,3 +162,5 @@ const look = async () => {
   }
 };
 setInterval(look, 5000);
+
+export {};

@@ -236,3 +236,5 @@ copy.addEventListener("click", async () => {
   copy.textContent = "Copied";
   setTimeout(() => (copy.textContent = "Copy"), 2000);
 });
+
+export {};

@@ -22,3 +22,5 @@ document.addEventListener("keydown", (event) => {
     else location.assign("/history#q");
   }
 });
+
+export {};
