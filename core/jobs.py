@@ -299,12 +299,14 @@ class JobStore:
         time. A job that somebody asked to cancel meanwhile ends as canceled instead.
         """
         with writing(self.engine) as connection:
+            kept = connection.execute(select(Job.text).where(Job.id == job.id)).scalar() or ""
             asked = move(
                 connection,
                 held(job).where(Job.cancel_requested_at.is_not(None)),
                 job,
                 "canceled",
                 _worker(job),
+                search_text=search_text(job.prompt, kept),
                 finish_reason="canceled",
                 lease_until=None,
                 finished_at=now_ms(),
@@ -409,6 +411,8 @@ class JobStore:
         self, connection: Connection, was: JobRecord, status: str, reason: str, actor: str
     ) -> bool:
         values: dict[str, Any] = {"finish_reason": reason, "finished_at": now_ms()}
+        if was.text:  # of an attempt that was given back
+            values["search_text"] = search_text(was.prompt, was.text)
         if status == "failed":
             values["error_code"] = "deadline"
             values["error_message"] = "No worker could take the job before its deadline."

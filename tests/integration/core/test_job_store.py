@@ -1,318 +1,495 @@
-"""The states of a job on both databases: every transition, and everything that must not be one."""
+"""JobStore on both databases: every transition, its guard, and its one row in ``job_events``."""
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable
+from itertools import groupby
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import func, select
 
-from core.db import now_ms, reading, writing
+from core.db import now_ms, reading
 from core.errors import Conflict, NotFound, QueueFull, RateLimited, ValidationFailed
-from core.jobs import JobStore, Limits, NewJob, Origin, Outcome, Progress
-from core.models import Job, JobEvent, JobTrace, Run
+from core.history import History
+from core.jobs import MAX_LOSSES, JobStore, Limits, Origin, Progress
+from core.models import Job, JobTrace, Run
 from core.records import JobRecord
+from tests.integration.core.conftest import MODEL, Bench, outcome
 
-ME, YOU = Origin("me"), Origin("you")
-
-
-def new(prompt: str = "p", **values: Any) -> NewJob:
-    return NewJob("m", prompt, "greedy", {"max_new_tokens": 4, "seed": 1, "stop": []}, **values)
+# ---- submitting -------------------------------------------------------------------------------
 
 
-def outcome(status: str = "succeeded", text: str = "done", **values: Any) -> Outcome:
-    reason = {"succeeded": "length", "failed": "error", "canceled": "canceled"}[status]
-    return Outcome(status, text, reason, 1, 4, **values)
+def test_a_submitted_job_is_queued_and_keeps_every_character(bench: Bench) -> None:
+    prompt = "Größe 你好 😀 \u2028 \x01 '\"\\ ${x}"
+    job = bench.submit(prompt=prompt, has_trace=True, num_prompt_tokens=3)
+    assert bench.job(job.id) == job
+    assert (job.status, job.attempt, job.prompt, job.has_trace) == ("queued", 0, prompt, True)
+    assert (job.text, job.num_prompt_tokens, job.num_completion_tokens) == ("", 3, 0)
+    assert job.worker_id is job.lease_until is job.started_at is job.finished_at is None
+    assert bench.path(job.id) == [(None, "queued", 0, "web")]
 
 
-def claim(store: JobStore, worker: str = "w1", *, is_idle: bool = True) -> JobRecord:
-    job = store.claim(worker, ["m"], is_idle=is_idle)
-    assert job is not None
-    return job
-
-
-def expire(store: JobStore, job: JobRecord) -> None:
-    """Let the lease run out without waiting for it."""
-    with writing(store.engine) as connection:
-        connection.execute(
-            update(Job).where(Job.id == job.id).values(lease_until=now_ms() - 1, not_before=0)
-        )
-
-
-def hurry(store: JobStore) -> None:
-    """Let the time before a retry pass."""
-    with writing(store.engine) as connection:
-        connection.execute(update(Job).values(not_before=0))
-
-
-def look(store: JobStore, job: JobRecord) -> JobRecord:
-    with reading(store.engine) as connection:
-        row = connection.execute(select(Job.__table__).where(Job.id == job.id)).one()
-        return JobRecord.from_row(row)
-
-
-def path_of(store: JobStore, job: JobRecord) -> list[str]:
-    with reading(store.engine) as connection:
-        query = select(JobEvent.to_status).where(JobEvent.job_id == job.id)
-        return list(connection.execute(query.order_by(JobEvent.number)).scalars())
-
-
-@pytest.fixture
-def store(database: Engine) -> JobStore:
-    return JobStore(database)
-
-
-def test_a_job_goes_from_queued_to_succeeded_with_one_event_a_step(store: JobStore) -> None:
-    job = store.submit(new(), ME)
-    held = claim(store)
-    assert held.id == job.id
-    assert held.attempt == 1
-    assert held.lease_until is not None
-    assert held.started_at is not None
-    assert held.lease_until - held.started_at == 30_000
-    assert store.finish(held, outcome(first_token_seconds=0.25))
-    done = look(store, job)
-    assert done.status == "succeeded"
-    assert done.text == "done"
-    assert done.first_token_at == held.started_at + 250
-    assert path_of(store, job) == ["queued", "running", "succeeded"]
-
-
-def test_a_final_state_never_changes_again(store: JobStore) -> None:
-    store.submit(new(), ME)
-    held = claim(store)
-    store.finish(held, outcome())
-    assert not store.finish(held, outcome("failed"))
-    assert not store.release(held)
-    store.save_progress("w1", [Progress(held.id, 1, "other", 9)])
-    with pytest.raises(Conflict):
-        store.request_cancel(held.id)
-    expire(store, held)
-    assert not store.sweep("s").requeued
-    assert look(store, held).text == "done"
-    assert path_of(store, held) == ["queued", "running", "succeeded"]
-
-
-def test_a_zombie_can_write_nothing_once_its_job_is_taken_over(store: JobStore) -> None:
-    store.submit(new(), ME)
-    zombie = claim(store, "w1")
-    expire(store, zombie)
-    assert [job_id for job_id, _ in store.sweep("s").requeued] == [zombie.id]
-    hurry(store)
-    heir = claim(store, "w2")
-    assert heir.attempt == 2
-    assert not store.finish(zombie, outcome(text="zombie"))
-    assert not store.release(zombie)
-    store.save_progress("w1", [Progress(zombie.id, 1, "zombie", 1)])
-    assert store.renew("w1", {zombie.id: 1}).lost == {zombie.id}
-    assert look(store, heir).text == ""
-    assert store.finish(heir, outcome(text="heir"))
-    assert look(store, heir).text == "heir"
-
-
-def test_a_new_attempt_starts_with_an_empty_text(store: JobStore) -> None:
-    store.submit(new(), ME)
-    first = claim(store)
-    store.save_progress("w1", [Progress(first.id, 1, "half", 2)])
-    assert look(store, first).text == "half"
-    store.release(first)
-    assert look(store, first).status == "queued"
-    assert look(store, first).lost_count == 0
-    second = claim(store)
-    assert (second.attempt, second.text, second.num_completion_tokens) == (2, "", 0)
-
-
-def test_a_lost_job_runs_alone_and_fails_at_its_third_loss(store: JobStore) -> None:
-    guilty = store.submit(new(), ME)
-    for losses in (1, 2):
-        held = claim(store)
-        expire(store, held)
-        store.sweep("s")
-        assert look(store, guilty).lost_count == losses
-        hurry(store)
-        assert store.claim("w1", ["m"], is_idle=False) is None
-    held = claim(store)
-    expire(store, held)
-    assert store.sweep("s").failed == [guilty.id]
-    failed = look(store, guilty)
-    assert failed.status == "failed"
-    assert failed.error_code == "worker_lost"
-
-
-def test_an_error_that_counts_as_a_loss_makes_the_job_run_alone(store: JobStore) -> None:
-    store.submit(new(), ME)
-    held = claim(store)
-    assert store.release(held, counts_as_loss=True)
-    assert look(store, held).lost_count == 1
-    assert store.claim("w1", ["m"], is_idle=False) is None
-
-
-def test_cancel_ends_a_queued_job_at_once_and_asks_for_a_running_one(store: JobStore) -> None:
-    queued = store.submit(new(), ME)
-    assert store.request_cancel(queued.id).status == "canceled"
-    store.submit(new(), ME)
-    held = claim(store)
-    assert store.request_cancel(held.id).status == "running"
-    assert store.request_cancel(held.id).cancel_requested_at is not None
-    assert store.renew("w1", {held.id: 1}).to_cancel == {held.id}
-    assert store.finish(held, outcome("canceled", "so far"))
-    assert look(store, held).text == "so far"
-
-
-def test_a_canceled_job_is_not_released_into_the_queue(store: JobStore) -> None:
-    store.submit(new(), ME)
-    held = claim(store)
-    store.request_cancel(held.id)
-    assert store.release(held)
-    assert look(store, held).status == "canceled"
-
-
-def test_a_canceled_job_whose_worker_died_ends_canceled_and_keeps_its_text(
-    store: JobStore,
+def test_the_same_key_and_body_find_the_first_job_and_another_body_is_refused(
+    bench: Bench,
 ) -> None:
-    store.submit(new(), ME)
-    held = claim(store)
-    store.save_progress("w1", [Progress(held.id, 1, "so far", 2)])
-    store.request_cancel(held.id)
-    expire(store, held)
-    assert store.sweep("s").canceled == [held.id]
-    assert look(store, held).text == "so far"
+    first = bench.store.submit(bench.new(), Origin("anna", "key", "hash"))
+    assert bench.store.submit(bench.new(), Origin("anna", "key", "hash")) == first
+    with pytest.raises(ValidationFailed) as caught:
+        bench.store.submit(bench.new(), Origin("anna", "key", "other hash"))
+    assert [error.field for error in caught.value.errors] == ["Idempotency-Key"]
+    assert bench.store.submit(bench.new(), Origin("bert", "key", "hash")).id != first.id
+    assert bench.statuses(first.id) == ["queued"]
 
 
-@pytest.mark.parametrize("state", ["queued", "running", "succeeded"])
-def test_a_deleted_job_leaves_its_account_alone(store: JobStore, state: str) -> None:
-    job = store.submit(new(has_trace=True), ME)
-    if state != "queued":
-        held = claim(store)
-        if state == "succeeded":
-            store.finish(held, outcome(trace=[{"id": 1}]))
-    store.delete(job.id)
-    with pytest.raises(NotFound):
-        store.delete(job.id)
-    with reading(store.engine) as connection:
-        assert connection.execute(select(func.count()).select_from(JobTrace)).scalar_one() == 0
-    ended = path_of(store, job)
-    assert ended[-1] == ("succeeded" if state == "succeeded" else "canceled")
-    if state == "running":
-        assert store.renew("w1", {job.id: 1}).lost == {job.id}
-        assert not store.finish(held, outcome())
+def test_a_key_finds_a_job_that_has_ended_and_a_full_queue_does_not_hide_it(
+    new_bench: Callable[..., Bench],
+) -> None:
+    bench = new_bench(Limits(max_queued=1))
+    first = bench.store.submit(bench.new(), Origin("anna", "key", "hash"))
+    assert bench.store.submit(bench.new(), Origin("anna", "key", "hash")) == first
+    bench.store.finish(bench.claimed(), outcome())
+    again = bench.store.submit(bench.new(), Origin("anna", "key", "hash"))
+    assert (again.id, again.status) == (first.id, "succeeded")
 
 
-def test_the_last_job_of_a_run_takes_the_run_with_it(store: JobStore) -> None:
-    run = store.submit_run("p", [new(), new()], ME)
-    store.delete(run.jobs[0].id)
-    with reading(store.engine) as connection:
-        assert connection.execute(select(Run.id)).scalars().all() == [run.id]
-    store.delete(run.jobs[1].id)
-    with reading(store.engine) as connection:
-        assert connection.execute(select(Run.id)).scalars().all() == []
-
-
-def test_the_same_key_finds_the_same_job_and_another_body_is_refused(store: JobStore) -> None:
-    job = store.submit(new(), Origin("me", "k", "h1"))
-    assert store.submit(new(), Origin("me", "k", "h1")).id == job.id
-    assert store.submit(new(), Origin("you", "k", "h2")).id != job.id
+def test_keys_of_runs_and_of_jobs_are_apart_and_a_run_is_found_again(bench: Bench) -> None:
+    origin = Origin("anna", "key", "hash")
+    run = bench.store.submit_run("p", [bench.new(), bench.new()], origin)
+    assert bench.store.submit_run("p", [bench.new()], origin) == run
+    job = bench.store.submit(bench.new(), origin)
+    assert job.id not in {other.id for other in run.jobs}
     with pytest.raises(ValidationFailed):
-        store.submit(new(), Origin("me", "k", "h2"))
+        bench.store.submit_run("p", [bench.new()], Origin("anna", "key", "other"))
 
 
-def test_a_run_that_the_queue_cannot_hold_is_not_stored_at_all(database: Engine) -> None:
-    store = JobStore(database, Limits(max_queued=2))
+def test_the_queue_takes_no_more_than_its_cap_and_counts_what_waits_alone(
+    new_bench: Callable[..., Bench],
+) -> None:
+    bench = new_bench(Limits(max_queued=2))
+    bench.submit()
+    bench.submit()
+    with pytest.raises(QueueFull) as caught:
+        bench.submit()
+    assert caught.value.retry_after_seconds > 0
+    bench.claimed()
+    bench.submit()
     with pytest.raises(QueueFull):
-        store.submit_run("p", [new(), new(), new()], ME)
-    with reading(database) as connection:
-        assert connection.execute(select(func.count()).select_from(Run)).scalar_one() == 0
-    store.submit_run("p", [new(), new()], ME)
-    with pytest.raises(QueueFull):
-        store.submit(new(), ME)
+        bench.submit()
 
 
-def test_an_owner_may_be_held_to_a_limit_of_its_own(database: Engine) -> None:
-    store = JobStore(database, Limits(max_queued_per_owner=1))
-    store.submit(new(), ME)
+def test_an_owner_at_the_limit_waits_and_others_do_not(new_bench: Callable[..., Bench]) -> None:
+    bench = new_bench(Limits(max_queued_per_owner=1))
+    bench.submit("anna")
     with pytest.raises(RateLimited):
-        store.submit(new(), ME)
-    store.submit(new(), YOU)
+        bench.submit("anna")
+    bench.submit("bert")
 
 
-def test_owners_take_turns_however_many_jobs_one_has(store: JobStore) -> None:
-    for number in range(5):
-        store.submit(new(f"a{number}"), ME)
-    assert claim(store).prompt == "a0"
-    store.submit(new("b0"), YOU)
-    store.submit(new("b1"), YOU)
-    order = [claim(store).prompt for _ in range(6)]
-    assert order == ["a1", "b0", "a2", "b1", "a3", "a4"]
+def test_a_run_is_stored_whole_or_not_at_all(new_bench: Callable[..., Bench]) -> None:
+    bench = new_bench(Limits(max_queued=3))
+    run = bench.store.submit_run("p", [bench.new(variant_index=i) for i in (0, 1)], Origin("anna"))
+    assert [job.variant_index for job in run.jobs] == [0, 1]
+    assert {job.run_id for job in run.jobs} == {run.id}
+    with pytest.raises(QueueFull):
+        bench.store.submit_run("p", [bench.new(), bench.new()], Origin("anna"))
+    with reading(bench.engine) as connection:
+        assert connection.execute(select(func.count()).select_from(Run)).scalar_one() == 1
+        assert connection.execute(select(func.count()).select_from(Job)).scalar_one() == 2
 
 
-def test_a_higher_priority_goes_first(store: JobStore) -> None:
-    store.submit(new("later"), ME)
-    store.submit(new("sooner", priority=1), ME)
-    assert claim(store).prompt == "sooner"
+# ---- the order of the claims ------------------------------------------------------------------
 
 
-def test_a_worker_claims_only_its_models(store: JobStore) -> None:
-    store.submit(new(), ME)
-    assert store.claim("w", ["other"], is_idle=True) is None
-    assert store.has_eligible(["m"])
-    assert not store.has_eligible(["other"])
+def test_owners_take_turns_whoever_has_more(new_bench: Callable[..., Bench]) -> None:
+    bench = new_bench(Limits(max_queued=1000))
+    bench.store.submit_run("p", [bench.new() for _ in range(500)], Origin("anna"))
+    for _ in range(3):
+        bench.claimed()
+    bert = bench.submit("bert")
+    chris = [bench.submit("chris") for _ in range(2)]
+    owners = [bench.claimed().owner_id for _ in range(6)]
+    # Both newcomers come within a turn of the queue's head, and Chris's second in the next.
+    assert owners.index("bert") <= 2
+    assert owners.index("chris") <= 2
+    assert [len(list(group)) for name, group in groupby(owners) if name == "anna"] != [6]
+    assert sorted(owners)[-3:] == ["bert", "chris", "chris"]
+    assert bench.job(bert.id).status == bench.job(chris[1].id).status == "running"
 
 
-def test_a_job_that_waits_beyond_its_deadline_fails(database: Engine) -> None:
-    store = JobStore(database, Limits(deadline_seconds=-1))
-    job = store.submit(new(), ME)
-    assert store.claim("w", ["m"], is_idle=True) is None
-    assert store.sweep("s").failed == [job.id]
-    assert look(store, job).error_code == "deadline"
+def test_an_owner_is_not_repaid_for_the_time_it_asked_for_nothing(bench: Bench) -> None:
+    for _ in range(10):
+        bench.submit("anna")
+    for _ in range(8):
+        bench.claimed()
+    for _ in range(6):
+        bench.submit("bert")
+    owners = [bench.claimed().owner_id for _ in range(4)]
+    assert sorted(owners) == ["anna", "anna", "bert", "bert"]
 
 
-def test_renewing_moves_the_lease_and_only_of_what_is_named(store: JobStore) -> None:
-    store.submit(new(), ME)
-    store.submit(new(), ME)
-    first, second = claim(store), claim(store)
-    expire(store, first)
-    expire(store, second)
-    standing = store.renew("w1", {first.id: 1})
-    assert not standing.lost
-    assert [job_id for job_id, _ in store.sweep("s").requeued] == [second.id]
+def test_one_owners_jobs_come_in_their_order(bench: Bench) -> None:
+    ids = [bench.submit().id for _ in range(5)]
+    assert [bench.claimed().id for _ in range(5)] == ids
 
 
-def test_many_threads_claim_every_job_exactly_once(store: JobStore) -> None:
-    for number in range(60):
-        store.submit(new(), Origin(f"owner{number % 3}"))
-    seen: list[str] = []
-    lock = threading.Lock()
-
-    def work(worker: int) -> None:
-        while (job := store.claim(f"w{worker}", ["m"], is_idle=True)) is not None:
-            with lock:
-                seen.append(job.id)
-            assert store.finish(job, outcome())
-
-    with ThreadPoolExecutor(16) as pool:
-        list(pool.map(work, range(16)))
-    # SKIP LOCKED may show a thread an empty queue while another holds the last row.
-    while (job := store.claim("last", ["m"], is_idle=True)) is not None:
-        seen.append(job.id)
-    assert len(seen) == len(set(seen)) == 60
+def test_priority_comes_first(bench: Bench) -> None:
+    low, high = bench.submit(), bench.submit(priority=1)
+    assert [bench.claimed().id, bench.claimed().id] == [high.id, low.id]
 
 
-def test_concurrent_submits_share_a_key_and_never_pass_the_cap(database: Engine) -> None:
-    store = JobStore(database, Limits(max_queued=10))
-    origin = Origin("me", "k", "h")
-    with ThreadPoolExecutor(8) as pool:
-        same = {job.id for job in pool.map(lambda _: store.submit(new(), origin), range(16))}
-    assert len(same) == 1
+def test_a_worker_gets_jobs_of_its_models_alone(bench: Bench) -> None:
+    job = bench.submit(model="other")
+    assert bench.claim() is None
+    assert not bench.store.has_eligible([MODEL])
+    assert bench.store.has_eligible(["other", MODEL])
+    claimed = bench.store.claim("w2", [MODEL, "other"], is_idle=True)
+    assert claimed is not None
+    assert claimed.id == job.id
+    assert bench.store.models_waiting() == []
 
-    def try_submit(number: int) -> bool:
-        try:
-            store.submit(new(), Origin(f"owner{number}"))
-        except QueueFull:
-            return False
-        return True
 
-    with ThreadPoolExecutor(8) as pool:
-        accepted = sum(pool.map(try_submit, range(40)))
-    assert accepted == 9
+def test_what_may_not_start_yet_or_no_more_is_not_claimed(bench: Bench) -> None:
+    later, late = bench.submit(), bench.submit()
+    bench.set(later.id, not_before=now_ms() + 60_000)
+    bench.set(late.id, deadline_at=now_ms() - 1)
+    assert bench.claim() is None
+    assert not bench.store.has_eligible([MODEL])
+
+
+# ---- a job's life -----------------------------------------------------------------------------
+
+
+def test_a_claim_starts_a_new_attempt_under_a_lease(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed("w1")
+    assert (job.status, job.attempt, job.worker_id) == ("running", 1, "w1")
+    assert job.started_at is not None
+    assert job.lease_until is not None
+    assert 29_000 < job.lease_until - job.started_at <= 30_001
+    assert bench.path(job.id)[1:] == [("queued", "running", 1, "w1")]
+    assert bench.claim("w2") is None
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "canceled"])
+def test_a_worker_ends_its_job(bench: Bench, status: str) -> None:
+    bench.submit()
+    job = bench.claimed()
+    error = {"error_code": "bad", "error_message": "Went wrong."} if status == "failed" else {}
+    values = outcome(status, "Ende 😀", first_token_seconds=0.25, model_revision="r1", **error)
+    assert bench.store.finish(job, values)
+    ended = bench.job(job.id)
+    assert (ended.status, ended.text, ended.model_revision) == (status, "Ende 😀", "r1")
+    assert (ended.num_prompt_tokens, ended.num_completion_tokens) == (2, 4)
+    assert ended.error_code == error.get("error_code")
+    assert ended.first_token_at == (ended.started_at or 0) + 250
+    assert ended.lease_until is None
+    assert ended.is_final
+    assert bench.path(job.id)[2:] == [("running", status, 1, "w1")]
+
+
+def test_a_second_end_is_refused(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed()
+    assert bench.store.finish(job, outcome(text="first"))
+    assert not bench.store.finish(job, outcome("failed", text="second"))
+    assert not bench.store.release(job)
+    assert bench.job(job.id).text == "first"
+    assert bench.statuses(job.id) == ["queued", "running", "succeeded"]
+
+
+def test_a_trace_is_kept_with_the_end_and_replaced_by_a_repetition(bench: Bench) -> None:
+    bench.submit(has_trace=True)
+    job = bench.claimed()
+    tokens = [{"id": 3, "text": "😀", "alternatives": [{"id": 1, "probability": 0.5}]}]
+    assert bench.store.finish(job, outcome(trace=tokens))
+    assert History(bench.engine).trace(job.id) == tokens
+    bench.store.delete(job.id)
+    with reading(bench.engine) as connection:
+        assert connection.execute(select(JobTrace.job_id)).all() == []
+
+
+def test_progress_shows_and_a_new_attempt_begins_again(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed()
+    bench.store.save_progress("w1", [Progress(job.id, 1, "there", 2, 3, 0.1)])
+    shown = bench.job(job.id)
+    assert (shown.text, shown.num_completion_tokens, shown.num_prompt_tokens) == ("there", 2, 3)
+    assert shown.first_token_at == (shown.started_at or 0) + 100
+    bench.lose(job.id)
+    again = bench.claimed("w2")
+    assert (again.text, again.num_completion_tokens, again.first_token_at) == ("", 0, None)
+
+
+def test_a_released_job_waits_again_without_a_loss(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed()
+    assert bench.store.release(job)
+    waiting = bench.job(job.id)
+    assert (waiting.status, waiting.attempt, waiting.lost_count) == ("queued", 1, 0)
+    assert waiting.worker_id is waiting.lease_until is None
+    assert bench.claimed("w2").attempt == 2
+    assert bench.statuses(job.id) == ["queued", "running", "queued", "running"]
+
+
+def test_a_release_after_an_error_waits_and_counts(bench: Bench) -> None:
+    bench.submit()
+    assert bench.store.release(bench.claimed(), delay_seconds=60, counts_as_loss=True)
+    assert bench.claim() is None
+    with reading(bench.engine) as connection:
+        row = connection.execute(select(Job.lost_count, Job.not_before - now_ms())).one()
+    assert row[0] == 1
+    assert 55_000 < row[1] <= 60_000
+
+
+# ---- the fence --------------------------------------------------------------------------------
+
+
+def test_a_zombie_can_write_nothing(bench: Bench) -> None:
+    bench.submit()
+    zombie = bench.claimed("w1")
+    bench.lose(zombie.id)
+    living = bench.claimed("w2")
+    before = bench.job(zombie.id)
+    assert not bench.store.finish(zombie, outcome(text="zombie", trace=[{"id": 1}]))
+    assert not bench.store.release(zombie)
+    bench.store.save_progress("w1", [Progress(zombie.id, 1, "zombie", 9)])
+    bench.store.save_progress("w1", [Progress(zombie.id, 2, "zombie", 9)])
+    standing = bench.store.renew("w1", {zombie.id: 1})
+    assert (standing.lost, standing.to_cancel) == ({zombie.id}, set())
+    assert bench.job(zombie.id) == before
+    assert bench.store.finish(living, outcome(text="living"))
+    assert bench.job(zombie.id).text == "living"
+    assert bench.statuses(zombie.id) == ["queued", "running", "queued", "running", "succeeded"]
+
+
+def test_the_same_worker_under_an_older_attempt_is_a_zombie_too(bench: Bench) -> None:
+    bench.submit()
+    old = bench.claimed("w1")
+    bench.lose(old.id)
+    new = bench.claimed("w1")
+    assert bench.store.standing("w1", {old.id: old.attempt}).lost == {old.id}
+    assert bench.store.standing("w1", {new.id: new.attempt}).lost == set()
+    assert not bench.store.finish(old, outcome())
+    assert bench.store.finish(new, outcome())
+
+
+def test_a_heartbeat_renews_and_tells_what_changed(bench: Bench) -> None:
+    for _ in range(4):
+        bench.submit()
+    kept, canceled, lost, deleted = (bench.claimed(is_idle=False) for _ in range(4))
+    for job in (kept, canceled):
+        bench.set(job.id, lease_until=now_ms() + 1000)
+    bench.lose(lost.id)
+    bench.store.request_cancel(canceled.id)
+    bench.store.delete(deleted.id)
+    attempts = {job.id: 1 for job in (kept, canceled, lost, deleted)}
+    standing = bench.store.renew("w1", attempts)
+    assert standing.to_cancel == {canceled.id}
+    assert standing.lost == {lost.id, deleted.id}
+    with reading(bench.engine) as connection:
+        query = select(Job.lease_until - now_ms()).where(Job.id.in_([kept.id, canceled.id]))
+        assert all(left > 25_000 for left in connection.execute(query).scalars())
+    assert bench.store.standing("w1", attempts) == standing
+    assert bench.store.renew("w1", {}) == bench.store.standing("w1", {})
+
+
+# ---- cancel and delete ------------------------------------------------------------------------
+
+
+def test_canceling_what_waits_ends_it_at_once(bench: Bench) -> None:
+    job = bench.submit()
+    canceled = bench.store.request_cancel(job.id)
+    assert (canceled.status, canceled.finish_reason) == ("canceled", "canceled")
+    assert canceled.finished_at is not None
+    assert bench.claim() is None
+    assert bench.path(job.id)[1:] == [("queued", "canceled", 0, "client")]
+
+
+def test_canceling_what_runs_asks_its_worker_and_keeps_asking_once(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed()
+    asked = bench.store.request_cancel(job.id)
+    assert asked.status == "running"
+    assert asked.cancel_requested_at is not None
+    assert bench.store.request_cancel(job.id).cancel_requested_at == asked.cancel_requested_at
+    assert bench.store.finish(job, outcome("canceled", text="so far"))
+    assert bench.statuses(job.id) == ["queued", "running", "canceled"]
+    assert bench.job(job.id).text == "so far"
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "canceled"])
+def test_what_has_ended_can_be_canceled_no_more(bench: Bench, status: str) -> None:
+    bench.submit()
+    job = bench.claimed()
+    bench.store.finish(job, outcome(status))
+    before = bench.job(job.id)
+    with pytest.raises(Conflict, match=status):
+        bench.store.request_cancel(job.id)
+    assert bench.job(job.id) == before
+
+
+def test_a_canceled_job_that_is_released_or_lost_ends_as_canceled(bench: Bench) -> None:
+    bench.submit()
+    bench.submit()
+    released, lost = bench.claimed(), bench.claimed(is_idle=False)
+    for job in (released, lost):
+        bench.store.save_progress("w1", [Progress(job.id, 1, "wonderful", 2)])
+        bench.store.request_cancel(job.id)
+    assert bench.store.release(released)
+    bench.expire_lease(lost.id)
+    assert bench.store.sweep("sweeper").canceled == [lost.id]
+    for job in (released, lost):
+        ended = bench.job(job.id)
+        assert (ended.status, ended.finish_reason) == ("canceled", "canceled")
+        assert (ended.text, ended.lease_until) == ("wonderful", None)
+        assert bench.statuses(job.id) == ["queued", "running", "canceled"]
+    assert _found(bench, "wonderful") == {released.id, lost.id}
+
+
+def test_text_that_a_released_job_kept_is_found_when_it_is_canceled(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed()
+    bench.store.save_progress("w1", [Progress(job.id, 1, "wonderful", 2)])
+    bench.store.release(job)
+    bench.store.request_cancel(job.id)
+    assert bench.job(job.id).text == "wonderful"
+    assert _found(bench, "wonderful") == {job.id}
+
+
+def _found(bench: Bench, query: str) -> set[str]:
+    from core.history import Filters
+
+    return {job.id for job in History(bench.engine).page(Filters(query=query)).items}
+
+
+def test_deleting_in_every_state_leaves_the_account_of_what_happened(bench: Bench) -> None:
+    queued = bench.submit()
+    assert bench.store.delete(queued.id).status == "queued"
+    running = bench.submit()
+    claimed = bench.claimed()
+    assert bench.store.delete(running.id).status == "running"
+    ended = bench.submit()
+    bench.store.finish(bench.claimed(), outcome())
+    assert bench.store.delete(ended.id).status == "succeeded"
+    assert bench.statuses(queued.id) == ["queued", "canceled"]
+    assert bench.statuses(running.id) == ["queued", "running", "canceled"]
+    assert bench.statuses(ended.id) == ["queued", "running", "succeeded"]
+    for job in (queued, running, ended):
+        with pytest.raises(NotFound):
+            bench.store.delete(job.id)
+        with pytest.raises(NotFound):
+            bench.store.request_cancel(job.id)
+    assert not bench.store.finish(claimed, outcome())
+    assert not bench.store.release(claimed)
+    assert bench.store.standing("w1", {claimed.id: 1}).lost == {claimed.id}
+
+
+def test_the_last_job_of_a_run_takes_the_run_with_it(bench: Bench) -> None:
+    run = bench.store.submit_run("p", [bench.new(), bench.new()], Origin("anna"))
+    history = History(bench.engine)
+    bench.store.delete(run.jobs[0].id)
+    assert [job.id for job in history.run(run.id).jobs] == [run.jobs[1].id]
+    bench.store.delete(run.jobs[1].id)
+    with pytest.raises(NotFound):
+        history.run(run.id)
+
+
+def test_a_deleted_jobs_key_and_number_are_free_and_not_free(bench: Bench) -> None:
+    origin = Origin("anna", "key", "hash")
+    first = bench.store.submit(bench.new(), origin)
+    bench.store.delete(first.id)
+    second = bench.store.submit(bench.new(), origin)
+    assert second.id != first.id
+    assert second.number > first.number
+
+
+# ---- the sweeper ------------------------------------------------------------------------------
+
+
+def test_a_sweep_takes_back_what_the_dead_held_and_leaves_the_living(bench: Bench) -> None:
+    bench.submit()
+    bench.submit()
+    dead, living = bench.claimed("w1"), bench.claimed("w2")
+    bench.expire_lease(dead.id)
+    report = bench.store.sweep("sweeper:w2")
+    assert (report.requeued, report.failed, report.canceled) == ([(dead.id, MODEL)], [], [])
+    job = bench.job(dead.id)
+    assert (job.status, job.lost_count, job.worker_id) == ("queued", 1, None)
+    assert bench.job(living.id) == living
+    assert bench.path(dead.id)[2:] == [("running", "queued", 1, "sweeper:w2")]
+    assert bench.store.sweep("sweeper").requeued == []
+
+
+def test_a_job_that_was_lost_once_runs_alone(bench: Bench) -> None:
+    bench.submit()
+    lost = bench.claimed()
+    bench.lose(lost.id)
+    behind = bench.submit()
+    assert bench.claim(is_idle=False) is None  # nor what stands behind it: it must get its turn
+    assert bench.claimed("w2", is_idle=True).id == lost.id
+    assert bench.claimed("w3", is_idle=False).id == behind.id
+
+
+def test_the_third_loss_fails_the_job_and_each_makes_it_wait_longer(bench: Bench) -> None:
+    bench.submit()
+    for loss in range(1, MAX_LOSSES):
+        job = bench.claimed()
+        bench.expire_lease(job.id)
+        bench.store.sweep("sweeper")
+        with reading(bench.engine) as connection:
+            left = connection.execute(select(Job.not_before - now_ms())).scalar_one()
+        assert (loss - 0.9) * 1000 < left <= loss * 1000
+        bench.set(job.id, not_before=0)
+    job = bench.claimed()
+    bench.store.save_progress("w1", [Progress(job.id, 3, "wonderful", 2)])
+    bench.expire_lease(job.id)
+    assert bench.store.sweep("sweeper").failed == [job.id]
+    failed = bench.job(job.id)
+    assert (failed.status, failed.finish_reason) == ("failed", "error")
+    assert (failed.error_code, failed.lost_count) == ("worker_lost", 3)
+    assert failed.text == "wonderful"
+    assert _found(bench, "wonderful") == {job.id}
+    expected = ["queued", "running"] * 3 + ["failed"]
+    assert bench.statuses(job.id) == expected
+
+
+def test_what_waited_beyond_its_deadline_fails_and_says_so(bench: Bench) -> None:
+    job = bench.submit()
+    bench.set(job.id, deadline_at=now_ms() - 1)
+    assert bench.store.sweep("sweeper").failed == [job.id]
+    failed = bench.job(job.id)
+    assert (failed.status, failed.finish_reason) == ("failed", "deadline")
+    assert failed.error_code == "deadline"
+    assert bench.path(job.id)[1:] == [("queued", "failed", 0, "sweeper")]
+
+
+def test_a_job_that_runs_is_not_the_deadline_sweeps_business(bench: Bench) -> None:
+    bench.submit()
+    job = bench.claimed()
+    bench.set(job.id, deadline_at=now_ms() - 1)
+    report = bench.store.sweep("sweeper")
+    assert (report.requeued, report.failed) == ([], [])
+
+
+def test_models_that_wait_are_told_once(bench: Bench) -> None:
+    bench.submit()
+    bench.submit()
+    other = bench.submit(model="other")
+    assert sorted(bench.store.models_waiting()) == [MODEL, "other"]
+    bench.set(other.id, not_before=now_ms() + 60_000)
+    assert bench.store.models_waiting() == [MODEL]
+
+
+def test_two_stores_with_short_leases_hand_a_job_on(new_bench: Callable[..., Bench]) -> None:
+    bench = new_bench(lease_seconds=-1)
+    bench.submit()
+    job = bench.claimed()
+    assert JobStore(bench.engine).sweep("other").requeued == [(job.id, MODEL)]
+
+
+def test_a_record_tells_the_place_in_the_stream(bench: Bench) -> None:
+    bench.submit()
+    job: JobRecord = bench.claimed()
+    assert job.cursor == "1-0"
+    bench.store.finish(job, outcome(text="ab😀"))
+    assert bench.job(job.id).cursor == "1-3"

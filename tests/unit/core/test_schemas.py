@@ -84,7 +84,6 @@ def test_any_payload_is_taken_or_refused_by_named_fields(payload: object) -> Non
         try:
             parse_job_request(payload, context)
         except ValidationFailed as failed:
-            assert failed.errors
             _can_be_sent(failed)
 
 
@@ -113,13 +112,13 @@ def test_any_run_is_taken_or_refused_by_named_fields(payload: object) -> None:
         try:
             planned = parse_run_request(payload, context)
         except ValidationFailed as failed:
-            assert failed.errors
             _can_be_sent(failed)
         else:
             assert 1 <= len(planned) <= MAX_JOBS_PER_RUN
 
 
 def _can_be_sent(failed: ValidationFailed) -> None:
+    assert failed.errors
     for error in failed.errors:
         assert error.message
         f"{error.field} {error.message} {failed}".encode()
