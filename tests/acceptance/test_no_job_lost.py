@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -20,6 +22,7 @@ from tests.servers import RedisServer
 
 NUM_ROUNDS = 6
 JOBS_A_ROUND = 30
+LENGTH = 150  # tokens; long enough to be caught in the middle
 FINAL = {"succeeded", "failed", "canceled"}
 
 
@@ -33,16 +36,18 @@ def test_every_accepted_job_ends_exactly_once(
     def submit_some(round_: int) -> None:
         for number in range(JOBS_A_ROUND):
             seed = round_ * JOBS_A_ROUND + number
-            job = stack.submit(strategy="sampling", seed=seed, max_new_tokens=40, prompt="Again")
+            job = stack.submit(
+                strategy="sampling", seed=seed, max_new_tokens=LENGTH, prompt="Again"
+            )
             accepted[job["id"]] = seed
 
     disturbances = [
-        lambda: stack.kill_worker(stack.workers[0]),
+        lambda: stack.kill_worker(_busy(stack)),
         own_redis.stop,
         own_redis.start,
         lambda: _signal(own_redis, signal.SIGSTOP),
         lambda: _signal(own_redis, signal.SIGCONT),
-        lambda: stack.drain_worker(stack.workers[0]),
+        lambda: stack.drain_worker(_busy(stack)),
     ]
     assert len(disturbances) == NUM_ROUNDS
     for round_, disturb in enumerate(disturbances):
@@ -62,9 +67,27 @@ def test_every_accepted_job_ends_exactly_once(
     # A repeated computation gives the undisturbed text.
     for job_id in list(accepted)[::20]:
         again = stack.generate(
-            strategy="sampling", seed=accepted[job_id], max_new_tokens=40, prompt="Again"
+            strategy="sampling", seed=accepted[job_id], max_new_tokens=LENGTH, prompt="Again"
         )
         assert again["text"] == jobs[job_id]["text"]
+
+
+def _busy(stack: Stack) -> subprocess.Popen[bytes]:
+    """The first worker, as soon as the database says that it runs something."""
+    worker = stack.workers[0]
+    engine = make_engine(stack.database_url, pool_size=1)
+    held = select(Job.id).where(
+        Job.status == "running", Job.worker_id.like(f"%-{worker.pid}-%"), Job.text != ""
+    )
+    deadline = time.monotonic() + 60
+    while True:
+        with reading(engine) as connection:
+            if connection.execute(held.limit(1)).first() is not None:
+                break
+        assert time.monotonic() < deadline, stack.logs()
+        time.sleep(0.01)  # polling another process's state: there is no event to await
+    engine.dispose()
+    return worker
 
 
 def _signal(redis: RedisServer, number: signal.Signals) -> None:
