@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from worker.models.decoder import DecoderSpec, DecoderWeights, LayerWeights
+from worker.models.decoder import Affine, DecoderSpec, DecoderWeights, LayerWeights, Rope
 
 Config = Mapping[str, Any]
 Checkpoint = Mapping[str, Tensor]
-FAMILIES = ("gpt_neo", "gpt2", "llama")
 
 
 def describe(config: Config) -> DecoderSpec | None:
@@ -22,12 +21,15 @@ def describe(config: Config) -> DecoderSpec | None:
     return describer(config) if describer else None
 
 
+def _has_only(config: Config, usual: Mapping[str, Any]) -> bool:
+    """Whether the settings that we do not implement have their usual values."""
+    return all(config.get(name, value) == value for name, value in usual.items())
+
+
 def _gpt_neo(config: Config) -> DecoderSpec | None:
-    if config.get("activation_function", "gelu_new") != "gelu_new":
+    if not _has_only(config, {"activation_function": "gelu_new"}):
         return None
     width, heads = config["hidden_size"], config["num_heads"]
-    if config.get("intermediate_size") not in (None, 4 * width) and not config["intermediate_size"]:
-        return None
     kinds = config.get("attention_layers") or [
         kind for kinds, repeat in config["attention_types"] for _ in range(repeat) for kind in kinds
     ]
@@ -43,7 +45,6 @@ def _gpt_neo(config: Config) -> DecoderSpec | None:
         vocabulary_size=config["vocab_size"],
         norm="layer",
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        positions="learned",
         feed_forward="gelu",
         score_scale=1.0,  # GPT-Neo was trained without the division by sqrt(head_dim)
         windows=tuple(window if kind == "local" else None for kind in kinds),
@@ -57,7 +58,7 @@ def _gpt2(config: Config) -> DecoderSpec | None:
         "scale_attn_by_inverse_layer_idx": False,
         "add_cross_attention": False,
     }
-    if any(config.get(name, value) != value for name, value in usual.items()):
+    if not _has_only(config, usual):
         return None
     width, heads = config["n_embd"], config["n_head"]
     return DecoderSpec(
@@ -71,7 +72,6 @@ def _gpt2(config: Config) -> DecoderSpec | None:
         vocabulary_size=config["vocab_size"],
         norm="layer",
         norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        positions="learned",
         feed_forward="gelu",
         score_scale=(width // heads) ** -0.5,
         windows=(None,) * config["n_layer"],
@@ -79,11 +79,8 @@ def _gpt2(config: Config) -> DecoderSpec | None:
 
 
 def _llama(config: Config) -> DecoderSpec | None:
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or config.get("hidden_act", "silu") != "silu":
-        return None
-    if config.get("attention_bias") or config.get("mlp_bias"):
+    rope = _rope(config)
+    if rope is None or not _has_only(config, {"hidden_act": "silu"}):
         return None
     width, heads = config["hidden_size"], config["num_attention_heads"]
     head_dim = config.get("head_dim") or width // heads
@@ -98,75 +95,114 @@ def _llama(config: Config) -> DecoderSpec | None:
         vocabulary_size=config["vocab_size"],
         norm="rms",
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        positions="rotary",
         feed_forward="swiglu",
         score_scale=head_dim**-0.5,
         windows=(None,) * config["num_hidden_layers"],
-        rope_theta=float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+        rope=rope,
     )
+
+
+def _rope(config: Config) -> Rope | None:
+    """The rotary positions; ``None`` for scalings other than Llama 3's."""
+    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind = given.get("rope_type", given.get("type", "default"))
+    if given.get("partial_rotary_factor", 1.0) != 1.0 or kind not in ("default", "llama3"):
+        return None
+    if kind == "default":
+        return Rope(theta)
+    return Rope(
+        theta,
+        factor=given["factor"],
+        low_freq_factor=given["low_freq_factor"],
+        high_freq_factor=given["high_freq_factor"],
+        original_context_length=given["original_max_position_embeddings"],
+    )
+
+
+class _Names:
+    """A checkpoint's tensors by their names without prefix, in the type that is computed with."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        self._tensors = {
+            name.removeprefix("transformer.").removeprefix("model."): tensor
+            for name, tensor in checkpoint.items()
+        }
+        self._dtype = dtype
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def tensor(self, name: str) -> Tensor:
+        return self._tensors[name].to(self._dtype)
+
+    def affine(self, name: str) -> Affine:
+        bias = f"{name}.bias"
+        return self.tensor(f"{name}.weight"), self.tensor(bias) if bias in self else None
+
+    def turned(self, name: str) -> Affine:
+        """GPT-2's Conv1D keeps its weight as (in, out)."""
+        weight, bias = self.affine(name)
+        return weight.T.contiguous(), bias
+
+    def stacked(self, *names: str) -> Affine:
+        """Several products of the same input as one."""
+        weights, biases = zip(*(self.affine(name) for name in names), strict=True)
+        present = [bias for bias in biases if bias is not None]
+        return torch.cat(weights), torch.cat(present) if present else None
 
 
 def take_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
-    """Name, turn round and merge a checkpoint's tensors as ``Decoder`` wants them."""
-    named = {
-        name.removeprefix("transformer.").removeprefix("model."): t
-        for name, t in checkpoint.items()
-    }
+    """Name, turn round and merge a checkpoint's tensors as ``Decoder`` wants them.
 
-    def get(name: str) -> Tensor:
-        return named[name].to(dtype)
-
+    Raises:
+        KeyError: the checkpoint lacks a tensor.
+    """
+    names = _Names(checkpoint, dtype)
+    takers: dict[str, Callable[[_Names, int], LayerWeights]]
     takers = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
-    layers = [takers[spec.family](get, index) for index in range(spec.num_layers)]
-    final: tuple[Tensor, Tensor | None]
+    layers = [takers[spec.family](names, index) for index in range(spec.num_layers)]
     if spec.family == "llama":
-        embedding, final = get("embed_tokens.weight"), (get("norm.weight"), None)
+        embedding, final = names.tensor("embed_tokens.weight"), names.affine("norm")
         position_embedding = None
     else:
-        embedding, final = get("wte.weight"), (get("ln_f.weight"), get("ln_f.bias"))
-        position_embedding = get("wpe.weight")
-    head = get("lm_head.weight") if "lm_head.weight" in named else embedding
+        embedding, final = names.tensor("wte.weight"), names.affine("ln_f")
+        position_embedding = names.tensor("wpe.weight")
+    head = names.affine("lm_head") if "lm_head.weight" in names else (embedding, None)
     return DecoderWeights(embedding, position_embedding, layers, final, head)
 
 
-def _gpt_neo_layer(get: Any, index: int) -> LayerWeights:
-    at = f"h.{index}."
-    merged = torch.cat([get(f"{at}attn.attention.{name}_proj.weight") for name in "qkv"])
+def _gpt_neo_layer(names: _Names, index: int) -> LayerWeights:
+    at = f"h.{index}"
     return LayerWeights(
-        norm1=(get(at + "ln_1.weight"), get(at + "ln_1.bias")),
-        qkv=(merged, None),
-        out=(get(at + "attn.attention.out_proj.weight"), get(at + "attn.attention.out_proj.bias")),
-        norm2=(get(at + "ln_2.weight"), get(at + "ln_2.bias")),
-        up=(get(at + "mlp.c_fc.weight"), get(at + "mlp.c_fc.bias")),
-        down=(get(at + "mlp.c_proj.weight"), get(at + "mlp.c_proj.bias")),
+        norm1=names.affine(f"{at}.ln_1"),
+        qkv=names.stacked(*(f"{at}.attn.attention.{name}_proj" for name in "qkv")),
+        out=names.affine(f"{at}.attn.attention.out_proj"),
+        norm2=names.affine(f"{at}.ln_2"),
+        up=names.affine(f"{at}.mlp.c_fc"),
+        down=names.affine(f"{at}.mlp.c_proj"),
     )
 
 
-def _gpt2_layer(get: Any, index: int) -> LayerWeights:
-    at = f"h.{index}."
-
-    def turned(name: str) -> tuple[Tensor, Tensor]:  # Conv1D keeps (in, out)
-        return get(f"{at}{name}.weight").T.contiguous(), get(f"{at}{name}.bias")
-
+def _gpt2_layer(names: _Names, index: int) -> LayerWeights:
+    at = f"h.{index}"
     return LayerWeights(
-        norm1=(get(at + "ln_1.weight"), get(at + "ln_1.bias")),
-        qkv=turned("attn.c_attn"),
-        out=turned("attn.c_proj"),
-        norm2=(get(at + "ln_2.weight"), get(at + "ln_2.bias")),
-        up=turned("mlp.c_fc"),
-        down=turned("mlp.c_proj"),
+        norm1=names.affine(f"{at}.ln_1"),
+        qkv=names.turned(f"{at}.attn.c_attn"),
+        out=names.turned(f"{at}.attn.c_proj"),
+        norm2=names.affine(f"{at}.ln_2"),
+        up=names.turned(f"{at}.mlp.c_fc"),
+        down=names.turned(f"{at}.mlp.c_proj"),
     )
 
 
-def _llama_layer(get: Any, index: int) -> LayerWeights:
-    at = f"layers.{index}."
-    merged = torch.cat([get(f"{at}self_attn.{name}_proj.weight") for name in "qkv"])
-    gated = torch.cat([get(f"{at}mlp.{name}_proj.weight") for name in ("gate", "up")])
+def _llama_layer(names: _Names, index: int) -> LayerWeights:
+    at = f"layers.{index}"
     return LayerWeights(
-        norm1=(get(at + "input_layernorm.weight"), None),
-        qkv=(merged, None),
-        out=(get(at + "self_attn.o_proj.weight"), None),
-        norm2=(get(at + "post_attention_layernorm.weight"), None),
-        up=(gated, None),
-        down=(get(at + "mlp.down_proj.weight"), None),
+        norm1=names.affine(f"{at}.input_layernorm"),
+        qkv=names.stacked(*(f"{at}.self_attn.{name}_proj" for name in "qkv")),
+        out=names.affine(f"{at}.self_attn.o_proj"),
+        norm2=names.affine(f"{at}.post_attention_layernorm"),
+        up=names.stacked(f"{at}.mlp.gate_proj", f"{at}.mlp.up_proj"),
+        down=names.affine(f"{at}.mlp.down_proj"),
     )

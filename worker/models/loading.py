@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from core.model_catalog import ModelSpec
-from worker.models.decoder import Decoder
+from worker.models.decoder import Decoder, DecoderSpec
 from worker.models.errors import ModelUnusable
 from worker.models.families import describe, take_weights
 from worker.models.runner import NativeRunner, Runner
-from worker.models.sources import prepare
+from worker.models.sources import prepare, weight_files
 from worker.models.tokenizer import TextTokenizer
 
 CPU_SLOTS = 16  # more rows gain little in float32 on a few cores and make each text slower
@@ -26,7 +27,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model; ``path`` is ``native`` or ``generic``."""
+    """What is known of a loaded model.
+
+    Attributes:
+        family: ``gpt_neo``, ``gpt2``, ``llama``, or ``generic:`` and transformers' model type.
+        path: ``native`` or ``generic``.
+        dtype: what the weights are held and multiplied in.
+        revision: changes with weights, config or tokenizer.
+        eos_token_ids: tokens that end a text.
+        tokenizer_json: the whole tokenizer, so that the web side counts alike.
+    """
 
     family: str
     path: str
@@ -59,36 +69,36 @@ def load(
 ) -> LoadedModel:
     """Prepare a model's files if need be, and load it.
 
+    Args:
+        spec: a line of the models file.
+        cache_dir: where converted models are kept.
+        dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``; the last two are float32 for now.
+        num_slots: sequences that must fit at once.
+        report: gets a sentence about what takes long.
+
     Raises:
         ModelLoadError: one sentence on what is wrong and what to do.
     """
     prepared = prepare(spec.source, spec.adapter, cache_dir, report)
     folder = prepared.folder
     config = _json(folder / "config.json")
+    if dtype == "int8":
+        report(f"{spec.name}: int8 is not there yet; float32 is used")
     chosen = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    tokenizer = TextTokenizer(folder / "tokenizer.json")
+    tokenizer = _tokenizer(folder)
+    runner: Runner
     decoder_spec = describe(config)
     if decoder_spec is None:
-        from worker.models.generic import GenericRunner  # noqa: PLC0415 - imports transformers, seconds
+        from worker.models.generic import GenericRunner  # noqa: PLC0415 - transformers, seconds
 
-        runner: Any = GenericRunner(folder, chosen, num_slots)
+        report(f"{spec.name}: no runtime of ours for this family; transformers' is used, slowly")
+        runner = generic = GenericRunner(folder, chosen, num_slots)
         family, path = f"generic:{config.get('model_type')}", "generic"
-        context, vocabulary = runner.context_length, runner.vocabulary_size
-        num_parameters = runner.num_parameters
+        context, vocabulary = generic.context_length, generic.vocabulary_size
+        num_parameters = generic.num_parameters
     else:
-        checkpoint: dict[str, torch.Tensor] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            checkpoint |= load_file(file)
-        try:
-            weights = take_weights(decoder_spec, checkpoint, chosen)
-        except KeyError as error:
-            raise ModelUnusable(
-                f"{spec.source}: the weights lack {error}; is the folder a complete copy?"
-            ) from error
-        num_parameters = sum(
-            t.numel() for t in {t.data_ptr(): t for t in checkpoint.values()}.values()
-        )
-        runner = NativeRunner(Decoder(decoder_spec, weights, num_slots))
+        decoder, num_parameters = _decoder(decoder_spec, folder, chosen, num_slots)
+        runner = NativeRunner(decoder)
         family, path = decoder_spec.family, "native"
         context, vocabulary = decoder_spec.context_length, decoder_spec.vocabulary_size
     info = ModelInfo(
@@ -97,12 +107,35 @@ def load(
         num_parameters=num_parameters,
         context_length=context,
         vocabulary_size=vocabulary,
-        dtype="bfloat16" if chosen is torch.bfloat16 else "float32",
+        dtype=str(chosen).removeprefix("torch."),
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
         tokenizer_json=tokenizer.json,
     )
     return LoadedModel(spec.name, runner, tokenizer, info)
+
+
+def _decoder(
+    spec: DecoderSpec, folder: Path, dtype: torch.dtype, num_slots: int
+) -> tuple[Decoder, int]:
+    """The decoder with its weights, and how many there are."""
+    checkpoint: dict[str, torch.Tensor] = {}
+    try:
+        for file in weight_files(folder):
+            checkpoint |= load_file(file)
+        weights = take_weights(spec, checkpoint, dtype)
+    except (KeyError, OSError, SafetensorError) as error:
+        raise ModelUnusable(
+            f"The weights in {folder} are not complete ({error}); copy the folder again."
+        ) from error
+    return Decoder(spec, weights, num_slots), weights.num_parameters()
+
+
+def _tokenizer(folder: Path) -> TextTokenizer:
+    try:
+        return TextTokenizer(folder / "tokenizer.json")
+    except Exception as error:  # tokenizers raises bare Exception
+        raise ModelUnusable(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -37,9 +37,9 @@ def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -
     Raises:
         ModelLoadError: one sentence on what is wrong.
     """
-    found = locate(source, report)
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise SourceNotFound(f"{adapter} is no adapter: it has no adapter_config.json.")
+        raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
+    found = locate(source, report)
     if found.is_dir() and adapter is None and _is_quick(found):
         return PreparedModel(found, _revision(found))
     target = cache_dir / _key(found, adapter)
@@ -65,11 +65,27 @@ def locate(source: str, report: Report) -> Path:
     return _from_hub(source, report)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a model; adapters may lie beside them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError) as error:
+            raise ModelUnusable(f"{index} cannot be read; copy the folder again.") from error
+        return [folder / name for name in sorted(names)]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
 def _in_package(name: str) -> Path:
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
-    if spec is None or spec.origin is None:
+    """The .gguf that a package ships; the package is found, never imported."""
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    folders = spec.submodule_search_locations if spec is not None else None
+    if not folders:
         raise SourceNotFound(f"The package {name} is not installed; `make up` installs it.")
-    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
     if not files:
         raise SourceNotFound(f"The package {name} ships no .gguf file.")
     return files[0]
@@ -89,7 +105,7 @@ def _from_hub(source: str, report: Report) -> Path:
 
 
 def _is_quick(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() and any(folder.glob("*.safetensors"))
+    return (folder / "tokenizer.json").is_file() and bool(weight_files(folder))
 
 
 def _identity(path: Path) -> str:
@@ -100,11 +116,12 @@ def _identity(path: Path) -> str:
 
 def _key(found: Path, adapter: str | None) -> str:
     identity = _identity(found) + (_identity(Path(adapter)) if adapter else "")
-    return f"{found.stem[:40]}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    return f"{found.stem[:40] or 'model'}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
 def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> None:
-    report(f"Converting {found.name} to safetensors, once; about half a minute")
+    how = " with its adapter" if adapter else ""
+    report(f"Converting {found.name}{how} to safetensors, once; about half a minute")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:

@@ -49,7 +49,10 @@ class IncrementalDetokenizer:
     def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
         """Start after the prompt."""
         self._tokenizer = tokenizer
-        self._ids = prompt_ids[-CONTEXT_TOKENS:]
+        num_context = CONTEXT_TOKENS
+        while num_context < len(prompt_ids) and not tokenizer.decode(prompt_ids[-num_context:]):
+            num_context *= 2  # special tokens alone: some decoders strip the space after nothing
+        self._ids = prompt_ids[-num_context:]
         self._window_start = 0
         self._read = len(self._ids)
 
