@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from flask import Flask, Response, request
+from sqlalchemy.exc import InternalError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from core.errors import ClientError, FieldError, Unavailable, ValidationFailed
@@ -89,6 +90,14 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
         response = answer(status, code, _DETAILS.get(status) or error.description or error.name)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(InternalError)
+    def on_refusing_database(error: InternalError) -> Response:
+        """PostgreSQL says so when it is read-only: a standby, or a full disk's protection."""
+        log.error("database_refused", path=request.path, method=request.method, exc_info=error)
+        response = answer(503, "storage_unavailable", "The database takes no writes at present.")
+        response.headers["Retry-After"] = "5"
         return response
 
     @app.errorhandler(Exception)

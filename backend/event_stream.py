@@ -9,6 +9,7 @@ whatever is missing. Pure logic: no Redis, no database, no HTTP.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,31 +18,64 @@ from core.events import StreamEntry
 from core.records import JobRecord
 
 MAX_KEPT_ENTRIES = 1_000  # beyond a gap; the row has caught up long before
-_PLACE = re.compile(r"(\d{1,9})-(\d{1,9})")
+_PLACE = re.compile(r"(\d{1,9})-(\d{1,9})(-done)?", re.ASCII)
+_PART = re.compile(r"(\d{1,19}):(\d{1,9}-\d{1,9}(?:-done)?)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """How much of which attempt a watcher has."""
+    """How much of which attempt a watcher has, and whether it was told that the job is done.
+
+    Told or not must be said apart: a lost worker may have streamed more than its row was left
+    with, and a number beyond the text's end would mean both.
+    """
 
     attempt: int = 0
     num_characters: int = 0
+    is_done: bool = False
 
     def __str__(self) -> str:
-        return f"{self.attempt}-{self.num_characters}"
+        return f"{self.attempt}-{self.num_characters}" + ("-done" if self.is_done else "")
 
 
-def parse_places(text: str, num_jobs: int) -> list[Place]:
-    """The places in an event id, one a job.
+# An id that nobody can place: the watcher may have any text, and is told to drop it.
+UNKNOWN_PLACE = Place(attempt=-1, num_characters=1)
+
+
+def end_place(job: JobRecord) -> Place:
+    """Where a watcher is who was told all of a job that has ended."""
+    return Place(job.attempt, len(job.text), is_done=True)
+
+
+def parse_place(text: str) -> Place:
+    """The place in the id of an event of one job.
 
     Raises:
-        ValidationFailed: it is not an id of this stream.
+        ValidationFailed: it is not such an id.
     """
-    parts = text.split(",")
-    found = [_PLACE.fullmatch(part.strip()) for part in parts]
-    if len(parts) != num_jobs or not all(found):
+    match = _PLACE.fullmatch(text.strip())
+    if match is None:
         raise ValidationFailed([FieldError("after", "must be the id of an event of this stream")])
-    return [Place(int(match[1]), int(match[2])) for match in found if match]
+    return Place(int(match[1]), int(match[2]), match[3] is not None)
+
+
+def parse_run_places(text: str) -> dict[int, Place]:
+    """The places in the id of an event of a run, by the numbers of its jobs.
+
+    A job may be missing (the watcher has nothing of it) and one may be there that was deleted.
+
+    Raises:
+        ValidationFailed: it is not such an id.
+    """
+    found = [_PART.fullmatch(part.strip()) for part in text.split(",")]
+    if not all(found):
+        raise ValidationFailed([FieldError("after", "must be the id of an event of this stream")])
+    return {int(match[1]): parse_place(match[2]) for match in found if match}
+
+
+def run_id_of(places: Mapping[int, Place]) -> str:
+    """The id that stands for places in a run's jobs, by their numbers."""
+    return ",".join(f"{number}:{place}" for number, place in places.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +106,8 @@ class JobFollower:
             self.is_ended = True
             return []
         events: list[WatchEvent] = []
-        is_ahead = self.place.attempt > job.attempt or (
-            job.is_final and self.place.num_characters > len(job.text)
-        )
-        if job.attempt != self.place.attempt or is_ahead:
+        is_ahead = job.is_final and self.place.num_characters > len(job.text)
+        if job.attempt != self.place.attempt or is_ahead or self.place.is_done:
             events += self._restart(job.attempt)
         shown = (job.status, job.attempt, job.cancel_requested_at is not None, str(queue_place))
         if shown != self._shown and not (job.is_final and self._shown):
@@ -87,7 +119,7 @@ class JobFollower:
         events += self._replay()
         if job.is_final:
             self.is_ended = True
-            self.place = Place(job.attempt, len(job.text) + 1)
+            self.place = end_place(job)
             events.append(WatchEvent("done", self.place, {"job": job}))
         return events
 
@@ -138,4 +170,4 @@ class JobFollower:
 
 def has_everything(job: JobRecord, place: Place) -> bool:
     """Whether a watcher at this place was already told that the job is done."""
-    return job.is_final and place == Place(job.attempt, len(job.text) + 1)
+    return job.is_final and place == end_place(job)

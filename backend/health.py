@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import structlog
 from flask import Blueprint, Response, current_app, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
 
 from backend.services import Services
 from core.db import now_ms, writing
@@ -12,7 +16,9 @@ from core.errors import StorageUnavailable
 from core.models import Worker
 from core.workers import seen_workers
 
+RETRY_SECONDS = 2  # as long as a worker or a database takes to come back at the soonest
 health = Blueprint("health", __name__)
+log = structlog.get_logger(__name__)
 
 
 @health.get("/healthz")
@@ -22,28 +28,45 @@ def alive() -> Response:
 
 
 @health.get("/readyz")
-def ready() -> tuple[Response, int]:
+def ready() -> Response:
     """The database takes writes, and a worker was seen; Redis down is only slower."""
     services: Services = current_app.extensions["textmill"]
-    database, workers = "ok", "ok"
-    try:
-        # Touches no row, and yet needs the write lock and a writable file.
-        with writing(services.store.engine) as connection:
-            nobody = update(Worker).where(Worker.id == "nobody")
-            connection.execute(nobody.values(last_seen=now_ms()))
-        if not seen_workers(services.store.engine):
-            workers = "none seen within 30 s"
-    except StorageUnavailable as error:
-        database, workers = str(error), "unknown"
+    database = _problem_of(lambda: _try_writing(services)) or "ok"
+    workers = _problem_of(lambda: _look_for_workers(services)) or "ok"
     redis = "ok" if services.bus.ping() else "degraded"
     is_ready = database == workers == "ok"
-    body = jsonify(
+    response = jsonify(
         status="ok" if is_ready else "unavailable",
         database=database,
         workers=workers,
         redis=redis,
     )
-    return body, 200 if is_ready else 503
+    if not is_ready:
+        response.status_code = 503
+        response.headers["Retry-After"] = str(RETRY_SECONDS)
+    return response
+
+
+def _problem_of(check: Callable[[], str | None]) -> str | None:
+    """What a check says, or what kept it from saying anything."""
+    try:
+        return check()
+    except StorageUnavailable as error:
+        return str(error)
+    except SQLAlchemyError as error:  # read-only, no such table, no right to it: whatever it says
+        log.error("not_ready", reason=type(error).__name__, exc_info=error)
+        return f"The database refuses this ({type(error).__name__}); the log says why."
+
+
+def _try_writing(services: Services) -> None:
+    # Touches no row, and yet needs the write lock and a writable file.
+    with writing(services.store.engine) as connection:
+        nobody = update(Worker).where(Worker.id == "nobody")
+        connection.execute(nobody.values(last_seen=now_ms()))
+
+
+def _look_for_workers(services: Services) -> str | None:
+    return None if seen_workers(services.store.engine) else "none seen within 30 s"
 
 
 @health.get("/metrics")

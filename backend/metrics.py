@@ -9,6 +9,7 @@ from flask import Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 
 from backend.services import Services
 from core.errors import StorageUnavailable
@@ -58,7 +59,7 @@ class _Queue(Collector):
         try:
             queue = self._services.queue()
             failures = self._services.history.failures()
-        except StorageUnavailable:
+        except (StorageUnavailable, SQLAlchemyError):
             up.add_metric([], 0)
             yield up
             return

@@ -146,6 +146,7 @@ def _responses(operation: Operation) -> Document:
         kind = "object" if operation.media == "application/json" else "string"
         answer["content"] = {operation.media: {"schema": {"type": kind}}}
     if operation.path.endswith("/export"):
+        answer["description"] = _EXPORT
         answer["content"]["text/csv"] = {"schema": {"type": "string"}}
     if operation.body in {"JobRequest", "RunRequest"}:
         location = {"description": "Address of what was made", "schema": {"type": "string"}}
@@ -177,6 +178,10 @@ def _header(name: str, schema: Document, text: str) -> Document:
     return _query(name, schema, text) | {"in": "header"}
 
 
+_EXPORT = (
+    "All jobs that the filters pick, newest first, one a line. `queue` may be null in an export for"
+    " a job that is queued: the line moves while the export is read."
+)
 _TEXT: Document = {"type": "string"}
 _PARAMETERS = {
     "Idempotency-Key": _header(
@@ -185,8 +190,14 @@ _PARAMETERS = {
         "The same key with the same body gives the same job.",
     ),
     "If-None-Match": _header("If-None-Match", _TEXT, "An ETag; 304 when nothing changed."),
-    "Last-Event-ID": _header("Last-Event-ID", _TEXT, "The last event seen; resumes after it."),
-    "after": _query("after", _TEXT, "Like Last-Event-ID; a job's or a run's cursor."),
+    "Last-Event-ID": _header(
+        "Last-Event-ID",
+        _TEXT,
+        "The last event seen; resumes after it. One that is none starts anew with `reset`.",
+    ),
+    "after": _query(
+        "after", _TEXT, "The last event seen, or a job's or a run's cursor; 422 when it is none."
+    ),
     "wait": _query(
         "wait", {"type": "number", "minimum": 0, "maximum": 30}, "Seconds to wait for the end."
     ),

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from backend.event_stream import Place, run_id_of
 from core.model_cards import ModelCard
 from core.model_catalog import ModelSpec
 from core.records import JobRecord, RunRecord
@@ -89,7 +90,7 @@ def _timings(job: JobRecord) -> Document:
 
 def run_cursor(run: RunRecord) -> str:
     """The place in a run's event stream that its jobs' texts reach."""
-    return ",".join(job.cursor for job in run.jobs)
+    return run_id_of({job.number: Place(job.attempt, len(job.text)) for job in run.jobs})
 
 
 def run_document(run: RunRecord, jobs: list[Document]) -> Document:

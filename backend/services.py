@@ -6,11 +6,12 @@ All answers are plain dicts as the HTTP contract has them. Knows nothing of requ
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -191,7 +192,7 @@ class Services:
         """
         page = self.history.page(parse_filters(filters))
         return {
-            "items": [self._document(job) for job in page.items],
+            "items": self._documents(page.items),
             "next_cursor": page.next_cursor,
         }
 
@@ -199,10 +200,12 @@ class Services:
         """All jobs that the filters pick, newest first.
 
         Raises:
-            ValidationFailed: at the call, not at the first job.
+            ValidationFailed, StorageUnavailable: at the call, which reads the first batch, so
+                that the answer can still be an error.
         """
-        parsed = parse_filters(filters)
-        return (job_document(job) for job in self.history.export(parsed))
+        jobs = self.history.export(parse_filters(filters))
+        first = list(itertools.islice(jobs, 1))
+        return (job_document(job) for job in itertools.chain(first, jobs))
 
     def list_models(self) -> list[Document]:
         """The models of the models file."""
@@ -316,20 +319,37 @@ class Services:
             self._tickets.publish(job.model)
 
     def _document(self, job: JobRecord) -> Document:
-        return job_document(job, self.place(job) if job.status == "queued" else None)
+        return self._documents([job])[0]
 
-    def place(self, job: JobRecord) -> Document:
-        """A queued job's position and when it may be done, by the recent jobs of its model."""
-        position = self.history.position(job)
-        slots = sum(w.num_slots for w in self._workers() if job.model in w.models)
-        mean = self.history.mean_seconds(job.model)
-        eta = None
-        if mean is not None and slots:
-            eta = round(mean * (1 + (position - 1) // slots), 1)
-        return {"position": position, "eta_seconds": eta}
+    def _documents(self, jobs: Sequence[JobRecord]) -> list[Document]:
+        places = self.places(jobs)
+        return [job_document(job, places.get(job.id)) for job in jobs]
+
+    def places(self, jobs: Iterable[JobRecord]) -> dict[str, Document]:
+        """The position of each queued job, and when it may be done by recent jobs of its model.
+
+        Asks one query for the positions, one for the workers and one for each model, however many
+        jobs there are.
+        """
+        queued = [job for job in jobs if job.status == "queued"]
+        if not queued:
+            return {}
+        positions = self.history.positions(queued)
+        models = {job.model for job in queued}
+        means = {model: self.history.mean_seconds(model) for model in models}
+        workers = self._workers()
+        slots = {
+            model: sum(worker.num_slots for worker in workers if model in worker.models)
+            for model in models
+        }
+        # One that is no longer in the line has just been claimed: it was the first.
+        return {
+            job.id: _place(positions.get(job.id, 1), means[job.model], slots[job.model])
+            for job in queued
+        }
 
     def _run_document(self, run: RunRecord) -> Document:
-        return run_document(run, [self._document(job) for job in run.jobs])
+        return run_document(run, self._documents(run.jobs))
 
     def _new_job(
         self,
@@ -389,6 +409,13 @@ class Services:
 
     def _workers(self) -> list[SeenWorker]:
         return seen_workers(self.store.engine)
+
+
+def _place(position: int, mean_seconds: float | None, num_slots: int) -> Document:
+    eta = None
+    if mean_seconds is not None and num_slots:
+        eta = round(mean_seconds * (1 + (position - 1) // num_slots), 1)
+    return {"position": position, "eta_seconds": eta}
 
 
 def _checked_id(text: str) -> str:

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from backend.event_stream import JobFollower, Place, WatchEvent
+from backend.event_stream import JobFollower, Place, WatchEvent, run_id_of
 from backend.presenting import job_document
 from backend.services import Services
 from core.events import EventsUnavailable, StreamEntry
+from core.records import JobRecord
 
 ROW_SECONDS = 1.0
 WITHOUT_REDIS_SECONDS = 0.5
@@ -26,15 +27,17 @@ class Watch:
     """One open event stream over one job, or over all jobs of a run."""
 
     def __init__(
-        self, services: Services, job_ids: list[str], places: list[Place], *, is_run: bool
+        self, services: Services, jobs: list[JobRecord], places: list[Place], *, is_run: bool
     ):
         """Start at the watcher's places, one a job."""
         self._services = services
         self._is_run = is_run
         self._followers = {
-            job_id: JobFollower(job_id, place)
-            for job_id, place in zip(job_ids, places, strict=True)
+            job.id: JobFollower(job.id, place) for job, place in zip(jobs, places, strict=True)
         }
+        self._numbers = {job.id: job.number for job in jobs}
+        # What the watcher has been told, which the ids say; a follower may be ahead of it.
+        self._told = {job.number: place for job, place in zip(jobs, places, strict=True)}
         self._last_ids = {job_id: _stream_id(f.place) for job_id, f in self._followers.items()}
         self._spoke_at = time.monotonic()
 
@@ -64,6 +67,7 @@ class Watch:
     def _look(self) -> Iterator[str]:
         open_ids = [job_id for job_id, f in self._followers.items() if not f.is_ended]
         jobs = {job.id: job for job in self._services.history.jobs(open_ids)}
+        queue_places = self._services.places(jobs.values())
         for job_id in open_ids:
             follower = self._followers[job_id]
             job = jobs.get(job_id)
@@ -71,8 +75,10 @@ class Watch:
                 follower.is_ended = True
                 yield self._line("deleted", {"job_id": job_id})
                 continue
-            place = self._services.place(job) if job.status == "queued" else None
-            yield from self._say(job_id, follower.on_row(job, place))
+            events = follower.on_row(job, queue_places.get(job_id))
+            if any(event.name == "reset" for event in events):
+                self._last_ids[job_id] = _stream_id(follower.place)
+            yield from self._say(job_id, events)
 
     def _read(self, seconds: float) -> tuple[list[StreamEntry], bool]:
         positions = {
@@ -91,6 +97,8 @@ class Watch:
 
     def _say(self, job_id: str, events: list[WatchEvent]) -> Iterator[str]:
         for event in events:
+            # One event at a time: the watcher may go after any of them.
+            self._told[self._numbers[job_id]] = event.place
             yield self._line(event.name, self._data(job_id, event))
 
     def _data(self, job_id: str, event: WatchEvent) -> dict[str, Any]:
@@ -101,11 +109,17 @@ class Watch:
 
     def _line(self, name: str, data: dict[str, Any]) -> str:
         self._spoke_at = time.monotonic()
-        places = ",".join(str(follower.place) for follower in self._followers.values())
         # ASCII only: no line break of Unicode's can end up in a data line.
-        return f"id: {places}\nevent: {name}\ndata: {json.dumps(data)}\n\n"
+        return f"id: {self._id()}\nevent: {name}\ndata: {json.dumps(data)}\n\n"
+
+    def _id(self) -> str:
+        """The id of what was just told: a job's place, or those of all jobs of a run."""
+        if self._is_run:
+            return run_id_of(self._told)
+        (place,) = self._told.values()
+        return str(place)
 
 
 def _stream_id(place: Place) -> str:
     """Where to read on; before the first attempt everything is new."""
-    return str(place) if place.attempt > 0 else "0-0"
+    return f"{place.attempt}-{place.num_characters}" if place.attempt > 0 else "0-0"

@@ -9,15 +9,19 @@ positions. The stream is only speed: losing it loses nothing.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from core.circuit_breaker import CircuitBreaker
 from core.errors import TextmillError
 
 SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the heartbeat
@@ -80,11 +84,16 @@ def make_redis(url: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> 
 
 
 class EventBus:
-    """Writes and reads the streams. Safe to share between threads."""
+    """Writes and reads the streams. Safe to share between threads.
 
-    def __init__(self, redis_url: str | None) -> None:
+    After Redis did not answer once, every call fails at once for two seconds, so that a frozen
+    Redis costs one thread its time-out, and not each reader at each read.
+    """
+
+    def __init__(self, redis_url: str | None, breaker: CircuitBreaker | None = None) -> None:
         """Keep the address; connections are opened when first needed."""
         self._redis = make_redis(redis_url) if redis_url else None
+        self._breaker = breaker or CircuitBreaker()
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -94,8 +103,9 @@ class EventBus:
     def ping(self) -> bool:
         """Whether Redis answers now."""
         try:
-            return bool(self._client().ping())
-        except (RedisError, EventsUnavailable):
+            with self._client() as client:
+                return bool(client.ping())
+        except EventsUnavailable:
             return False
 
     def publish(self, entries: Sequence[StreamEntry]) -> None:
@@ -104,8 +114,7 @@ class EventBus:
         Raises:
             EventsUnavailable: Redis did not take them; readers will use the row.
         """
-        client = self._client()
-        try:
+        with self._client() as client:
             pipe = client.pipeline(transaction=False)
             for entry in entries:
                 pipe.xadd(
@@ -118,8 +127,6 @@ class EventBus:
             for job_id in {entry.job_id for entry in entries}:
                 pipe.expire(_key(job_id), STREAM_TTL_SECONDS)
             results = pipe.execute(raise_on_error=False)
-        except RedisError as error:
-            raise EventsUnavailable(f"Redis did not take the events: {error}") from error
         for result in results:
             if isinstance(result, RedisError) and not _is_refused_duplicate(result):
                 raise EventsUnavailable(f"Redis did not take the events: {result}")
@@ -137,11 +144,8 @@ class EventBus:
         if not positions:
             return []
         names: dict[Any, Any] = {_key(job_id): last for job_id, last in positions.items()}
-        client = self._client()
-        try:
+        with self._client() as client:
             found: Any = client.xread(names, count=500, block=max(1, min(block_ms, MAX_BLOCK_MS)))
-        except RedisError as error:
-            raise EventsUnavailable(f"Redis did not answer: {error}") from error
         streams = found.items() if isinstance(found, dict) else found
         return [
             _entry(key.removeprefix(_PREFIX), entry_id, values)
@@ -151,18 +155,30 @@ class EventBus:
 
     def request_cancel(self, job_id: str) -> None:
         """Hurry a cancellation that already stands in the row; a failure only makes it slower."""
-        with contextlib.suppress(RedisError, EventsUnavailable):
-            self._client().publish(CANCEL_CHANNEL, job_id)
+        with contextlib.suppress(EventsUnavailable), self._client() as client:
+            client.publish(CANCEL_CHANNEL, job_id)
 
     def forget(self, job_id: str) -> None:
         """Drop a deleted job's stream, if Redis is there."""
-        with contextlib.suppress(RedisError, EventsUnavailable):
-            self._client().delete(_key(job_id))
+        with contextlib.suppress(EventsUnavailable), self._client() as client:
+            client.delete(_key(job_id))
 
-    def _client(self) -> Redis:
+    @contextmanager
+    def _client(self) -> Iterator[Redis]:
+        """The client for one call; what goes wrong with it is ``EventsUnavailable``."""
         if self._redis is None:
             raise EventsUnavailable("No Redis is configured.")
-        return self._redis
+        if not self._breaker.may_call():
+            raise EventsUnavailable("Redis did not answer a moment ago; it is left alone.")
+        try:
+            yield self._redis
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            self._breaker.note_failure()
+            raise EventsUnavailable(f"Redis did not answer: {error}") from error
+        except RedisError as error:  # it answered, and refused: that costs nobody any time
+            self._breaker.note_success()
+            raise EventsUnavailable(f"Redis refused: {error}") from error
+        self._breaker.note_success()
 
 
 _PREFIX = "textmill:job:"

@@ -10,7 +10,7 @@ import base64
 import binascii
 import datetime as dt
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
@@ -24,7 +24,6 @@ from sqlalchemy import (
     column,
     false,
     func,
-    or_,
     select,
     table,
     text,
@@ -244,25 +243,26 @@ class History:
             waiting_seconds=sorted(_seconds(row.created_at, row.started_at) for row in waits),
         )
 
-    def position(self, job: JobRecord) -> int:
-        """How many of its model's queued jobs will be claimed up to and with this one."""
-        ahead = or_(
-            Job.priority > job.priority,
-            and_(
-                Job.priority == job.priority,
-                or_(
-                    Job.share_rank < job.share_rank,
-                    and_(Job.share_rank == job.share_rank, Job.number < job.number),
-                ),
-            ),
+    def positions(self, jobs: Iterable[JobRecord]) -> dict[str, int]:
+        """How many of its model's queued jobs are claimed up to and with each, in one query.
+
+        Jobs that are not queued, or were claimed since they were read, are left out.
+        """
+        queued = [job for job in jobs if job.status == "queued"]
+        if not queued:
+            return {}
+        line = func.row_number().over(
+            partition_by=Job.model,
+            order_by=(Job.priority.desc(), Job.share_rank, Job.number),
         )
-        query = (
-            select(func.count())
-            .select_from(Job)
-            .where(Job.status == "queued", Job.model == job.model, ahead)
+        ranked = (
+            select(Job.id, line.label("position"))
+            .where(Job.status == "queued", Job.model.in_({job.model for job in queued}))
+            .subquery()
         )
+        query = select(ranked).where(ranked.c.id.in_([job.id for job in queued]))
         with reading(self._engine) as connection:
-            return 1 + connection.execute(query).scalar_one()
+            return {row.id: row.position for row in connection.execute(query)}
 
     def mean_seconds(self, model: str) -> float | None:
         """Mean time from start to end of a model's latest jobs; ``None`` when there are none."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from flask import Blueprint, Response, request, stream_with_context
 
 from backend.api import services
-from backend.event_stream import Place, has_everything, parse_places
+from backend.event_stream import (
+    UNKNOWN_PLACE,
+    Place,
+    has_everything,
+    parse_place,
+    parse_run_places,
+)
 from backend.watching import Watch
 from core.errors import ValidationFailed
 from core.records import JobRecord
@@ -28,11 +32,11 @@ def of_run(run_id: str) -> Response:
 
 
 def _watch(jobs: list[JobRecord], *, is_run: bool) -> Response:
-    places = _places(len(jobs))
+    places = _places(jobs, is_run=is_run)
     told = zip(jobs, places, strict=True)
     if jobs and all(has_everything(job, place) for job, place in told):
         return Response(status=204)  # tells an EventSource to come back no more
-    watch = Watch(services(), [job.id for job in jobs], places, is_run=is_run)
+    watch = Watch(services(), jobs, places, is_run=is_run)
     response = Response(
         stream_with_context(watch.lines()), content_type="text/event-stream; charset=utf-8"
     )
@@ -41,11 +45,24 @@ def _watch(jobs: list[JobRecord], *, is_run: bool) -> Response:
     return response
 
 
-def _places(num_jobs: int) -> list[Place]:
-    """The header wins: an EventSource that reconnects repeats its first address."""
+def _places(jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
+    """The watcher's place in each job.
+
+    The header wins: an EventSource that reconnects repeats its first address. A header that makes
+    no sense must not end the stream, which a browser could never mend: the text begins anew.
+    """
     header = request.headers.get("Last-Event-ID")
     if header:
-        with contextlib.suppress(ValidationFailed):
-            return parse_places(header, num_jobs)
+        try:
+            return _parse(header, jobs, is_run=is_run)
+        except ValidationFailed:
+            return [UNKNOWN_PLACE] * len(jobs)
     after = request.args.get("after")
-    return parse_places(after, num_jobs) if after else [Place()] * num_jobs
+    return _parse(after, jobs, is_run=is_run) if after else [Place()] * len(jobs)
+
+
+def _parse(text: str, jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
+    if not is_run:
+        return [parse_place(text)]
+    known = parse_run_places(text)
+    return [known.get(job.number, Place()) for job in jobs]
