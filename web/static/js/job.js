@@ -122,6 +122,7 @@ const finish = (job) => {
   part("t-tokens").textContent = `${made ?? 0}${given === null ? "" : ` after ${given}`}`;
   const rate = job.timings.tokens_per_second;
   part("t-rate").textContent = rate ? `${rate.toFixed(1)} tokens/s` : "–";
+  dispatchEvent(new Event("textmill:done"));
 };
 
 const gone = () => {
