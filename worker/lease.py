@@ -55,8 +55,10 @@ class Loop:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        while not self._closing.is_set():
+        while True:
             self._stirred.clear()
+            if self._closing.is_set():  # looked at after the clearing, or a close would be missed
+                return
             try:
                 self._call()
             except StorageUnavailable as error:
