@@ -41,7 +41,7 @@ const wouldKeep = (token) => {
   const { top_k: k, top_p: p, min_p: floor } = defaults;
   if (k) {
     const inside = token.rank <= k;
-    found.push(`Top-k (k ${k}) ${inside ? "keeps" : "drops"} the chosen token, the ${token.rank}. likeliest.`);
+    found.push(`Top-k (k ${k}) ${inside ? "keeps" : "drops"} the chosen token (rank ${token.rank}).`);
   }
   if (p) {
     let mass = 0;
