@@ -25,7 +25,7 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-WEB_DIR = "web"
+DATABASE_CONNECTIONS = 20  # as many again under load; PostgreSQL has 100 for all processes
 log = structlog.get_logger(__name__)
 
 
@@ -61,7 +61,7 @@ def make_services(settings: Settings) -> Services:
         deadline_seconds=settings.deadline_seconds,
     )
     return Services(
-        store=JobStore(make_engine(settings.database_url, pool_size=32), limits),
+        store=JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits),
         bus=EventBus(settings.redis_url),
         tickets=TicketPublisher(make_celery(settings)) if settings.redis_url else None,
         catalog=load_catalog(settings),

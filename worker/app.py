@@ -45,6 +45,7 @@ from worker.tasks import JobRunner
 EX_CONFIG = 78  # sysexits.h: a restart cannot help; the supervisor stops everything
 EX_SOFTWARE = 70  # a hang: a restart does help
 WATCH_SECONDS = 10.0
+DATABASE_CONNECTIONS = 6  # as many again under load; claims come one by one, results seldom
 log = structlog.get_logger(__name__)
 
 
@@ -157,7 +158,8 @@ class WorkerProcess:
         log.info("worker_stopped", worker_id=self.worker_id)
 
     def _publish(self, model: str) -> None:
-        if self.settings.redis_url is not None:
+        """Repeat a ticket; where nothing is free it would only wait in Redis with the others."""
+        if self.settings.redis_url is not None and self.runner.num_free:
             self._tickets.publish(model)
 
     def _has_eligible(self) -> bool:
@@ -183,7 +185,7 @@ def make_store(settings: Settings) -> JobStore:
         max_queued_per_owner=settings.max_queued_per_owner,
         deadline_seconds=settings.deadline_seconds,
     )
-    return JobStore(make_engine(settings.database_url), limits)
+    return JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits)
 
 
 def card_of(name: str, model: LoadedModel) -> ModelCard:
