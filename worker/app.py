@@ -19,8 +19,6 @@ from typing import Any
 import structlog
 from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
-from core.model_cards import ModelCard, register_card
-from core.workers import forget
 from prometheus_client import start_http_server
 
 from core.db import make_engine
@@ -28,9 +26,11 @@ from core.errors import SettingsError
 from core.events import EventBus
 from core.jobs import JobStore, Limits
 from core.logs import configure_logs
+from core.model_cards import ModelCard, register_card
 from core.model_catalog import load_catalog
 from core.settings import Settings
 from core.tickets import TASK_NAME, TicketPublisher, make_celery
+from core.workers import forget
 from worker.cancels import CancelListener
 from worker.engine import Engine
 from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, Watchdog
