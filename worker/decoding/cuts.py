@@ -1,69 +1,125 @@
-"""The strategies' cuts: which tokens may be drawn. Ties go to the lower id, always.
+"""The strategies' cuts: which tokens may be drawn.
 
-Semantics are those of transformers' logits processors. A cut that keeps everything leaves no trace
-in the arithmetic that follows, which is what makes the identities of the contract exact.
+Semantics are those of transformers' logits processors, with one deviation: where equals stand on
+both sides of a bound, transformers keeps them all and we keep the lower ids, so that top_k never
+keeps more than k. A cut that keeps everything leaves no trace in the arithmetic that follows,
+which is what makes the identities of the contract exact. No row's result depends on another's.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from core.strategies import DecodingParameters
 
-# Most nuclei are smaller than this; only when one is not is the whole row sorted.
-NUCLEUS_GUESS_TOKENS = 1024
+# Most nuclei are smaller; only rows whose nucleus is not covered go on to the next, and to a sort.
+NUCLEUS_GUESSES_TOKENS = (64, 1024)
 
 
-def kept(probabilities: Tensor, parameters: DecodingParameters) -> Tensor | None:
-    """The tokens that a strategy may draw; ``None`` for all of them.
+def cut(scores: Tensor, probabilities: Tensor, rows: Sequence[DecodingParameters]) -> Tensor:
+    """Set to zero what a row's strategy may not draw.
 
     Args:
-        probabilities: (vocabulary,) float32, after the temperature.
-        parameters: whose strategy and cut apply.
+        scores: (rows, vocabulary) float32, by which tokens are ordered.
+        probabilities: (rows, vocabulary) float32, after the temperature; changed in place.
+        rows: whose strategies and cuts apply.
 
     Returns:
-        (vocabulary,) bool, at least one of them true.
+        ``probabilities``; in every row at least one is not zero.
     """
-    strategy, size = parameters.strategy, probabilities.shape[-1]
-    if strategy == "top_k" and parameters.top_k < size:
-        return _first(probabilities, parameters.top_k)
-    if strategy == "top_p" and parameters.top_p < 1.0:
-        return _smallest_set(probabilities, probabilities, parameters.top_p)
-    if strategy == "min_p" and parameters.min_p > 0.0:
-        return probabilities >= parameters.min_p * probabilities.max()
-    if strategy == "typical" and parameters.typical_p < 1.0:
-        return _typical(probabilities, parameters.typical_p)
-    return None
+    size = scores.shape[-1]
+    masks: dict[str, Callable[[Tensor, Tensor, list[DecodingParameters]], Tensor]]
+    masks = {"top_k": _top_k, "top_p": _top_p, "min_p": _min_p, "typical": _typical}
+    for strategy, mask in masks.items():
+        chosen = [i for i, row in enumerate(rows) if _cuts(row, strategy, size)]
+        if len(chosen) == len(rows):
+            return probabilities.mul_(mask(scores, probabilities, list(rows)))
+        if chosen:
+            own = probabilities[chosen]
+            keep = mask(scores[chosen], own, [rows[i] for i in chosen])
+            probabilities[chosen] = own.mul_(keep)
+    return probabilities
 
 
-def _typical(probabilities: Tensor, mass: float) -> Tensor:
+def _cuts(row: DecodingParameters, strategy: str, vocabulary_size: int) -> bool:
+    """Whether a row has this strategy, and it leaves anything out."""
+    is_cut = {
+        "top_k": row.top_k < vocabulary_size,
+        "top_p": row.top_p < 1.0,
+        "min_p": row.min_p > 0.0,
+        "typical": row.typical_p < 1.0,
+    }
+    return row.strategy == strategy and is_cut[strategy]
+
+
+def _top_k(scores: Tensor, _: Tensor, rows: list[DecodingParameters]) -> Tensor:
+    counts = torch.tensor([row.top_k for row in rows])
+    best = torch.topk(scores, int(counts.max())).values
+    return _first(scores, counts, best.gather(-1, counts[:, None] - 1))
+
+
+def _top_p(scores: Tensor, probabilities: Tensor, rows: list[DecodingParameters]) -> Tensor:
+    """The nucleus (Holtzman et al., "The curious case of neural text degeneration", 2020)."""
+    masses = torch.tensor([row.top_p for row in rows], dtype=torch.float64)
+    return _smallest_sets(scores, probabilities, masses)
+
+
+def _min_p(_: Tensor, probabilities: Tensor, rows: list[DecodingParameters]) -> Tensor:
+    """Min-p (Nguyen et al., "Turning up the heat", 2024)."""
+    shares = torch.tensor([row.min_p for row in rows], dtype=torch.float32)
+    return probabilities >= shares[:, None] * probabilities.amax(-1, keepdim=True)
+
+
+def _typical(_: Tensor, probabilities: Tensor, rows: list[DecodingParameters]) -> Tensor:
     """Tokens about as surprising as expected (Meister et al., "Locally typical sampling", 2022)."""
+    masses = torch.tensor([row.typical_p for row in rows], dtype=torch.float64)
     logs = probabilities.log()
-    surprise = torch.where(probabilities > 0, -logs, 0.0)
-    entropy = (probabilities * surprise).sum()
+    # A running sum adds in the same order for one row as for many; ``sum`` does not.
+    terms = torch.where(probabilities > 0, probabilities * logs, 0.0)
+    entropy = -terms.cumsum(-1, dtype=torch.float64)[:, -1:].float()
     # What cannot be drawn is infinitely far from typical.
-    closeness = torch.where(probabilities > 0, -(-logs - entropy).abs(), -torch.inf)
-    return _smallest_set(closeness, probabilities, mass)
+    closeness = torch.where(probabilities > 0, -(logs + entropy).abs(), -torch.inf)
+    return _smallest_sets(closeness, probabilities, masses)
 
 
-def _smallest_set(order: Tensor, probabilities: Tensor, mass: float) -> Tensor:
-    """The first tokens by ``order`` that together hold ``mass``."""
-    size = order.shape[-1]
-    for guess in (min(NUCLEUS_GUESS_TOKENS, size), size):
-        ids = torch.topk(order, guess).indices
-        # topk leaves ties in any order: sums within a tie differ, its members' count does not.
-        sums = probabilities[ids].double().cumsum(-1)
-        if guess == size or float(sums[-1]) >= mass:
+def _smallest_sets(order: Tensor, probabilities: Tensor, masses: Tensor) -> Tensor:
+    """The first tokens of each row by ``order`` that together hold the row's mass; bool."""
+    num_rows, size = order.shape
+    counts = torch.zeros(num_rows, dtype=torch.int64)
+    last = torch.zeros(num_rows, 1)
+    pending = torch.arange(num_rows)
+    for guess in (*(g for g in NUCLEUS_GUESSES_TOKENS if g < size), size):
+        values, ids = torch.topk(order[pending], guess)
+        sums = probabilities[pending].gather(-1, ids).double().cumsum(-1)
+        wanted = masses[pending, None]
+        needed = ((sums < wanted).sum(-1) + 1).clamp_(max=guess)
+        is_covered = (sums[:, -1] >= wanted[:, 0]) | (guess == size)
+        done = pending[is_covered]
+        counts[done] = needed[is_covered]
+        last[done] = values.gather(-1, needed[:, None] - 1)[is_covered]
+        pending = pending[~is_covered]
+        if not len(pending):
             break
-    count = min(int((sums < mass).sum()) + 1, size)
-    return _first(order, count)
+    return _first(order, counts, last)
 
 
-def _first(order: Tensor, count: int) -> Tensor:
-    """The first ``count`` tokens by ``order``, of equals the lower ids."""
-    last = torch.topk(order, count).values[-1]
-    above = order > last
-    ties = order == last
-    wanted = count - above.sum()
-    return above | (ties & (ties.cumsum(-1) <= wanted))
+def _first(order: Tensor, counts: Tensor, last: Tensor) -> Tensor:
+    """The first tokens of each row by ``order``, of equals the lower ids.
+
+    Args:
+        order: (rows, vocabulary) float32, larger is better.
+        counts: (rows,) int64, how many to keep.
+        last: (rows, 1) float32, the value of the last one kept.
+
+    Returns:
+        (rows, vocabulary) bool.
+    """
+    keep = order >= last
+    for row in (keep.sum(-1) > counts).nonzero()[:, 0].tolist():  # equals beyond the bound; rare
+        ties = order[row] == last[row]
+        surplus = keep[row].sum() - counts[row]
+        keep[row] &= ~ties | (ties.cumsum(-1) <= ties.sum() - surplus)
+    return keep

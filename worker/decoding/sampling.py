@@ -1,7 +1,7 @@
-"""From logits to tokens, all rows of a batch, each by its own parameters.
+"""From logits to tokens, all rows of a mixed batch in one pass, each by its own parameters.
 
 logits → repetition penalty → temperature → the strategy's cut → one draw by the inverse of the
-distribution function in the order of ids. A row is computed by itself in every step, so its token
+distribution function in the order of ids. Every operation works along a row, so a row's token
 cannot depend on its neighbours.
 """
 
@@ -14,25 +14,23 @@ import torch
 from torch import Tensor
 
 from core.strategies import DecodingParameters
-from worker.decoding.cuts import kept
+from worker.decoding.cuts import cut
+from worker.decoding.records import RowState
 from worker.decoding.uniform import uniform
 
 
 @dataclass(frozen=True, slots=True)
-class RowState:
-    """What choosing a row's next token needs beside its logits."""
-
-    parameters: DecodingParameters
-    ids: Sequence[int]  # the prompt and what was written
-    position: int  # of the new token, from 0 at the start of the continuation
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
-    """A row's next token; ``weights`` are what it was drawn by, for the trace, not normalised."""
+    """A row's next token.
+
+    Attributes:
+        token: its id.
+        weights: (vocabulary,) float32, what it was drawn by, not normalised; ``None`` where no
+            trace is wanted or the likeliest was simply taken.
+    """
 
     token: int
-    weights: Tensor | None  # (vocabulary,) float32; None where the likeliest was simply taken
+    weights: Tensor | None
 
 
 def is_greedy(parameters: DecodingParameters) -> bool:
@@ -48,50 +46,89 @@ def choose(logits: Tensor, rows: Sequence[RowState]) -> list[Choice]:
     """One token a row.
 
     Args:
-        logits: (rows, vocabulary) float32.
+        logits: (rows, vocabulary) float32; left as they are.
         rows: the rows' parameters and texts, in the same order.
     """
-    choices = []
-    for row, row_logits in zip(rows, logits, strict=True):
-        scores = penalised(row_logits, row)
-        if is_greedy(row.parameters):
-            choices.append(Choice(int(scores.argmax()), None))  # the first of equals
-        else:
-            choices.append(_draw(scores, row))
-    return choices
+    scores = penalised(logits, rows)
+    choices: list[Choice | None] = [None] * len(rows)
+    greedy = [i for i, row in enumerate(rows) if is_greedy(row.parameters)]
+    drawn = [i for i, row in enumerate(rows) if not is_greedy(row.parameters)]
+    if greedy:
+        tokens = _part(scores, greedy).argmax(-1).tolist()  # the first of equals
+        for index, token in zip(greedy, tokens, strict=True):
+            choices[index] = Choice(token, None)
+    if drawn:
+        chosen = [rows[i] for i in drawn]
+        weights = draw_weights(_part(scores, drawn), [row.parameters for row in chosen])
+        tokens = _draw(weights, chosen)
+        for place, (index, token) in enumerate(zip(drawn, tokens, strict=True)):
+            traced = weights[place] if rows[index].parameters.trace else None
+            choices[index] = Choice(token, traced)
+    return [choice for choice in choices if choice is not None]
 
 
-def penalised(logits: Tensor, row: RowState) -> Tensor:
+def sound_rows(logits: Tensor) -> list[bool]:
+    """Per row, whether a token can be chosen at all: no NaN, and a largest number.
+
+    Args:
+        logits: (rows, vocabulary) float32.
+    """
+    sound: list[bool] = logits.amax(-1).isfinite().tolist()  # the maximum with a NaN is NaN
+    return sound
+
+
+def penalised(logits: Tensor, rows: Sequence[RowState]) -> Tensor:
     """The repetition penalty of CTRL (Keskar et al., 2019), over prompt and text.
 
     Args:
-        logits: (vocabulary,) float32; left as they are.
-        row: whose tokens are penalised.
+        logits: (rows, vocabulary) float32; left as they are.
+        rows: whose tokens are penalised.
+
+    Returns:
+        ``logits`` itself where no row has a penalty.
     """
-    penalty = row.parameters.repetition_penalty
-    if penalty == 1.0:
+    if all(row.parameters.repetition_penalty == 1.0 for row in rows):
         return logits
-    seen = torch.tensor(sorted(set(row.ids)))
-    scores = logits[seen]
-    changed = logits.clone()
-    changed[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    return changed
+    scores = logits.clone()
+    for own, row in zip(scores, rows, strict=True):
+        penalty = row.parameters.repetition_penalty
+        if penalty != 1.0:
+            seen = torch.tensor(list(set(row.ids)))
+            values = own[seen]
+            own[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    return scores
 
 
-def draw_weights(scores: Tensor, parameters: DecodingParameters) -> Tensor:
-    """What the tokens are drawn by: probabilities, zero outside the cut; (vocabulary,) float32."""
+def draw_weights(scores: Tensor, rows: Sequence[DecodingParameters]) -> Tensor:
+    """What tokens are drawn by: probabilities, zero outside the cut.
+
+    Args:
+        scores: (rows, vocabulary) float32, after the penalty.
+        rows: parameters of the rows; no temperature is 0.
+
+    Returns:
+        (rows, vocabulary) float32. A row does not sum to one after a cut: to divide by the sum
+        would change the arithmetic of a cut that cuts nothing.
+    """
+    # A float32 of the smallest temperature must not be zero.
+    coldest = torch.finfo(torch.float32).tiny
+    temperatures = torch.tensor([max(row.temperature, coldest) for row in rows])[:, None]
     # Subtracting the maximum first keeps a temperature near zero from overflowing.
-    probabilities = torch.softmax((scores - scores.max()) / parameters.temperature, -1)
-    keep = kept(probabilities, parameters)
-    return probabilities if keep is None else torch.where(keep, probabilities, 0.0)
+    shifted = (scores - scores.amax(-1, keepdim=True)) / temperatures
+    return cut(scores, torch.softmax(shifted, -1), rows)
 
 
-def _draw(scores: Tensor, row: RowState) -> Choice:
-    weights = draw_weights(scores, row.parameters)
-    sums = weights.double().cumsum(-1)
-    # Dividing by the sum would change the arithmetic of a cut that cuts nothing.
-    target = uniform(row.parameters.seed, row.position) * sums[-1]
-    token = min(int(torch.searchsorted(sums, target, right=True)), sums.shape[-1] - 1)
-    if weights[token] == 0.0:  # rounding at the very end of the sums
-        token = int(weights.nonzero()[-1])
-    return Choice(token, weights)
+def _draw(weights: Tensor, rows: Sequence[RowState]) -> list[int]:
+    """The token of each row at which the running sum passes a uniform share of the whole."""
+    shares = [uniform(row.parameters.seed, row.position) for row in rows]
+    sums = weights.cumsum(-1, dtype=torch.float64)
+    total = sums[:, -1:].contiguous()
+    target = torch.tensor(shares, dtype=torch.float64)[:, None] * total
+    tokens = torch.searchsorted(sums, target, right=True)
+    # Where the product was rounded up to the whole, the last token that may be drawn.
+    last = torch.searchsorted(sums, total)
+    return torch.minimum(tokens, last)[:, 0].tolist()
+
+
+def _part(scores: Tensor, rows: list[int]) -> Tensor:
+    return scores if len(rows) == scores.shape[0] else scores[rows]

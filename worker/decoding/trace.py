@@ -3,45 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from worker.decoding.records import Alternative, TokenTrace
 from worker.decoding.sampling import Choice
 
 NUM_ALTERNATIVES = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """A likely token; ``probability`` is after the strategy's cut."""
-
-    id: int
-    text: str
-    logprob: float
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenTrace:
-    """One token of a text.
-
-    Attributes:
-        logprob: natural logarithm of the model's own probability, before penalty and temperature.
-        rank: place among all tokens by that probability, from 1.
-        probability: what it was drawn with, after the strategy's cut; 1 where none was drawn.
-        entropy: of the model's own distribution, in nats.
-        alternatives: the likeliest tokens, the chosen one perhaps among them.
-    """
-
-    id: int
-    text: str
-    logprob: float
-    rank: int
-    probability: float
-    entropy: float
-    alternatives: list[Alternative]
 
 
 def trace_token(logits: Tensor, choice: Choice, text_of: Callable[[int], str]) -> TokenTrace:

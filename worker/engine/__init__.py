@@ -1,6 +1,6 @@
 """The engine: continuous batching on one thread. Knows nothing of Celery, SQL or HTTP."""
 
-from worker.engine.loop import Engine, EngineStatistics
+from worker.engine.loop import Engine
 from worker.engine.requests import (
     Delta,
     EngineError,
@@ -8,6 +8,7 @@ from worker.engine.requests import (
     GenerationRequest,
     GenerationResult,
 )
+from worker.engine.statistics import EngineStatistics
 
 __all__ = [
     "Delta",

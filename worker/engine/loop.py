@@ -10,39 +10,34 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import structlog
 from torch import Tensor
 
 from core.strategies import DecodingParameters
-from worker.decoding.sampling import Choice, choose
+from worker.decoding.sampling import Choice, choose, sound_rows
 from worker.decoding.trace import trace_token
 from worker.engine.requests import (
+    BeamNotServedError,
     Delta,
+    EngineError,
     EngineStopped,
     Generation,
     GenerationRequest,
+    ModelFault,
     PromptTooLong,
     PromptUnusable,
-    StrategyNotServed,
     UnknownModel,
 )
+from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
+from worker.engine.statistics import EngineStatistics, Throughput
 from worker.models.loading import LoadedModel
+from worker.models.runner import PREFILL_CHUNK_TOKENS
+from worker.models.tokenizer import IncrementalDetokenizer
 
-RATE_SECONDS = 10.0
+WARM_UP_SECONDS = 120.0  # a first step may compile; longer than this is a hang
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStatistics:
-    """Numbers of an engine; rates are over the last ten seconds."""
-
-    num_tokens: int
-    num_steps: int
-    mean_occupancy: float
-    tokens_per_second: float
 
 
 class Engine:
@@ -53,24 +48,22 @@ class Engine:
         self._models = dict(models)
         self.num_slots = num_slots
         self.step_count = 0
-        self._wake = threading.Condition(threading.RLock())
-        self._waiting: deque[Sequence] = deque()
-        self._active: list[Sequence] = []
-        self._is_stopping = False
-        self._num_tokens = 0
-        self._history: deque[tuple[float, int]] = deque()
-        self._history_lock = threading.Lock()
+        self._scheduler = Scheduler(num_slots)  # the thread's own
+        self._throughput = Throughput(num_slots)
+        self._wake = threading.Condition()
+        self._inbox: deque[Sequence] = deque()  # guarded by _wake
+        self._is_stopping = False  # guarded by _wake
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def num_active(self) -> int:
         """Sequences being decoded."""
-        return len(self._active)
+        return self._scheduler.num_active
 
     @property
     def num_waiting(self) -> int:
         """Sequences not yet admitted."""
-        return len(self._waiting)
+        return self._scheduler.num_waiting + len(self._inbox)
 
     def start(self) -> None:
         """Start the thread that owns torch."""
@@ -87,16 +80,50 @@ class Engine:
     def submit(
         self, request: GenerationRequest, on_delta: Callable[[Delta], None] | None = None
     ) -> Generation:
-        """Queue a text; ``on_delta`` is called on the engine's thread and must return at once.
+        """Queue a text.
+
+        Args:
+            request: what to write.
+            on_delta: called on the engine's thread, and must return at once. What the deltas hold
+                together is the text; if it raises, the text ends with an error.
 
         Raises:
-            UnknownModel, PromptTooLong, StrategyNotServed, EngineStopped: nothing was queued.
+            UnknownModel, PromptTooLong, PromptUnusable, BeamNotServedError, EngineStopped:
+                nothing was queued.
         """
+        sequence = self._sequence(request, on_delta)
+        with self._wake:
+            if self._is_stopping or not self._thread.is_alive():
+                raise EngineStopped("The engine is not running; restart the worker.")
+            self._inbox.append(sequence)
+            self._wake.notify_all()
+        return sequence.generation
+
+    def statistics(self) -> EngineStatistics:
+        """The numbers as they stand."""
+        return self._throughput.statistics()
+
+    def warm_up(self) -> None:
+        """Write a few tokens on every model, so that the first visitor does not wait for it.
+
+        Raises:
+            EngineError: a model cannot write.
+        """
+        for name in self._models:
+            parameters = DecodingParameters(strategy="sampling", max_new_tokens=4, seed=0)
+            request = GenerationRequest("warm-up", name, "Hello", parameters)
+            result = self.submit(request).result(WARM_UP_SECONDS)
+            if result.error is not None:
+                raise EngineError(f"The model {name} cannot write: {result.error}")
+
+    def _sequence(
+        self, request: GenerationRequest, on_delta: Callable[[Delta], None] | None
+    ) -> Sequence:
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"This worker holds no model named {request.model!r}.")
         if request.parameters.strategy == "beam":
-            raise StrategyNotServed("Beam search is not served yet; choose another strategy.")
+            raise BeamNotServedError("Beam search is not served yet; choose another strategy.")
         ids = model.tokenizer.encode(request.prompt)
         if not ids:
             raise PromptUnusable("The prompt has no tokens for this model.")
@@ -105,129 +132,120 @@ class Engine:
                 f"The prompt has {len(ids)} tokens, and the model's context holds"
                 f" {model.info.context_length}, the new tokens included."
             )
-        generation = Generation(request, num_prompt_tokens=len(ids))
-        sequence = Sequence(generation, ids, model, on_delta)
-        with self._wake:
-            if self._is_stopping or not self._thread.is_alive():
-                raise EngineStopped("The engine is not running.")
-            self._waiting.append(sequence)
-            self._wake.notify_all()
-        return generation
-
-    def statistics(self) -> EngineStatistics:
-        """The numbers as they stand."""
-        since = time.monotonic() - RATE_SECONDS
-        with self._history_lock:
-            recent = [num for at, num in self._history if at >= since]
-            total = self._num_tokens
-        occupancy = sum(recent) / len(recent) / self.num_slots if recent else 0.0
-        return EngineStatistics(total, self.step_count, occupancy, sum(recent) / RATE_SECONDS)
-
-    def warm_up(self) -> None:
-        """Write a few tokens on every model, so that the first visitor does not wait for it."""
-        for name in self._models:
-            parameters = DecodingParameters(strategy="sampling", max_new_tokens=4, seed=0)
-            self.submit(GenerationRequest("warm-up", name, "Hello", parameters)).result(120)
+        return Sequence(
+            Generation(request, num_prompt_tokens=len(ids)),
+            ids,
+            detokenizer=IncrementalDetokenizer(model.tokenizer, ids),
+            eos_token_ids=model.info.eos_token_ids,
+            context_length=model.info.context_length,
+            on_delta=on_delta,
+        )
 
     # ---- the engine's thread ----------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            while self._wait_for_work():
+            while self._take_in():
                 self._step()
-        finally:  # an end that nobody asked for must not leave anybody waiting
-            with self._wake:
-                self._is_stopping = True
-            self._fail_all(EngineStopped("The engine has stopped."))
+        except BaseException:  # the engine edge: whoever waits must hear of it
+            log.exception("engine_died")
+            self._close(is_dead=True)
+        else:
+            self._close(is_dead=False)
 
-    def _wait_for_work(self) -> bool:
+    def _take_in(self) -> bool:
+        """Wait for work and fetch what was submitted; false when the engine is to stop."""
         with self._wake:
-            if not self._has_work():
+            if not self._inbox and not self._scheduler.has_work:
                 for model in self._models.values():
                     model.runner.rest()
-            while not self._has_work() and not self._is_stopping:
-                self._wake.wait()
+                self._wake.wait_for(lambda: self._inbox or self._is_stopping)
+            while self._inbox:
+                self._scheduler.add(self._inbox.popleft())
             return not self._is_stopping
 
-    def _has_work(self) -> bool:
-        return bool(self._waiting or self._active)
-
     def _step(self) -> None:
-        """Drop → admit → for each model with work: prefill a chunk, decode a token a row."""
-        self._drop()
-        self._admit()
-        for model in self._models.values():
-            rows = [sequence for sequence in self._active if sequence.model is model]
-            if rows:
-                self._advance(model, rows)
+        """Drop → admit → for each model with work: prefill, decode a token a row."""
+        for sequence, reason in self._scheduler.due(time.monotonic()):
+            self._end(sequence, reason)
+        self._scheduler.admit()
+        for name, model in self._models.items():
+            self._prefill(name, model)
+            self._decode(name, model)
         self.step_count += 1
 
-    def _drop(self) -> None:
-        now = time.monotonic()
-        for sequence in [*self._active, *self._waiting]:
-            reason = sequence.outside_reason(now)
-            if reason is not None:
-                self._end(sequence, reason)
-
-    def _admit(self) -> None:
-        while self._waiting and len(self._active) < self.num_slots:
-            sequence = self._waiting.popleft()
-            taken = {other.slot for other in self._active if other.model is sequence.model}
-            sequence.slot = min(set(range(self.num_slots)) - taken)
-            self._active.append(sequence)
-
-    def _advance(self, model: LoadedModel, rows: list[Sequence]) -> None:
-        try:
-            cold = next((s for s in rows if not s.is_prefilled), None)
-            if cold is not None:  # one chunk of one prompt, so that running texts never stall
-                model.runner.prefill(cold)
-            ready = [sequence for sequence in rows if sequence.is_prefilled]
-            if not ready:
-                return
-            logits = model.runner.decode(ready)
-            choices = choose(logits, [sequence.row_state() for sequence in ready])
-        except Exception as error:  # the engine edge: the rows fail, the loop goes on
-            log.exception("engine_step_failed", rows=len(rows))
-            for sequence in rows:
+    def _prefill(self, name: str, model: LoadedModel) -> None:
+        """One chunk's worth of prompts, so that running texts never stall for long."""
+        budget = PREFILL_CHUNK_TOKENS
+        for sequence in self._scheduler.prefilling(name):
+            try:
+                while budget > 0 and not sequence.is_prefilled:
+                    before = sequence.num_cached
+                    model.runner.prefill(sequence)
+                    budget -= sequence.num_cached - before
+            except Exception as error:  # the engine edge: one prompt's fault stays its own
+                log.exception("prefill_failed", job_id=sequence.job_id)
                 self._end(sequence, "error", error)
-            return
-        self._count(len(ready))
-        for sequence, row_logits, choice in zip(ready, logits, choices, strict=True):
-            self._take(sequence, row_logits, choice)
 
-    def _take(self, sequence: Sequence, logits: Tensor, choice: Choice) -> None:
+    def _decode(self, name: str, model: LoadedModel) -> None:
+        rows = self._scheduler.decoding(name)
+        if not rows:
+            return
         try:
-            reason = sequence.push(choice.token)
-            if sequence.trace is not None and sequence.num_new > len(sequence.trace):
-                text_of = sequence.model.tokenizer.text_of
-                sequence.trace.append(trace_token(logits, choice, text_of))
+            logits = model.runner.decode(rows)
+            sound = sound_rows(logits)
+            if not all(sound):
+                logits, rows = self._drop_unsound(model, logits, rows, sound)
+            choices = choose(logits, [row.row_state() for row in rows])
+        except Exception as error:  # the engine edge: the rows fail, the loop goes on
+            log.exception("engine_step_failed", job_ids=[row.job_id for row in rows])
+            for row in rows:
+                self._end(row, "error", error)
+            return
+        self._throughput.count(len(rows))
+        for row, row_logits, choice in zip(rows, logits, choices, strict=True):
+            self._take(row, model, row_logits, choice)
+
+    def _drop_unsound(
+        self, model: LoadedModel, logits: Tensor, rows: list[Sequence], sound: list[bool]
+    ) -> tuple[Tensor, list[Sequence]]:
+        for row, is_sound in zip(rows, sound, strict=True):
+            if not is_sound:
+                model.runner.wipe(row)
+                self._end(row, "error", ModelFault("The model gave numbers that are not finite."))
+        kept = [index for index, is_sound in enumerate(sound) if is_sound]
+        return logits[kept], [rows[index] for index in kept]
+
+    def _take(self, row: Sequence, model: LoadedModel, logits: Tensor, choice: Choice) -> None:
+        try:
+            trace = None
+            if row.trace is not None:
+                trace = trace_token(logits, choice, model.tokenizer.text_of)
+            reason = row.push(choice.token, trace)
         except Exception as error:  # one row's fault stays its own
-            log.exception("row_failed", job_id=sequence.generation.request.job_id)
-            self._end(sequence, "error", error)
+            log.exception("row_failed", job_id=row.job_id)
+            self._end(row, "error", error)
             return
         if reason is not None:
-            self._end(sequence, reason)
-
-    def _count(self, num_tokens: int) -> None:
-        now = time.monotonic()
-        with self._history_lock:
-            self._num_tokens += num_tokens
-            self._history.append((now, num_tokens))
-            while self._history[0][0] < now - RATE_SECONDS:
-                self._history.popleft()
+            self._end(row, reason)
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
-        with self._wake:
-            if sequence in self._active:
-                self._active.remove(sequence)
-            elif sequence in self._waiting:
-                self._waiting.remove(sequence)
+        self._scheduler.remove(sequence)
         try:
             sequence.finish(reason, error)
         except Exception as failure:  # telling the last words failed; the end must still be told
-            log.exception("row_failed", job_id=sequence.generation.request.job_id)
+            log.exception("row_failed", job_id=sequence.job_id)
             sequence.fail(failure)
 
-    def _fail_all(self, error: Exception) -> None:
-        for sequence in [*self._active, *self._waiting]:
-            self._end(sequence, "error", error)
+    def _close(self, *, is_dead: bool) -> None:
+        """Leave nobody waiting."""
+        with self._wake:
+            self._is_stopping = True
+            left = [*self._scheduler.clear(), *self._inbox]
+            self._inbox.clear()
+        error = EngineStopped("The engine has stopped before the text was done.")
+        for sequence in left:
+            if is_dead:
+                sequence.generation.abandon(error)
+            else:
+                sequence.fail(error)

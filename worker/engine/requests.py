@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from core.errors import TextmillError
 from core.strategies import DecodingParameters
-from worker.decoding.trace import TokenTrace
+from worker.decoding.records import TokenTrace
 
 
 class EngineError(TextmillError):
@@ -38,11 +38,17 @@ class PromptUnusable(EngineError):
     is_permanent = True
 
 
-class StrategyNotServed(EngineError):
-    """The strategy is known but not decoded yet."""
+class BeamNotServedError(EngineError):
+    """Beam search is known but not decoded yet."""
 
     code = "strategy_not_served"
     is_permanent = True
+
+
+class ModelFault(EngineError):
+    """The model gave numbers that no token can be chosen from."""
+
+    code = "model_fault"
 
 
 class EngineStopped(EngineError):
@@ -95,9 +101,10 @@ class Generation:
     cancel_reason: str | None = None
     _done: threading.Event = field(default_factory=threading.Event)
     _result: GenerationResult | None = None
+    _failure: EngineError | None = None
 
     def cancel(self, reason: str = "canceled") -> None:
-        """Drop the text at the engine's next step."""
+        """Drop the text at the engine's next step; the first reason counts."""
         self.cancel_reason = self.cancel_reason or reason
 
     def done(self) -> bool:
@@ -109,13 +116,22 @@ class Generation:
 
         Raises:
             TimeoutError: it did not come in time.
+            EngineStopped: the engine's thread has died.
         """
-        if not self._done.wait(timeout) or self._result is None:
+        if not self._done.wait(timeout):
             raise TimeoutError("The text was not done in time.")
+        if self._result is None:
+            raise self._failure or EngineStopped("The engine ended without a result.")
         return self._result
 
     def finish(self, result: GenerationResult) -> None:
         """Set the result, once; for the engine."""
-        if self._result is None:
+        if not self._done.is_set():
             self._result = result
+            self._done.set()
+
+    def abandon(self, failure: EngineError) -> None:
+        """Make ``result`` raise, since nobody is left to write; for the engine."""
+        if not self._done.is_set():
+            self._failure = failure
             self._done.set()

@@ -1,42 +1,75 @@
-"""One text being written: its tokens, what is certain of its text, and why it ends."""
+"""One text being written: its tokens, what is certain of its text, and why it ends.
+
+Pure Python: knows nothing of torch, of batches or of how a token was chosen.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
-from worker.decoding.sampling import RowState
-from worker.decoding.trace import TokenTrace
+from worker.decoding.records import RowState, TokenTrace
 from worker.engine.requests import Delta, Generation, GenerationResult
 from worker.engine.stops import StopFilter
-from worker.models.loading import LoadedModel
-from worker.models.tokenizer import IncrementalDetokenizer
+
+
+class Detokenizer(Protocol):
+    """Turns tokens into text as they come; see ``IncrementalDetokenizer``."""
+
+    def push(self, token: int) -> str:
+        """The text that became certain with one more token."""
+        ...
+
+    def flush(self) -> str:
+        """What still waits when no token comes any more."""
+        ...
 
 
 class Sequence:
-    """The engine's side of a ``Generation``."""
+    """The engine's side of a ``Generation``.
+
+    Attributes:
+        ids: the prompt's tokens and those written.
+        num_cached: how many of them the model's cache holds; moved by the runner.
+        slot: the place in the cache; -1 until admitted.
+    """
 
     def __init__(
         self,
         generation: Generation,
         prompt_ids: list[int],
-        model: LoadedModel,
-        on_delta: Callable[[Delta], None] | None,
+        *,
+        detokenizer: Detokenizer,
+        eos_token_ids: frozenset[int],
+        context_length: int,
+        on_delta: Callable[[Delta], None] | None = None,
     ) -> None:
         """Start after the prompt, with nothing in the cache."""
         self.generation = generation
         self.parameters = generation.request.parameters
-        self.model = model
         self.ids = list(prompt_ids)
         self.num_prompt = len(prompt_ids)
         self.num_cached = 0
         self.slot = -1
         self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
         self._on_delta = on_delta
-        self._detokenizer = IncrementalDetokenizer(model.tokenizer, prompt_ids)
+        self._detokenizer = detokenizer
+        self._eos_token_ids = eos_token_ids
+        self._context_length = context_length
         self._stops = StopFilter(self.parameters.stop)
-        self._started = time.monotonic()
-        self._first: float | None = None
+        self._submitted_at = time.monotonic()
+        self._first_token_at: float | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model that writes it."""
+        return self.generation.request.model
+
+    @property
+    def job_id(self) -> str:
+        """Whose text it is, for the log."""
+        return self.generation.request.job_id
 
     @property
     def num_new(self) -> int:
@@ -59,18 +92,20 @@ class Sequence:
         deadline = self.generation.request.deadline
         return "deadline" if deadline is not None and now > deadline else None
 
-    def push(self, token: int) -> str | None:
+    def push(self, token: int, trace: TokenTrace | None = None) -> str | None:
         """Take a token; the reason if it was the last."""
-        if token in self.model.info.eos_token_ids:
+        if token in self._eos_token_ids:
             return "stop"
-        if self._first is None:
-            self._first = time.monotonic() - self._started
+        if self._first_token_at is None:
+            self._first_token_at = time.monotonic()
         self.ids.append(token)
+        if self.trace is not None and trace is not None:
+            self.trace.append(trace)
         self.generation.num_completion_tokens = self.num_new
         self._emit(self._stops.push(self._detokenizer.push(token)))
         if self._stops.is_stopped:
             return "stop"
-        room = self.model.info.context_length - len(self.ids)
+        room = self._context_length - len(self.ids)
         return "length" if self.num_new >= self.parameters.max_new_tokens or room <= 0 else None
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
@@ -83,24 +118,24 @@ class Sequence:
                 reason = "stop"
         self._set_result(reason, error)
 
+    def fail(self, error: Exception) -> None:
+        """Set an error as the result, saying nothing more to anybody."""
+        self._set_result("error", error)
+
     def _set_result(self, reason: str, error: Exception | None) -> None:
-        first = self._first
-        seconds = time.monotonic() - self._started - (first or 0.0)
+        now = time.monotonic()
+        first = self._first_token_at
         result = GenerationResult(
             text=self.generation.text_so_far,
             finish_reason=reason,
             num_prompt_tokens=self.num_prompt,
             num_completion_tokens=self.num_new,
-            first_token_seconds=first,
-            decode_seconds=seconds,
+            first_token_seconds=None if first is None else first - self._submitted_at,
+            decode_seconds=now - (self._submitted_at if first is None else first),
             trace=self.trace,
             error=error,
         )
         self.generation.finish(result)
-
-    def fail(self, error: Exception) -> None:
-        """Set an error as the result, saying nothing more to anybody."""
-        self._set_result("error", error)
 
     def _emit(self, text: str) -> None:
         if text:

@@ -51,10 +51,10 @@ class SlotCache:
         for region in self._regions:
             region.madvise(mmap.MADV_DONTNEED)
 
-    def wipe(self, slot: int) -> None:
-        """Zero a slot that may hold NaN: a masked NaN would still spoil a weighted sum."""
+    def wipe(self, slot: int, num_positions: int) -> None:
+        """Zero what may be NaN: even where it is masked it would spoil a weighted sum."""
         for block in (*self.keys, *self.values):
-            block[slot].zero_()
+            block[slot, :, :num_positions].zero_()
 
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize

@@ -59,9 +59,9 @@ class GenericRunner:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
         return torch.cat([self._forward(row, len(row.ids)) for row in rows])
 
-    def wipe(self, slot: int) -> None:
-        """Drop the slot's cache."""
-        self._caches[slot] = None
+    def wipe(self, row: Row) -> None:
+        """Drop the row's cache."""
+        self._caches[row.slot] = None
 
     def rest(self) -> None:
         """Drop the caches."""

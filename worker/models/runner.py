@@ -37,7 +37,7 @@ class Runner(Protocol):
         """Logits (rows, vocabulary) float32 after the last token of every row."""
         ...
 
-    def wipe(self, slot: int) -> None:
+    def wipe(self, row: Row) -> None:
         """Leave nothing of a row whose arithmetic went wrong."""
 
     def rest(self) -> None:
@@ -68,9 +68,9 @@ class NativeRunner:
             row.num_cached = len(row.ids)
         return logits
 
-    def wipe(self, slot: int) -> None:
-        """Zero the slot's keys and values."""
-        self._decoder.cache.wipe(slot)
+    def wipe(self, row: Row) -> None:
+        """Zero the row's keys and values."""
+        self._decoder.cache.wipe(row.slot, len(row.ids))
 
     def rest(self) -> None:
         """Return the cache's memory to the system."""

@@ -1,0 +1,48 @@
+"""What goes into a choice and what is told of it afterwards. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.strategies import DecodingParameters
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """What choosing a row's next token needs beside its logits."""
+
+    parameters: DecodingParameters
+    ids: Sequence[int]  # the prompt and what was written
+    position: int  # of the new token, from 0 at the start of the continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A likely token; ``probability`` is after the strategy's cut."""
+
+    id: int
+    text: str
+    logprob: float
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenTrace:
+    """One token of a text.
+
+    Attributes:
+        logprob: natural logarithm of the model's own probability, before penalty and temperature.
+        rank: place among all tokens by that probability, from 1.
+        probability: what it was drawn with, after the strategy's cut; 1 where none was drawn.
+        entropy: of the model's own distribution, in nats.
+        alternatives: the likeliest tokens, the chosen one perhaps among them.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    rank: int
+    probability: float
+    entropy: float
+    alternatives: list[Alternative]

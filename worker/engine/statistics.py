@@ -1,0 +1,64 @@
+"""How much an engine writes: totals, and rates over the last seconds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+RATE_SECONDS = 10.0  # long enough to be steady, short enough to show what goes on now
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """Numbers of an engine; occupancy and rate are over the last ten seconds.
+
+    Attributes:
+        num_tokens: written since the start.
+        num_steps: decode steps made since the start, of all models.
+        mean_occupancy: share of the slots that a decode step filled.
+        tokens_per_second: of all texts together.
+    """
+
+    num_tokens: int
+    num_steps: int
+    mean_occupancy: float
+    tokens_per_second: float
+
+
+class Throughput:
+    """Counts tokens on the engine's thread, and answers on any."""
+
+    def __init__(self, num_slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._num_slots = num_slots
+        self._clock = clock
+        self._started_at = clock()
+        self._lock = threading.Lock()
+        self._num_tokens = 0
+        self._num_steps = 0
+        self._recent: deque[tuple[float, int]] = deque()  # (when, tokens) a step
+
+    def count(self, num_tokens: int) -> None:
+        """Note one decode step."""
+        with self._lock:
+            self._num_tokens += num_tokens
+            self._num_steps += 1
+            self._recent.append((self._clock(), num_tokens))
+            self._forget()
+
+    def statistics(self) -> EngineStatistics:
+        """The numbers as they stand."""
+        with self._lock:
+            self._forget()
+            tokens = [num for _, num in self._recent]
+            total, num_steps = self._num_tokens, self._num_steps
+        seconds = max(min(RATE_SECONDS, self._clock() - self._started_at), 1e-9)
+        occupancy = sum(tokens) / len(tokens) / self._num_slots if tokens else 0.0
+        return EngineStatistics(total, num_steps, occupancy, sum(tokens) / seconds)
+
+    def _forget(self) -> None:
+        since = self._clock() - RATE_SECONDS
+        while self._recent and self._recent[0][0] < since:
+            self._recent.popleft()
