@@ -76,16 +76,23 @@ def render_error(
 def generate_page() -> Response:
     """The form; ``?from=JOB`` fills it with a job, ``?prompt=`` with a prompt."""
     form = _blank_form()
+    is_gone = False
     job_id = request.args.get("from", "")
     if job_id:
         try:
             job = services().get_job(job_id)
         except NotFound:
-            form.errors["from"] = "the text to start from is not stored any more"
+            is_gone = True
         else:
             form = form_from_job(form, job, is_continued="continue" in request.args)
     form.prompt = request.args.get("prompt", form.prompt)
-    return _generate_page(form)
+    return _generate_page(form, is_gone=is_gone)
+
+
+@pages.get("/generate")
+def generate_again() -> Response:
+    """Where a reload of a refused form may end."""
+    return _redirect("/")
 
 
 @pages.post("/generate")
@@ -119,7 +126,11 @@ def _blank_form() -> GenerateForm:
 
 
 def _generate_page(
-    form: GenerateForm, status: int = 200, busy: Unavailable | None = None
+    form: GenerateForm,
+    status: int = 200,
+    busy: Unavailable | None = None,
+    *,
+    is_gone: bool = False,
 ) -> Response:
     queue = services().queue()
     page = render_template(
@@ -134,6 +145,7 @@ def _generate_page(
         has_workers=bool(queue["workers"]),
         estimate=queue_sentence(queue),
         busy=busy,
+        is_gone=is_gone,
         labels=_labels(services().list_strategies()),
     )
     return make_response(page, status)
@@ -150,7 +162,6 @@ def _labels(strategies: Sequence[Document]) -> dict[str, str]:
         "seed": "Seed",
         "stop": "Stop at",
         "trace": "Trace",
-        "from": "Starting point",
     }
     for strategy in strategies:
         for parameter in own_parameters(strategy):

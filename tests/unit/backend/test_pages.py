@@ -366,7 +366,13 @@ def test_the_form_starts_from_a_job(client: FlaskClient) -> None:
     assert "\\n\\n</textarea>" in page
     assert " and &lt;script" not in page
     assert " and &lt;script" in client.get("/?from=j1&continue=1").text
-    assert client.get("/?from=gone").status_code == 200
+    gone = client.get("/?from=gone")
+    assert gone.status_code == 200
+    assert "not stored any more" in gone.text
+
+
+def test_a_reload_of_a_refused_form_finds_the_form(client: FlaskClient) -> None:
+    assert client.get("/generate").location == "/"
 
 
 def test_again_makes_the_same_with_a_new_seed(client: FlaskClient, services: StubServices) -> None:
