@@ -188,11 +188,9 @@ def _key(job_id: str) -> str:
     return _PREFIX + job_id
 
 
-def _flat(items: Any) -> list[Any]:
-    """Under RESP3 redis-py nests the entries of a stream one list deeper."""
-    if items and len(items) == 1 and isinstance(items[0], list) and items[0]:
-        return list(items[0]) if isinstance(items[0][0], (list, tuple)) else list(items)
-    return list(items)
+def _flat(items: list[Any]) -> list[Any]:
+    """A stream's entries, which are tuples; where RESP3 was asked for, they lie a list deeper."""
+    return items[0] if isinstance(items[0], list) else items
 
 
 def _entry(job_id: str, entry_id: str, values: Mapping[str, str]) -> StreamEntry:

@@ -1,65 +1,149 @@
-"""Settings: what is read, and what stops the start."""
+"""Settings: what is refused and why, and the way to a child process and back."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.errors import SettingsError
 from core.settings import Settings
 
 
-def test_an_empty_environment_gives_the_defaults() -> None:
+def test_the_defaults_are_those_of_the_contract() -> None:
     settings = Settings.from_environment({"PATH": "/bin"})
-    assert settings.port == 8000
-    assert settings.host == "127.0.0.1"
-    assert settings.redis_url is None
+    assert settings.home == Path(".textmill").absolute()
     assert settings.database_url == f"sqlite:///{settings.home}/textmill.db"
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.redis_url is None
+    assert settings.models_path is None
+    assert settings.serve == ()
+    assert settings.num_workers == 1
+    assert settings.num_slots is None
+    assert settings.max_queued == 1000
+    assert settings.is_sqlite
 
 
 def test_an_unknown_name_is_refused_with_the_likely_one() -> None:
-    with pytest.raises(SettingsError, match=r"TEXTMILL_PROT .* TEXTMILL_PORT"):
-        Settings.from_environment({"TEXTMILL_PROT": "1"})
+    with pytest.raises(SettingsError, match=r"TEXTMILL_PROT is not .*Did you mean TEXTMILL_PORT"):
+        Settings.from_environment({"TEXTMILL_PROT": "8000"})
+
+
+def test_an_unknown_name_like_no_other_points_to_the_list() -> None:
+    with pytest.raises(SettingsError, match=r"TEXTMILL_ZZZZZZZZZZ is not .*README"):
+        Settings.from_environment({"TEXTMILL_ZZZZZZZZZZ": "1"})
+
+
+def test_names_of_others_and_of_the_tests_are_left_alone() -> None:
+    environment = {"PATH": "/bin", "TEXTMILL_TEST_X": "1", "TEXTMILL_BENCH_Y": "1", "TEXTMIL": "1"}
+    assert Settings.from_environment(environment) == Settings.from_environment({})
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("TEXTMILL_PORT", "0"),
-        ("TEXTMILL_PORT", "eighty"),
-        ("TEXTMILL_PORT", "65536"),
-        ("TEXTMILL_PORT", ""),
-        ("TEXTMILL_HOST", "a b"),
-        ("TEXTMILL_HOME", ""),
-        ("TEXTMILL_DATABASE_URL", "mysql://x"),
-        ("TEXTMILL_DATABASE_URL", "sqlite://"),
-        ("TEXTMILL_REDIS_URL", "http://x"),
-        ("TEXTMILL_WORKERS", "-1"),
-        ("TEXTMILL_SLOTS", "0"),
-        ("TEXTMILL_MAX_QUEUED", "1.5"),
-        ("TEXTMILL_SERVE", "a,,b"),
-        ("TEXTMILL_DRAIN_SECONDS", "nan"),
-        ("TEXTMILL_DRAIN_SECONDS", "inf"),
-        ("TEXTMILL_LOG_LEVEL", "loud"),
+        ("HOME", ""),
+        ("HOME", "a\0b"),
+        ("HOST", ""),
+        ("HOST", "a b"),
+        ("HOST", "me@there"),
+        ("HOST", "1.2.3.4/8"),
+        ("PORT", ""),
+        ("PORT", "0"),
+        ("PORT", "65536"),
+        ("PORT", "8000.5"),
+        ("PORT", "eighty"),
+        ("PORT", "9" * 5000),
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "sqlite:///"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "mysql://a/b"),
+        ("DATABASE_URL", "postgresql+psycopg2://a/b"),
+        ("REDIS_URL", ""),
+        ("REDIS_URL", "http://localhost"),
+        ("REDIS_URL", "redis:"),
+        ("REDIS_URL", "redis://"),
+        ("REDIS_URL", "redis://[::1"),
+        ("SERVE", ""),
+        ("SERVE", "a,,b"),
+        ("SERVE", "a,"),
+        ("WORKERS", "-1"),
+        ("WORKERS", "65"),
+        ("SLOTS", "0"),
+        ("SLOTS", "1025"),
+        ("MAX_QUEUED", "0"),
+        ("MAX_QUEUED", "1.5"),
+        ("MAX_QUEUED_PER_OWNER", "-1"),
+        ("DEADLINE_SECONDS", "nan"),
+        ("DEADLINE_SECONDS", "inf"),
+        ("DEADLINE_SECONDS", "0.5"),
+        ("DRAIN_SECONDS", "-0.1"),
+        ("DRAIN_SECONDS", "soon"),
+        ("WORKER_METRICS_PORT", "65536"),
+        ("LOG_LEVEL", "INFO"),
+        ("LOG_FORMAT", "xml"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
-    with pytest.raises(SettingsError, match=name):
-        Settings.from_environment({name: value})
+    with pytest.raises(SettingsError, match=f"TEXTMILL_{name} is .*; it must be "):
+        Settings.from_environment({f"TEXTMILL_{name}": value})
 
 
-def test_settings_survive_the_way_through_an_environment() -> None:
-    settings = Settings.from_environment(
-        {
-            "TEXTMILL_HOME": "/tmp/x",
-            "TEXTMILL_SERVE": "a, b",
-            "TEXTMILL_SLOTS": "3",
-            "TEXTMILL_REDIS_URL": "redis://localhost:1/0",
-        }
-    )
-    assert Settings.from_environment(settings.to_environment()) == settings
-    assert settings.serve == ("a", "b")
+@given(st.sampled_from(["PORT", "SLOTS", "WORKERS", "DRAIN_SECONDS", "SERVE", "HOST"]), st.text())
+def test_no_value_breaks_the_reading_but_for_a_setting_error(name: str, value: str) -> None:
+    try:
+        Settings.from_environment({f"TEXTMILL_{name}": value})
+    except SettingsError as error:
+        message = str(error)
+        assert f"TEXTMILL_{name}" in message
 
 
-def test_an_address_without_a_driver_gets_ours() -> None:
-    settings = Settings.from_environment({"TEXTMILL_DATABASE_URL": "postgresql://u@h/d"})
-    assert settings.database_url == "postgresql+psycopg://u@h/d"
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_every_spelling_of_a_postgresql_address_takes_the_installed_driver(scheme: str) -> None:
+    settings = Settings.from_environment({"TEXTMILL_DATABASE_URL": f"{scheme}://u:p@h/d"})
+    assert settings.database_url == "postgresql+psycopg://u:p@h/d"
+    assert not settings.is_sqlite
+
+
+@pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://u:p@h/1", "unix:///run/redis.sock"])
+def test_redis_addresses_stay_as_they_are(url: str) -> None:
+    assert Settings.from_environment({"TEXTMILL_REDIS_URL": url}).redis_url == url
+
+
+@given(
+    home=st.from_regex(r"/[a-z][a-z ]{0,8}[a-z]", fullmatch=True),
+    port=st.integers(1, 65_535),
+    slots=st.none() | st.integers(1, 1024),
+    serve=st.lists(st.from_regex(r"[A-Za-z0-9._-]{1,8}", fullmatch=True), max_size=3),
+    redis_url=st.none() | st.just("redis://127.0.0.1:6379/0"),
+    deadline=st.floats(1, 31_536_000),
+    drain=st.floats(0, 3_600),
+)
+def test_settings_pass_to_a_child_process_unchanged(
+    home: str,
+    port: int,
+    slots: int | None,
+    serve: list[str],
+    redis_url: str | None,
+    deadline: float,
+    drain: float,
+) -> None:
+    environment = {
+        "TEXTMILL_HOME": home,
+        "TEXTMILL_PORT": str(port),
+        "TEXTMILL_DEADLINE_SECONDS": repr(deadline),
+        "TEXTMILL_DRAIN_SECONDS": repr(drain),
+    }
+    if slots is not None:
+        environment["TEXTMILL_SLOTS"] = str(slots)
+    if serve:
+        environment["TEXTMILL_SERVE"] = " , ".join(serve)
+    if redis_url is not None:
+        environment["TEXTMILL_REDIS_URL"] = redis_url
+    settings = Settings.from_environment(environment)
+    assert settings.serve == tuple(serve)
+    again = settings.to_environment()
+    assert again.items() >= {"TEXTMILL_PORT": str(port), "TEXTMILL_HOME": home}.items()
+    assert Settings.from_environment(again) == settings

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 
 from core.errors import TextmillError
 from tests.unit.worker.fake_parts import WAIT_SECONDS, RunnerBench, make_job, result
 from worker import tasks
-from worker.decoding.trace import TokenTrace
 from worker.tasks import MAX_ERRORS
 
 
@@ -84,20 +84,25 @@ def test_the_engine_gets_the_request_as_it_was_stored(bench: RunnerBench) -> Non
     assert request.deadline is not None
 
 
+@dataclass
+class Token:
+    """Stands in for the engine's record of one token."""
+
+    id: int
+    text: str
+    alternatives: list[Token] = field(default_factory=list)
+
+
 def test_a_trace_is_stored_as_json_without_nul(bench: RunnerBench) -> None:
     bench.start(make_job(has_trace=True))
-    token = _trace_token("\0a")
-    end(bench, trace=[token])
-    trace = bench.store.finished[0][1].trace
-    assert trace is not None
-    assert trace[0]["text"] == "\ufffda"
-    assert trace[0]["id"] == token.id
-
-
-def _trace_token(text: str) -> TokenTrace:
-    values = {"text": text, "id": 3, "rank": 1, "alternatives": []}
-    names = TokenTrace.__dataclass_fields__
-    return TokenTrace(**{name: values.get(name, 0.5) for name in names})  # type: ignore[arg-type]
+    end(bench, trace=[Token(3, "\0a", [Token(4, "\0")])])
+    assert bench.store.finished[0][1].trace == [
+        {
+            "id": 3,
+            "text": "\ufffda",
+            "alternatives": [{"id": 4, "text": "\ufffd", "alternatives": []}],
+        }
+    ]
 
 
 def test_a_lost_job_is_dropped_without_a_word(bench: RunnerBench) -> None:
