@@ -255,20 +255,36 @@ def _lenient(payload: Mapping[str, Any]) -> tuple[type[JobRequestBase], dict[str
     return JOB_REQUESTS[DEFAULT_STRATEGY], {k: v for k, v in payload.items() if k not in known}
 
 
+# Pydantic's error types in our words; its ``ctx`` fills the braces.
+_MESSAGES = {
+    "missing": "must be given",
+    "too_short": "must not be empty",
+    "string_too_short": "must not be empty",
+    "too_long": "must be no longer than {max_length}",
+    "string_too_long": "must have at most {max_length} characters",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "list_type": "must be a list",
+    "dict_type": "must be a JSON object",
+}
+
+
 def field_errors(error: ValidationError, strategy: str | None = None) -> list[FieldError]:
     """Pydantic's findings in our words, one for each field."""
     found: dict[str, FieldError] = {}
     for item in error.errors(include_url=False, include_input=False):
         path = ".".join(_printable(part) for part in item["loc"])
-        message = item["msg"]
+        template = _MESSAGES.get(item["type"], item["msg"])
+        message = template.format(**item.get("ctx", {})) if template != item["msg"] else template
         if item["type"] == "extra_forbidden":
             message = _unknown_field(path, strategy)
-        elif item["type"] in {"too_short", "string_too_short"}:
-            message = "must not be empty"
-        elif item["type"] in {"too_long", "string_too_long"}:
-            message = f"must have at most {item['ctx']['max_length']} entries or characters"
-        elif item["type"] == "missing":
-            message = "must be given"
         found.setdefault(path, FieldError(path, message))
     return list(found.values())
 
