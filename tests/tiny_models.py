@@ -5,6 +5,11 @@ Cheap enough for every test, and of the same families as the real ones.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +21,8 @@ from transformers import (
     GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -93,6 +100,41 @@ def build_tiny_llama(path: Path, seed: int = 0, context_length: int = 256) -> Pa
         eos_token_id=0,
     )
     return _save(LlamaForCausalLM, config, tokenizer, path, seed)
+
+
+def build_tiny_opt(path: Path, seed: int = 0, context_length: int = 256) -> Path:
+    """A family without a runtime of ours."""
+    tokenizer = build_tokenizer()
+    config = OPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=context_length,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    return _save(OPTForCausalLM, config, tokenizer, path, seed)
+
+
+_BUILDERS: dict[str, Callable[[Path, int, int], Path]] = {
+    "gpt_neo": build_tiny_gpt_neo,
+    "gpt2": build_tiny_gpt2,
+    "llama": build_tiny_llama,
+    "opt": build_tiny_opt,
+}
+NATIVE_FAMILIES = ("gpt_neo", "gpt2", "llama")
+
+
+@functools.cache
+def tiny_model(family: str, seed: int = 0, context_length: int = 256) -> Path:
+    """A folder with a tiny model, built once a process and removed at its end; do not change it."""
+    path = Path(tempfile.mkdtemp(prefix=f"textmill-tiny-{family}-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return _BUILDERS[family](path, seed, context_length)
 
 
 def _save(

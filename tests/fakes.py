@@ -1,0 +1,100 @@
+"""A model with known logits, and a tokenizer that is simply characters."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from worker.models.loading import LoadedModel, ModelInfo
+from worker.models.runner import PREFILL_CHUNK_TOKENS, Row
+from worker.models.tokenizer import TextTokenizer
+
+VOCABULARY_SIZE = 128
+EOS = 0  # the character NUL
+
+LogitsOf = Callable[[list[int]], Tensor]  # ids so far -> (vocabulary,) float32
+
+
+class FakeTokenizer:
+    """Token ids are code points below 128."""
+
+    json = "{}"
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(token) for token in ids if token != EOS)
+
+    def text_of(self, token: int) -> str:
+        return chr(token)
+
+
+class FakeRunner:
+    """Computes logits by a function of the tokens; keeps no cache."""
+
+    def __init__(self, logits_of: LogitsOf) -> None:
+        self._logits_of = logits_of
+        self.num_decode_steps = 0
+        self.batch_sizes: list[int] = []
+        self.slots_seen: list[set[int]] = []
+        self.wiped: list[int] = []
+        self.gate: threading.Event | None = None  # where set, a step waits for it
+
+    def prefill(self, row: Row) -> None:
+        row.num_cached = min(row.num_cached + PREFILL_CHUNK_TOKENS, len(row.ids) - 1)
+
+    def decode(self, rows: Sequence[Row]) -> Tensor:
+        if self.gate is not None and not self.gate.wait(30):
+            raise TimeoutError("nobody opened the gate")
+        self.num_decode_steps += 1
+        self.batch_sizes.append(len(rows))
+        self.slots_seen.append({row.slot for row in rows})
+        for row in rows:
+            row.num_cached = len(row.ids)
+        return torch.stack([self._logits_of(row.ids) for row in rows])
+
+    def wipe(self, row: Row) -> None:
+        self.wiped.append(row.slot)
+
+    def rest(self) -> None:
+        pass
+
+
+def fake_model(
+    logits_of: LogitsOf, *, name: str = "fake", context_length: int = 100_000
+) -> tuple[LoadedModel, FakeRunner]:
+    """A model whose logits are ``logits_of(ids)``."""
+    runner = FakeRunner(logits_of)
+    info = ModelInfo(
+        family="fake",
+        path="native",
+        num_parameters=0,
+        context_length=context_length,
+        vocabulary_size=VOCABULARY_SIZE,
+        dtype="float32",
+        revision="fake",
+        eos_token_ids=frozenset({EOS}),
+        tokenizer_json=None,
+    )
+    return LoadedModel(name, runner, cast(TextTokenizer, FakeTokenizer()), info), runner
+
+
+def one_hot(token: int) -> Tensor:
+    """Logits that leave no doubt."""
+    logits = torch.zeros(VOCABULARY_SIZE)
+    logits[token] = 30.0
+    return logits
+
+
+def spelling(text: str, prompt: str) -> LogitsOf:
+    """Continues a prompt of that length with ``text``, over and over where it ends in no NUL."""
+
+    def logits_of(ids: list[int]) -> Tensor:
+        return one_hot(ord(text[(len(ids) - len(prompt)) % len(text)]))
+
+    return logits_of
