@@ -69,6 +69,7 @@ class WorkerProcess:
             metrics=self.metrics,
             worker_id=self.worker_id,
             revisions={name: model.info.revision for name, model in models.items()},
+            on_dead_engine=lambda: _end_process("the engine's thread has died"),
         )
         self.celery = make_celery(settings, self.runner.models)
         self._models = models

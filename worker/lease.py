@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 import structlog
-from core.workers import WorkerState, beat
 
 from core.errors import StorageUnavailable
 from core.jobs import JobStore, Standing
+from core.workers import WorkerState, beat
 from worker.engine import Engine
 from worker.tasks import JobRunner
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from core.jobs import JobStore, Outcome, Progress
 from core.records import JobRecord
 from core.schemas import decoding_parameters
 from worker.engine import Delta, Engine, Generation, GenerationRequest, GenerationResult
+from worker.engine.requests import EngineStopped
 from worker.metrics import WorkerMetrics
 from worker.publishing import JobStream, Publisher, storable
 
@@ -51,14 +52,27 @@ class JobRunner:
         metrics: WorkerMetrics,
         worker_id: str,
         revisions: Mapping[str, str],
+        on_dead_engine: Callable[[], None] = lambda: None,
     ) -> None:
-        """``revisions``: the served models' names with their revisions."""
+        """Keep the parts.
+
+        Args:
+            store: what may run, and where ends are written.
+            engine: what writes the texts.
+            publisher: takes what is written, for those who watch.
+            metrics: counts.
+            worker_id: stands in the rows that this worker holds.
+            revisions: the served models' names with their revisions.
+            on_dead_engine: called when the engine has died under a job, which is back in the queue
+                by then; a worker can do nothing but end.
+        """
         self._store = store
         self._engine = engine
         self._publisher = publisher
         self._metrics = metrics
         self._worker_id = worker_id
         self._revisions = dict(revisions)
+        self._on_dead_engine = on_dead_engine
         self.models = tuple(revisions)
         self._slots = threading.Semaphore(engine.num_slots)
         self._claim_lock = threading.Lock()
@@ -165,6 +179,9 @@ class JobRunner:
             self._write(lambda: self._store.release(job))
             log.info("job_released")
             return
+        if isinstance(result.error, EngineStopped):
+            self._give_back(job)
+            return
         if result.finish_reason == "error" and self._retries(job, result):
             self._write(lambda: self._store.release(job, delay_seconds=1.0, counts_as_loss=True))
             log.warning("job_retried", code=_code(result.error), reason=str(result.error)[:500])
@@ -182,6 +199,15 @@ class JobRunner:
             tokens=outcome.num_completion_tokens,
             seconds=round(time.monotonic() - active.claimed_at, 3),
         )
+
+    def _give_back(self, job: JobRecord) -> None:
+        """The engine is gone: no fault of the job's, and no use in claiming another."""
+        is_leaving = self._closing.is_set()
+        self.close()
+        self._write(lambda: self._store.release(job))
+        log.warning("job_released", reason="the engine has stopped")
+        if not is_leaving:
+            self._on_dead_engine()
 
     @staticmethod
     def _retries(job: JobRecord, result: GenerationResult) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from core.errors import TextmillError
 from tests.unit.worker.fake_parts import WAIT_SECONDS, RunnerBench, make_job, result
 from worker import tasks
+from worker.engine.requests import EngineStopped
 from worker.tasks import MAX_ERRORS
 
 
@@ -331,3 +332,15 @@ def test_a_drain_with_the_database_away_gives_up_in_time(
     bench.join()  # the thread gave up writing: the lease runs out, another worker repeats the job
     assert bench.store.finished == []
     assert sum(idle_for) < 20
+
+
+def test_a_dead_engine_costs_no_job_a_loss_and_ends_the_claims(bench: RunnerBench) -> None:
+    ended = threading.Event()
+    bench.runner._on_dead_engine = ended.set
+    bench.engine.refuses = EngineStopped("dead")
+    bench.store.queued += [make_job(1), make_job(2)]
+    bench.runner.work()
+    assert bench.store.released == [("job-1", 0.0, False)]
+    assert bench.store.finished == []
+    assert [job.id for job in bench.store.queued] == ["job-2"]
+    assert ended.is_set()
