@@ -27,6 +27,7 @@ _QUERIES: dict[tuple[str, str], dict[str, str]] = {
     ("get", "/jobs/{job_id}"): {"wait": "10"},
 }
 _PROMPT = "Attention is all"
+_LONG = 1_000  # tokens: the job still runs when the snippet comes to cancel it
 
 
 def groups(document: Document, host: str) -> list[Document]:
@@ -128,7 +129,12 @@ class _Call:
     def _setup(self) -> Document:
         if self._needs == "run":
             return {"prompt": _PROMPT, "variants": [{"strategy": "greedy"}]}
-        return {"prompt": _PROMPT} | ({"trace": True} if self._path.endswith("/trace") else {})
+        setup: Document = {"prompt": _PROMPT}
+        if self._path.endswith("/trace"):
+            setup["trace"] = True
+        if self._path.endswith("/cancel"):
+            setup["max_new_tokens"] = _LONG
+        return setup
 
     def _address(self, made: str) -> str:
         path = self._path.replace("{job_id}", made).replace("{run_id}", made)

@@ -23,6 +23,7 @@ from backend.page_docs import groups
 from backend.page_words import (
     ago,
     columns_of,
+    exactly,
     first_line,
     has_ended,
     ids_of,
@@ -107,6 +108,7 @@ def _compared(jobs: list[Document], columns: list[Document], **values: Any) -> R
         num_ended=sum(has_ended(job) for job in jobs),
         has_workers=not is_waiting or bool(_services().queue()["workers"]),
         status_words=STATUS_WORDS,
+        exactly=exactly,
         **values,
     )
     return make_response(page)

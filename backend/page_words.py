@@ -7,20 +7,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from markupsafe import Markup, escape
+
 Document = dict[str, Any]
 MAX_MARKED_CHARACTERS = 24  # of the first word that differs
 MAX_TITLE_CHARACTERS = 120
 _ENDED = ("succeeded", "failed", "canceled")
-_SHORT = {"temperature": "T", "top_k": "k", "top_p": "p", "min_p": "min-p", "typical_p": "mass"}
-_SHORT |= {"num_beams": "beams", "length_penalty": "length penalty"}
+_SHORT = {"top_k": "k", "top_p": "p", "min_p": "min-p", "typical_p": "mass"}
+_SHORT["num_beams"] = "beams"
 _NEUTRAL = {"repetition_penalty": 1}  # says nothing where it is so
 _UNSAID = ("seed", "stop", "max_new_tokens", "min_length")
-_FIRST_WORD = re.compile(r"\s*\S+")
+_FIRST_WORD = re.compile(r"[ \t\r\n]*[^ \t\r\n]+")  # the same in run.js
 
 
 def has_ended(job: Document) -> bool:
     """Whether a job will never change again."""
     return job["status"] in _ENDED
+
+
+def exactly(text: str) -> Markup:
+    """Escaped text that a browser reads back as it is: a bare CR would become a line feed."""
+    return escape(text).replace("\r", Markup("&#13;"))
 
 
 def number_in_words(value: float | int | None) -> str:
@@ -62,7 +69,7 @@ def ago(moment: str | None, now: datetime | None = None) -> str:
 
 
 def parameters_in_words(parameters: Mapping[str, Any]) -> str:
-    """What sets a job apart from others of its strategy: ``T 0.5 · k 10``."""
+    """What sets a job apart from others of its strategy: ``temperature 0.5 · k 10``."""
     parts = []
     for name, value in parameters.items():
         if name in _UNSAID or value is None or value == [] or _NEUTRAL.get(name) == value:

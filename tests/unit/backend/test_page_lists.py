@@ -130,7 +130,9 @@ class StubServices:
             error={"code": "error", "message": HOSTILE}, created_at=moment(86_400 * 3),
         )  # fmt: skip
         rest = [failed, make_job("f", "canceled", prompt=RTL, strategy="top_k", run_id="run-1")]
-        self.jobs = {job["id"]: job for job in [*self.run["jobs"], *rest]}
+        self.jobs: dict[str, dict[str, Any]] = {
+            job["id"]: job for job in [*self.run["jobs"], *rest]
+        }
         self.workers = [
             {
                 "id": "host-1:4711", "models": ["arxiv-abstracts", HOSTILE],
@@ -249,13 +251,18 @@ def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
     assert answer.status_code == 200
     assert re.findall(r'data-title="([^"]*)"', answer.text) == ["Greedy", "Sampling", "Top-k"]
     assert answer.text.count("data-job=") == 4
-    assert "T 0.5 · k 10" in answer.text
+    assert "temperature 0.5 · k 10" in answer.text
     assert 'data-events="/api/v1/runs/run-1/events"' in answer.text
     assert 'data-cursor="1-5,1-5,1-5,1-5"' in answer.text
     assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in answer.text
     assert "differs from Greedy after 35 characters" in answer.text
     assert "3 of 4" not in answer.text
     assert "2 of 4 texts have ended" in answer.text
+
+
+def test_a_carriage_return_stays_one(client: FlaskClient, services: StubServices) -> None:
+    services.run = make_run(jobs=[make_job("a", text="one\r\ntwo<\r")])
+    assert "one&#13;\ntwo&lt;&#13;</span>" in client.get("/runs/run-1").text
 
 
 def test_an_ended_run_does_not_refresh_itself(client: FlaskClient, services: StubServices) -> None:
@@ -420,7 +427,7 @@ def test_words() -> None:
     assert ago(moment(61), NOW) == "1 minute ago"
     assert ago(moment(-3), NOW) == "just now"
     assert parameters_in_words({"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}) == (
-        "T 0.7 · repetition penalty 1.2"
+        "temperature 0.7 · repetition penalty 1.2"
     )
 
 

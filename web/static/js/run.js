@@ -8,11 +8,10 @@
  *   queue: {position: number | null} | null,
  *   usage: {completion_tokens: number | null},
  *   timings: {tokens_per_second: number | null},
- *   parameters: {seed: number | null},
  * }} Job
  * @typedef {{
  *   root: HTMLElement, self: string, isReference: boolean, isFirstColumn: boolean,
- *   text: string, status: string, tokens: number, length: number,
+ *   text: string, status: string, tokens: number, length: number, seed: string,
  *   isGone: boolean, isDirty: boolean, figures: string | null,
  * }} Sample
  */
@@ -60,6 +59,7 @@ columns.forEach((column, index) => {
       status: root.dataset.status ?? "",
       tokens: progress.value,
       length: Number(root.dataset.length),
+      seed: root.dataset.seed ?? "", // as text: a number of JavaScript's would round it
       isGone: false,
       isDirty: false,
       figures: null,
@@ -104,7 +104,7 @@ const split = (sample) => {
   const after = count ? `after ${count} character${count === 1 ? "" : "s"}` : "from the first character";
   const isOtherFinal = hasEnded(reference);
   if (at < Math.min(text.length, other.length) || (at < text.length && isOtherFinal)) {
-    const word = /^\s*\S+/u.exec(text.slice(at))?.[0] ?? text.slice(at);
+    const word = /^[ \t\r\n]*[^ \t\r\n]+/u.exec(text.slice(at))?.[0] ?? text.slice(at);
     const mark = [...word].slice(0, MAX_MARKED).join("");
     const rest = text.slice(at + mark.length);
     return { same: text.slice(0, at), mark, rest, note: `differs from ${title} ${after}` };
@@ -181,7 +181,7 @@ const take = (id, job, isWhole) => {
       sample.figures =
         `${sample.tokens}/${sample.length} tokens` +
         (rate ? ` · ${rate.toFixed(1)} tokens/s` : "") +
-        (job.parameters.seed === null ? "" : ` · seed ${job.parameters.seed}`);
+        (sample.seed ? ` · seed ${sample.seed}` : "");
     }
     const error = part(sample, "error");
     error.hidden = !job.error;
