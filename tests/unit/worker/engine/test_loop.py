@@ -1,0 +1,278 @@
+"""The engine's loop on a model with known logits: joins, ends, cancels, faults."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from core.strategies import DecodingParameters
+from tests.fakes import EOS, LogitsOf, fake_model, one_hot, spelling
+from worker.engine import Delta, Engine, Generation, GenerationRequest
+from worker.engine.requests import (
+    BeamNotServedError,
+    EngineStopped,
+    ModelFault,
+    PromptTooLong,
+    PromptUnusable,
+    UnknownModel,
+)
+
+PATIENCE_SECONDS = 60.0
+
+
+@contextmanager
+def running(*models: Any, num_slots: int = 4) -> Iterator[Engine]:
+    engine = Engine({model.name: model for model in models}, num_slots=num_slots)
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+
+
+def request(prompt: str = "p", model: str = "fake", **changes: Any) -> GenerationRequest:
+    deadline = changes.pop("deadline", None)
+    parameters = {"strategy": "greedy", "max_new_tokens": 20, "seed": 0, **changes}
+    return GenerationRequest("job", model, prompt, DecodingParameters(**parameters), deadline)
+
+
+def written(engine: Engine, asked: GenerationRequest) -> tuple[str, str]:
+    result = engine.submit(asked).result(PATIENCE_SECONDS)
+    return result.text, result.finish_reason
+
+
+def test_a_text_ends_at_its_end_token_its_length_or_a_stop_string() -> None:
+    model, _ = fake_model(spelling("hello world\0", "p"))
+    with running(model) as engine:
+        assert written(engine, request()) == ("hello world", "stop")
+        assert written(engine, request(max_new_tokens=5)) == ("hello", "length")
+        assert written(engine, request(stop=("o w",))) == ("hell", "stop")
+        assert written(engine, request(stop=("nothing",))) == ("hello world", "stop")
+
+
+def test_a_text_ends_where_the_context_ends() -> None:
+    model, _ = fake_model(spelling("abcdef", "ppp"), context_length=7)
+    with running(model) as engine:
+        result = engine.submit(request("ppp", max_new_tokens=50)).result(PATIENCE_SECONDS)
+        assert (result.text, result.finish_reason) == ("abcd", "length")
+        assert (result.num_prompt_tokens, result.num_completion_tokens) == (3, 4)
+        with pytest.raises(PromptTooLong, match=r"\b7 tokens.*\b7\b"):
+            engine.submit(request("p" * 7))
+
+
+def test_deltas_grow_into_the_text_and_count_tokens() -> None:
+    model, _ = fake_model(spelling("one two STOP", "p"))
+    shown: list[Delta] = []
+    with running(model) as engine:
+        generation = engine.submit(request(stop=("STOP",)), shown.append)
+        result = generation.result(PATIENCE_SECONDS)
+    assert "".join(delta.text for delta in shown) == result.text == "one two "
+    assert not any("S" in delta.text for delta in shown)
+    counts = [delta.num_tokens for delta in shown]
+    assert counts == sorted(counts)
+    assert generation.text_so_far == result.text
+    assert generation.num_completion_tokens == result.num_completion_tokens == 12
+    assert result.first_token_seconds is not None
+    assert generation.done()
+
+
+def test_rows_join_and_leave_between_steps() -> None:
+    model, runner = fake_model(spelling("abcdefgh", "p"))
+    runner.gate = threading.Event()
+    with running(model, num_slots=2) as engine:
+        lengths = [8, 2, 3, 1]
+        generations = [engine.submit(request(max_new_tokens=n)) for n in lengths]
+        runner.gate.set()
+        texts = [g.result(PATIENCE_SECONDS).text for g in generations]
+    assert texts == ["abcdefgh", "ab", "abc", "a"]
+    assert max(runner.batch_sizes) == 2
+    assert runner.slots_seen[-1] <= {0, 1}
+    assert runner.num_decode_steps <= 9  # the short ones ran beside the long one
+
+
+def test_a_cancel_takes_effect_and_keeps_the_text_made_so_far() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+    with running(model) as engine:
+        begun = threading.Event()
+        generation = engine.submit(request(max_new_tokens=90_000), lambda _: begun.set())
+        assert begun.wait(PATIENCE_SECONDS)
+        generation.cancel()
+        result = generation.result(PATIENCE_SECONDS)
+    assert result.finish_reason == "canceled"
+    assert result.text.startswith("abc"[: len(result.text)])
+    assert 1 <= result.num_completion_tokens < 90_000
+
+
+def test_what_waits_can_be_canceled_too() -> None:
+    model, runner = fake_model(spelling("abc", "p"))
+    runner.gate = threading.Event()
+    with running(model, num_slots=1) as engine:
+        first = engine.submit(request(max_new_tokens=4))
+        second = engine.submit(request(max_new_tokens=4))
+        second.cancel("released")
+        runner.gate.set()
+        assert second.result(PATIENCE_SECONDS).finish_reason == "released"
+        assert second.result(0).num_completion_tokens == 0
+        assert first.result(PATIENCE_SECONDS).finish_reason == "length"
+
+
+def test_a_deadline_ends_a_text() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+    with running(model) as engine:
+        assert written(engine, request(deadline=time.monotonic() - 1)) == ("", "deadline")
+
+
+def test_what_cannot_be_written_is_refused_at_once() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+    with running(model) as engine:
+        for error, asked in (
+            (UnknownModel, request(model="other")),
+            (PromptUnusable, request("")),
+            (BeamNotServedError, request(strategy="beam", num_beams=4)),
+        ):
+            with pytest.raises(error):
+                engine.submit(asked)
+    with pytest.raises(EngineStopped):
+        engine.submit(request())
+
+
+def test_a_listener_that_raises_ends_its_own_text_alone() -> None:
+    model, _ = fake_model(spelling("abcdef", "p"))
+
+    def listen(_: Delta) -> None:
+        raise RuntimeError("nobody listens")
+
+    with running(model) as engine:
+        bad = engine.submit(request(), listen)
+        good = engine.submit(request(max_new_tokens=6))
+        assert good.result(PATIENCE_SECONDS).text == "abcdef"
+        result = bad.result(PATIENCE_SECONDS)
+        assert result.finish_reason == "error"
+        assert isinstance(result.error, RuntimeError)
+
+
+def failing(times: int, then: LogitsOf) -> LogitsOf:
+    left = [times]
+
+    def logits_of(ids: list[int]) -> torch.Tensor:
+        if left[0]:
+            left[0] -= 1
+            raise ValueError("the model is broken")
+        return then(ids)
+
+    return logits_of
+
+
+def test_an_exception_in_a_step_fails_its_rows_and_the_loop_goes_on() -> None:
+    model, _ = fake_model(failing(1, spelling("abc\0", "p")))
+    with running(model) as engine:
+        result = engine.submit(request()).result(PATIENCE_SECONDS)
+        assert (result.finish_reason, str(result.error)) == ("error", "the model is broken")
+        assert written(engine, request()) == ("abc", "stop")
+
+
+def test_numbers_that_are_not_finite_fail_their_row_alone() -> None:
+    def logits_of(ids: list[int]) -> torch.Tensor:
+        if ids[0] == ord("n"):
+            return torch.full((128,), torch.nan)
+        return spelling("abc\0", "p")(ids)
+
+    model, runner = fake_model(logits_of)
+    runner.gate = threading.Event()
+    with running(model) as engine:
+        bad, good = engine.submit(request("n")), engine.submit(request("p"))
+        runner.gate.set()
+        assert good.result(PATIENCE_SECONDS).text == "abc"
+        assert isinstance(bad.result(PATIENCE_SECONDS).error, ModelFault)
+    assert len(runner.wiped) == 1
+
+
+def test_a_stop_ends_what_runs_with_an_error() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+    begun = threading.Event()
+    with running(model, num_slots=1) as engine:
+        active = engine.submit(request(max_new_tokens=90_000), lambda _: begun.set())
+        waiting = engine.submit(request())
+        assert begun.wait(PATIENCE_SECONDS)
+    for generation in (active, waiting):
+        result = generation.result(PATIENCE_SECONDS)
+        assert result.finish_reason == "error"
+        assert isinstance(result.error, EngineStopped)
+
+
+def test_when_the_thread_dies_results_and_submissions_raise() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+
+    def die() -> None:
+        raise SystemError("out of everything")
+
+    with running(model) as engine:
+        engine.submit(request(max_new_tokens=1)).result(PATIENCE_SECONDS)
+        begun = threading.Event()
+        generation = engine.submit(request(max_new_tokens=90_000), lambda _: begun.set())
+        assert begun.wait(PATIENCE_SECONDS)
+        engine._step = die  # type: ignore[method-assign]
+        with pytest.raises(EngineStopped):
+            generation.result(PATIENCE_SECONDS)
+        engine._thread.join(PATIENCE_SECONDS)
+        with pytest.raises(EngineStopped):
+            engine.submit(request())
+
+
+def test_several_models_take_turns() -> None:
+    first, _ = fake_model(spelling("abc\0", "p"), name="first")
+    second, _ = fake_model(spelling("xyz\0", "p"), name="second")
+    with running(first, second, num_slots=2) as engine:
+        engine.warm_up()
+        asked = [engine.submit(request(model=name)) for name in ("first", "second") * 5]
+        texts = [generation.result(PATIENCE_SECONDS).text for generation in asked]
+    assert texts == ["abc", "xyz"] * 5
+
+
+def test_numbers_are_counted() -> None:
+    model, runner = fake_model(spelling("abc\0", "p"))
+    with running(model) as engine:
+        before = engine.step_count
+        written(engine, request())
+        statistics = engine.statistics()
+        assert engine.step_count > before
+    assert statistics.num_tokens == 4  # the end token is made too
+    assert statistics.num_steps == runner.num_decode_steps
+    assert statistics.mean_occupancy == pytest.approx(1 / 4)
+    assert statistics.tokens_per_second > 0
+    assert (engine.num_active, engine.num_waiting) == (0, 0)
+
+
+def test_a_trace_has_an_entry_for_every_token_of_the_text() -> None:
+    model, _ = fake_model(spelling("abc\0", "p"))
+    with running(model) as engine:
+        result = engine.submit(request(trace=True)).result(PATIENCE_SECONDS)
+        plain = engine.submit(request()).result(PATIENCE_SECONDS)
+    assert result.trace is not None
+    assert [token.text for token in result.trace] == ["a", "b", "c"]
+    assert plain.trace is None
+
+
+def test_many_threads_may_submit_at_once() -> None:
+    model, _ = fake_model(spelling("abc\0", "p"))
+    results: list[Generation] = []
+    with running(model, num_slots=3) as engine:
+        work: Callable[[], None] = lambda: results.extend(  # noqa: E731
+            engine.submit(request()) for _ in range(20)
+        )
+        threads = [threading.Thread(target=work) for _ in range(5)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_SECONDS)
+        assert [g.result(PATIENCE_SECONDS).text for g in results] == ["abc"] * 100
+
+
+def test_one_hot_logits_are_what_they_say() -> None:
+    assert int(one_hot(EOS).argmax()) == EOS

@@ -1,0 +1,168 @@
+"""Who runs where, tried without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.strategies import DecodingParameters
+from worker.engine.requests import Delta, Generation, GenerationRequest
+from worker.engine.scheduler import Scheduler
+from worker.engine.sequence import Sequence
+
+ROOT = Path(__file__).parents[4]
+
+
+class Characters:
+    """Token ids are code points."""
+
+    def push(self, token: int) -> str:
+        return chr(token)
+
+    def flush(self) -> str:
+        return ""
+
+
+def a_sequence(
+    prompt_tokens: int = 3,
+    model: str = "m",
+    deadline: float | None = None,
+    shown: list[Delta] | None = None,
+    context_length: int = 100,
+    **parameters: object,
+) -> Sequence:
+    chosen = DecodingParameters(
+        **{"strategy": "greedy", "max_new_tokens": 5, "seed": 0, **parameters}  # type: ignore[arg-type]
+    )
+    generation = Generation(GenerationRequest("j", model, "", chosen, deadline), prompt_tokens)
+    return Sequence(
+        generation,
+        list(range(prompt_tokens)),
+        detokenizer=Characters(),
+        eos_token_ids=frozenset({0}),
+        context_length=context_length,
+        on_delta=shown.append if shown is not None else None,
+    )
+
+
+def test_the_lowest_free_slots_go_to_those_that_waited_longest() -> None:
+    scheduler = Scheduler(2)
+    first, second, third = (a_sequence() for _ in range(3))
+    for sequence in (first, second, third):
+        scheduler.add(sequence)
+    scheduler.admit()
+    assert (first.slot, second.slot, third.slot) == (0, 1, -1)
+    assert (scheduler.num_active, scheduler.num_waiting) == (2, 1)
+    scheduler.remove(first)
+    scheduler.admit()
+    assert third.slot == 0
+    assert (scheduler.num_active, scheduler.num_waiting) == (2, 0)
+
+
+def test_models_have_slots_of_their_own_but_share_the_number() -> None:
+    scheduler = Scheduler(3)
+    sequences = [a_sequence(model=model) for model in "abab"]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    scheduler.admit()
+    assert [s.slot for s in sequences] == [0, 0, 1, -1]
+
+
+def test_prompts_come_first_then_rows_by_slot() -> None:
+    scheduler = Scheduler(3)
+    sequences = [a_sequence() for _ in range(3)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    scheduler.admit()
+    assert scheduler.prefilling("m") == sequences
+    assert scheduler.decoding("m") == []
+    for sequence in sequences:
+        sequence.num_cached = 2
+    scheduler.remove(sequences[0])
+    newcomer = a_sequence(prompt_tokens=1)  # one token needs no prefill
+    scheduler.add(newcomer)
+    scheduler.admit()
+    assert scheduler.decoding("m") == [newcomer, sequences[1], sequences[2]]
+    assert scheduler.decoding("other") == []
+
+
+def test_due_names_what_was_canceled_or_is_too_late_waiting_or_active() -> None:
+    scheduler = Scheduler(1)
+    active, waiting, late = a_sequence(), a_sequence(), a_sequence(deadline=5.0)
+    for sequence in (active, waiting, late):
+        scheduler.add(sequence)
+    scheduler.admit()
+    waiting.generation.cancel("released")
+    waiting.generation.cancel("canceled")  # the first reason counts
+    assert scheduler.due(4.0) == [(waiting, "released")]
+    assert scheduler.due(6.0) == [(waiting, "released"), (late, "deadline")]
+
+
+def test_clear_returns_everything() -> None:
+    scheduler = Scheduler(1)
+    sequences = [a_sequence(), a_sequence()]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    scheduler.admit()
+    assert scheduler.clear() == sequences
+    assert not scheduler.has_work
+
+
+def test_a_sequence_ends_at_its_length_or_at_the_contexts_end() -> None:
+    short = a_sequence(max_new_tokens=2)
+    assert [short.push(ord("a")), short.push(ord("b"))] == [None, "length"]
+    tight = a_sequence(prompt_tokens=98, max_new_tokens=50)
+    assert [tight.push(ord("a")), tight.push(ord("b"))] == [None, "length"]
+
+
+def test_the_end_token_ends_it_and_is_no_part_of_it() -> None:
+    shown: list[Delta] = []
+    sequence = a_sequence(shown=shown)
+    sequence.push(ord("a"))
+    assert sequence.push(0) == "stop"
+    sequence.finish("stop")
+    result = sequence.generation.result(0)
+    assert (result.text, result.num_completion_tokens, shown) == ("a", 1, [Delta("a", 1)])
+
+
+def test_what_was_held_back_for_a_stop_is_shown_at_the_end() -> None:
+    shown: list[Delta] = []
+    sequence = a_sequence(shown=shown, stop=("xyz",), max_new_tokens=3)
+    reasons = [sequence.push(ord(c)) for c in "axy"]
+    assert reasons == [None, None, "length"]
+    sequence.finish("length")
+    assert [delta.text for delta in shown] == ["a", "xy"]
+    assert sequence.generation.result(0).text == "axy"
+
+
+def test_a_result_is_set_once() -> None:
+    sequence = a_sequence()
+    sequence.finish("canceled")
+    sequence.fail(ValueError("too late"))
+    assert sequence.generation.result(0).finish_reason == "canceled"
+
+
+def test_a_result_that_does_not_come_is_a_timeout() -> None:
+    with pytest.raises(TimeoutError):
+        a_sequence().generation.result(0)
+
+
+def test_scheduler_and_sequence_run_without_torch() -> None:
+    program = """
+import sys, types
+for name in ("torch", "transformers"):
+    sys.modules[name] = None  # an import of it raises
+for name in ("worker", "worker.engine"):
+    package = types.ModuleType(name)
+    package.__path__ = [name.replace(".", "/")]  # without running its __init__
+    sys.modules[name] = package
+from worker.engine.scheduler import Scheduler
+Scheduler(2).admit()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
