@@ -150,7 +150,8 @@ const write = () => {
   if (live && ended === total && !live.hidden) {
     const hadFocus = live.contains(document.activeElement);
     live.hidden = true;
-    if (hadFocus) document.querySelector('form[action$="/again"] button')?.focus();
+    const again = document.querySelector('form[action$="/again"] button');
+    if (hadFocus && again instanceof HTMLElement) again.focus();
   }
 };
 
@@ -316,7 +317,7 @@ tabs.forEach((tab, index) => {
     layOut();
   });
   tab.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const step = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
     if (!step) return;
     event.preventDefault();
     chosen = (chosen + step + tabs.length) % tabs.length;
