@@ -74,6 +74,13 @@ class Stack:
         worker.wait()
         self.workers.remove(worker)
 
+    def kill_web(self) -> None:
+        """SIGKILL, in the middle of whatever it was answering."""
+        if self.web is not None:
+            self.web.kill()
+            self.web.wait()
+            self.web = None
+
     def drain_worker(self, worker: subprocess.Popen[bytes]) -> int:
         """SIGTERM; returns the exit status."""
         worker.send_signal(signal.SIGTERM)
@@ -94,11 +101,19 @@ class Stack:
         self.workers, self.web = [], None
 
     def wait_ready(self) -> None:
-        """Poll /readyz: another process's readiness is no event of ours."""
+        """Wait until the database takes writes and a worker was seen."""
+        self._await_200("/readyz")
+
+    def wait_alive(self) -> None:
+        """Wait until the web process answers, worker or no worker."""
+        self._await_200("/healthz")
+
+    def _await_200(self, path: str) -> None:
+        """Poll: another process's readiness is no event of ours."""
         deadline = time.monotonic() + READY_SECONDS
         while True:
             with contextlib.suppress(OSError):
-                if self.request("GET", "/readyz").status == 200:
+                if self.request("GET", path).status == 200:
                     return
             dead = [p for p in [*self.workers, self.web] if p is not None and p.poll() is not None]
             if dead or time.monotonic() > deadline:

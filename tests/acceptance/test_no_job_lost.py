@@ -1,7 +1,9 @@
 """The counted proof: whatever dies, every accepted job reaches exactly one final state.
 
-Workers are killed and drained, Redis is killed, frozen and started again empty, all while jobs are
-submitted over HTTP. Then everything is counted, in the rows and in ``job_events``.
+Clients submit over HTTP, with keys, and ask again when they got no answer. Meanwhile workers are
+killed, drained and frozen beyond their leases, Redis is killed, frozen and started again empty, and
+the web process is killed. Then everything is counted: the rows, ``job_events``, and the texts
+against those that an undisturbed product wrote for the same seeds.
 """
 
 from __future__ import annotations
@@ -9,85 +11,184 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
 
+import pytest
 from sqlalchemy import select, update
 
-from core.db import make_engine, reading, writing
+from core.db import make_engine, now_ms, reading, writing
 from core.models import Job, JobEvent
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
 
-NUM_ROUNDS = 6
-JOBS_A_ROUND = 30
-LENGTH = 150  # tokens; long enough to be caught in the middle
+NUM_JOBS = 200
+NUM_CLIENTS = 4
+LENGTH = 100  # tokens; long enough to be caught in the middle
 FINAL = {"succeeded", "failed", "canceled"}
+LEGAL = {
+    (None, "queued"),
+    ("queued", "running"),
+    ("running", "queued"),
+    ("running", "succeeded"),
+}
 
 
+def body(seed: int) -> dict[str, Any]:
+    return {"prompt": "Again", "strategy": "sampling", "seed": seed, "max_new_tokens": LENGTH}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stack: Stack) -> dict[int, str]:
+    """Seed → text, from a product that nobody disturbs."""
+    ids = [stack.request("POST", "/api/v1/jobs", body(n)).json["id"] for n in range(NUM_JOBS)]
+    return {seed: stack.wait(job_id)["text"] for seed, job_id in enumerate(ids)}
+
+
+@dataclass
+class Clients:
+    """Submit the jobs with the given pace of a few threads, each until it is told 202."""
+
+    stack: Stack
+    accepted: dict[int, str] = field(default_factory=dict)
+    num_unanswered: int = 0
+    go_on: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+            list(pool.map(self._submit, range(NUM_JOBS)))
+
+    def _submit(self, seed: int) -> None:
+        assert self.go_on.acquire(timeout=120)
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                answer = self.stack.request(
+                    "POST", "/api/v1/jobs", body(seed), {"Idempotency-Key": f"seed-{seed}"}
+                )
+            except OSError:  # the web process was killed: nobody knows whether the job is there
+                self.num_unanswered += 1
+                assert time.monotonic() < deadline
+                time.sleep(0.05)  # as a client does before it asks again
+                continue
+            assert answer.status == 202, answer.body
+            self.accepted[seed] = answer.json["id"]
+            return
+
+
+@pytest.mark.timeout(600)
 def test_every_accepted_job_ends_exactly_once(
-    make_stack: Callable[..., Stack], database_url: str, own_redis: RedisServer
+    undisturbed: dict[int, str],
+    database_url: str,
+    own_redis: RedisServer,
+    make_stack: Callable[..., Stack],
 ) -> None:
     stack = make_stack(database_url, own_redis, TEXTMILL_SLOTS="8", TEXTMILL_DRAIN_SECONDS="0.3")
     stack.start(num_workers=2)
-    accepted: dict[str, int] = {}
-
-    def submit_some(round_: int) -> None:
-        for number in range(JOBS_A_ROUND):
-            seed = round_ * JOBS_A_ROUND + number
-            job = stack.submit(
-                strategy="sampling", seed=seed, max_new_tokens=LENGTH, prompt="Again"
-            )
-            accepted[job["id"]] = seed
-
+    clients = Clients(stack)
+    submitting = threading.Thread(target=clients.run)
+    submitting.start()
     disturbances = [
-        lambda: stack.kill_worker(_busy(stack)),
+        lambda: _kill(stack, _busy(stack)),
         own_redis.stop,
+        lambda: _kill_web(stack),
         own_redis.start,
         lambda: _signal(own_redis, signal.SIGSTOP),
+        lambda: _freeze_beyond_the_lease(stack, _busy(stack)),
         lambda: _signal(own_redis, signal.SIGCONT),
         lambda: stack.drain_worker(_busy(stack)),
     ]
-    assert len(disturbances) == NUM_ROUNDS
-    for round_, disturb in enumerate(disturbances):
-        submit_some(round_)
+    share = NUM_JOBS // len(disturbances)
+    for disturb in disturbances:
+        clients.go_on.release(share)
         disturb()
-        _expire_leases_of_the_dead(stack)
         while len(stack.workers) < 2:
             stack.add_worker()
-    jobs = {job_id: stack.wait(job_id, 120) for job_id in accepted}
+    clients.go_on.release(NUM_JOBS)
+    submitting.join(120)
+    assert not submitting.is_alive()
+    jobs = {seed: stack.wait(job_id, 180) for seed, job_id in clients.accepted.items()}
 
-    assert len(jobs) == NUM_ROUNDS * JOBS_A_ROUND
-    assert Counter(job["status"] for job in jobs.values()) == {"succeeded": len(jobs)}
+    assert len(jobs) == len({job["id"] for job in jobs.values()}) == NUM_JOBS
+    assert Counter(job["status"] for job in jobs.values()) == {"succeeded": NUM_JOBS}
+    paths = _paths(database_url)
+    assert set(paths) == {job["id"] for job in jobs.values()}  # a key made one job and no more
+    for path in paths.values():
+        assert set(path) <= LEGAL
+        assert [step[1] for step in path[:-1]] == [step[0] for step in path[1:]]
+        assert sum(to in FINAL for _, to in path) == 1
+    assert {seed: job["text"] for seed, job in jobs.items()} == undisturbed
     # Otherwise nothing was disturbed, and nothing proven.
+    taken_back = sum(("running", "queued") in path for path in paths.values())
+    assert taken_back >= 3
     assert max(job["attempt"] for job in jobs.values()) > 1
-    ends = _final_events(database_url)
-    assert {job_id: ends[job_id] for job_id in jobs} == dict.fromkeys(jobs, 1)
-    # A repeated computation gives the undisturbed text.
-    for job_id in list(accepted)[::20]:
-        again = stack.generate(
-            strategy="sampling", seed=accepted[job_id], max_new_tokens=LENGTH, prompt="Again"
-        )
-        assert again["text"] == jobs[job_id]["text"]
+
+
+def _kill(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
+    stack.kill_worker(worker)
+    _expire_leases(stack, worker)
+
+
+def _kill_web(stack: Stack) -> None:
+    """SIGKILL in the middle of submissions; gunicorn's child ends with its parent."""
+    stack.kill_web()
+    stack.start_web()
+    stack.wait_alive()
+
+
+def _freeze_beyond_the_lease(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
+    """A worker that stands still until others have its jobs, and then goes on: a zombie."""
+    worker.send_signal(signal.SIGSTOP)
+    try:
+        _expire_leases(stack, worker)
+        _await(stack, lambda: not _held_by(stack, worker), "the leases were not taken back")
+    finally:
+        worker.send_signal(signal.SIGCONT)
+
+
+def _expire_leases(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
+    """Let the 30 s of a lease pass for what one dead worker held; the product's value stays."""
+    engine = make_engine(stack.database_url, pool_size=1)
+    with writing(engine) as connection:
+        mine = Job.worker_id.like(f"%-{worker.pid}-%")
+        expired = update(Job).where(Job.status == "running", mine)
+        connection.execute(expired.values(lease_until=now_ms() - 1))
+    engine.dispose()
 
 
 def _busy(stack: Stack) -> subprocess.Popen[bytes]:
-    """The first worker, as soon as the database says that it runs something."""
-    worker = stack.workers[0]
+    """The first worker that the database says has written part of a text."""
+    found: list[subprocess.Popen[bytes]] = []
+
+    def look() -> bool:
+        found[:] = [worker for worker in stack.workers if any(_held_by(stack, worker))]
+        return bool(found)
+
+    _await(stack, look, "no worker is in the middle of a text")
+    return found[0]
+
+
+def _held_by(stack: Stack, worker: subprocess.Popen[bytes]) -> list[str]:
+    """The texts so far of what a worker runs."""
     engine = make_engine(stack.database_url, pool_size=1)
-    held = select(Job.id).where(
-        Job.status == "running", Job.worker_id.like(f"%-{worker.pid}-%"), Job.text != ""
-    )
-    deadline = time.monotonic() + 60
-    while True:
-        with reading(engine) as connection:
-            if connection.execute(held.limit(1)).first() is not None:
-                break
-        assert time.monotonic() < deadline, stack.logs()
-        time.sleep(0.01)  # polling another process's state: there is no event to await
+    query = select(Job.text).where(Job.status == "running", Job.worker_id.like(f"%-{worker.pid}-%"))
+    with reading(engine) as connection:
+        texts = list(connection.execute(query).scalars())
     engine.dispose()
-    return worker
+    return texts
+
+
+def _await(stack: Stack, condition: Callable[[], bool], complaint: str) -> None:
+    """Poll other processes' state, for which there is no event to await."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline, complaint + stack.logs()
+        time.sleep(0.02)
 
 
 def _signal(redis: RedisServer, number: signal.Signals) -> None:
@@ -95,20 +196,12 @@ def _signal(redis: RedisServer, number: signal.Signals) -> None:
     os.kill(redis.process.pid, number)
 
 
-def _expire_leases_of_the_dead(stack: Stack) -> None:
-    """Let 30 s pass for what a killed worker held; the living renew theirs within 5 s."""
-    engine = make_engine(stack.database_url, pool_size=1)
-    with writing(engine) as connection:
-        connection.execute(
-            update(Job).where(Job.status == "running").values(lease_until=Job.lease_until - 25_000)
-        )
-    engine.dispose()
-
-
-def _final_events(database_url: str) -> Counter[str]:
+def _paths(database_url: str) -> dict[str, list[tuple[str | None, str]]]:
     engine = make_engine(database_url, pool_size=1)
+    query = select(JobEvent.job_id, JobEvent.from_status, JobEvent.to_status)
+    paths: dict[str, list[tuple[str | None, str]]] = {}
     with reading(engine) as connection:
-        query = select(JobEvent.job_id).where(JobEvent.to_status.in_(FINAL))
-        found = Counter(connection.execute(query).scalars())
+        for job_id, from_status, to_status in connection.execute(query.order_by(JobEvent.number)):
+            paths.setdefault(job_id, []).append((from_status, to_status))
     engine.dispose()
-    return found
+    return paths

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+from sqlalchemy import select
+
+from core.db import make_engine, reading
+from core.models import Job
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
 
 
 def test_two_workers_share_the_jobs_of_one_queue(
-    make_stack: Callable[..., Stack], postgres_url: str, own_redis: RedisServer
+    postgres_url: str, own_redis: RedisServer, make_stack: Callable[..., Stack]
 ) -> None:
     stack = make_stack(postgres_url, own_redis, TEXTMILL_SLOTS="2").start(num_workers=2)
-    jobs = [stack.submit(strategy="sampling", max_new_tokens=200) for _ in range(12)]
+    while len(stack.request("GET", "/api/v1/queue").json["workers"]) < 2:
+        time.sleep(0.1)  # ready with the first of them; the other is seen by a heartbeat
+    jobs = [stack.submit(strategy="sampling", max_new_tokens=200) for _ in range(16)]
     assert {stack.wait(job["id"])["status"] for job in jobs} == {"succeeded"}
-    assert len(stack.request("GET", "/api/v1/queue").json["workers"]) == 2
+    engine = make_engine(postgres_url)
+    with reading(engine) as connection:
+        took = set(connection.execute(select(Job.worker_id)).scalars())
+    engine.dispose()
+    assert len(took) == 2
 
 
 def test_a_worker_takes_only_the_models_that_it_serves(
-    make_stack: Callable[..., Stack], postgres_url: str, own_redis: RedisServer
+    postgres_url: str, own_redis: RedisServer, make_stack: Callable[..., Stack]
 ) -> None:
     stack = make_stack(postgres_url, own_redis)
     stack.start_web()
@@ -33,7 +44,7 @@ def test_a_worker_takes_only_the_models_that_it_serves(
 
 
 def test_work_goes_on_with_redis_gone(
-    make_stack: Callable[..., Stack], sqlite_url: str, own_redis: RedisServer
+    sqlite_url: str, own_redis: RedisServer, make_stack: Callable[..., Stack]
 ) -> None:
     stack = make_stack(sqlite_url, own_redis).start()
     own_redis.stop()
