@@ -1,0 +1,188 @@
+"""Whole texts by real (tiny) models: equal to transformers', whatever is decoded beside them."""
+
+from __future__ import annotations
+
+import random
+import threading
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from core.model_catalog import ModelSpec
+from core.strategies import DecodingParameters
+from tests.tiny_models import NATIVE_FAMILIES, tiny_model
+from worker.engine import Engine, GenerationRequest, GenerationResult
+from worker.models.loading import LoadedModel, load
+
+PATIENCE_SECONDS = 120.0
+NUM_NEW = 40
+PROMPTS = (
+    "The quick",
+    "Title: Attention is all you need\nAbstract: The dominant models",
+    "你好 café",
+    "x" * 90,
+    "T",
+)
+STRATEGIES: list[dict[str, Any]] = [
+    {"strategy": "greedy"},
+    {"strategy": "greedy", "repetition_penalty": 1.3},
+    {"strategy": "sampling", "temperature": 0.7},
+    {"strategy": "top_k", "top_k": 10, "temperature": 0.5},
+    {"strategy": "top_p", "top_p": 0.9},
+    {"strategy": "min_p", "min_p": 0.05},
+    {"strategy": "typical", "typical_p": 0.9, "repetition_penalty": 1.1},
+]
+
+
+@cache
+def loaded(family: str, num_slots: int) -> LoadedModel:
+    spec = ModelSpec(family, str(tiny_model(family)), None, "auto", True, "")
+    unused = Path("/nonexistent")  # a folder in save_pretrained layout needs no conversion
+    return load(spec, cache_dir=unused, dtype="auto", num_slots=num_slots, report=lambda _: None)
+
+
+@cache
+def generated(family: str, prompt: str, repetition_penalty: float = 1.0) -> str:
+    folder = tiny_model(family)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(prompt, return_tensors="pt")
+    written = model.generate(
+        input_ids=ids["input_ids"],
+        attention_mask=ids["attention_mask"],
+        max_new_tokens=NUM_NEW,
+        do_sample=False,
+        repetition_penalty=repetition_penalty,
+        pad_token_id=0,
+    )
+    new = written[0, ids["input_ids"].shape[1] :]
+    return str(tokenizer.decode(new, skip_special_tokens=True))
+
+
+def request(family: str, job: int, prompt: str, **changes: Any) -> GenerationRequest:
+    parameters = {"max_new_tokens": NUM_NEW, "seed": job, **changes}
+    return GenerationRequest(str(job), family, prompt, DecodingParameters(**parameters))
+
+
+def run_all(
+    family: str, requests: list[GenerationRequest], num_slots: int
+) -> dict[str, GenerationResult]:
+    engine = Engine({family: loaded(family, num_slots)}, num_slots=num_slots)
+    engine.start()
+    try:
+        generations = {asked.job_id: engine.submit(asked) for asked in requests}
+        return {job: g.result(PATIENCE_SECONDS) for job, g in generations.items()}
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+
+
+@pytest.mark.parametrize("family", [*NATIVE_FAMILIES, "opt"])
+def test_greedy_text_equals_that_of_transformers_alone_and_in_a_mixed_batch(family: str) -> None:
+    wanted = [generated(family, prompt) for prompt in PROMPTS]
+    greedy = [request(family, i, p, strategy="greedy") for i, p in enumerate(PROMPTS)]
+    alone = [run_all(family, [asked], num_slots=1)[asked.job_id].text for asked in greedy]
+    assert alone == wanted
+    others = [
+        request(family, 100 + i, PROMPTS[i % len(PROMPTS)], **STRATEGIES[i % len(STRATEGIES)])
+        for i in range(14)
+    ]
+    mixed = [*greedy, *others]
+    random.Random(0).shuffle(mixed)
+    together = run_all(family, mixed, num_slots=6)
+    assert [together[asked.job_id].text for asked in greedy] == wanted
+
+
+@pytest.mark.parametrize("family", NATIVE_FAMILIES)
+def test_a_penalised_greedy_text_equals_that_of_transformers(family: str) -> None:
+    asked = request(family, 0, PROMPTS[1], strategy="greedy", repetition_penalty=1.5)
+    assert run_all(family, [asked], 1)["0"].text == generated(family, PROMPTS[1], 1.5)
+
+
+@pytest.mark.parametrize("family", NATIVE_FAMILIES)
+def test_sixty_jobs_give_the_same_texts_in_any_order_and_batch_size(family: str) -> None:
+    rng = random.Random(1)
+    requests = [
+        request(
+            family,
+            job,
+            rng.choice(PROMPTS) + str(job),
+            **STRATEGIES[job % len(STRATEGIES)] | {"max_new_tokens": rng.randint(1, 30)},
+        )
+        for job in range(60)
+    ]
+    first = {job: r.text for job, r in run_all(family, requests, num_slots=1).items()}
+    for num_slots in (5, 16):
+        rng.shuffle(requests)
+        again = {job: r.text for job, r in run_all(family, requests, num_slots).items()}
+        assert again == first
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"strategy": "top_k", "top_k": 1}, {"strategy": "greedy"}),
+        ({"strategy": "sampling", "temperature": 0.0}, {"strategy": "greedy"}),
+        ({"strategy": "top_k", "top_k": 400, "temperature": 0.9}, None),
+        ({"strategy": "top_p", "top_p": 1.0, "temperature": 0.9}, None),
+        ({"strategy": "min_p", "min_p": 0.0, "temperature": 0.9}, None),
+        ({"strategy": "typical", "typical_p": 1.0, "temperature": 0.9}, None),
+    ],
+)
+def test_identities_hold_for_whole_texts(one: dict[str, Any], other: dict[str, Any] | None) -> None:
+    other = other or {"strategy": "sampling", "temperature": 0.9}
+    first = run_all("llama", [request("llama", 5, PROMPTS[0], **one)], 1)["5"].text
+    second = run_all("llama", [request("llama", 5, PROMPTS[0], **other)], 1)["5"].text
+    assert first == second
+
+
+def test_a_prompt_of_many_chunks_does_not_hold_up_the_others() -> None:
+    """While it is read, the short text beside it is written and done."""
+    family = "llama"
+    order: list[str] = []
+    engine = Engine({family: loaded(family, 2)}, num_slots=2)
+    done = threading.Event()
+    long_prompt = "x " * 115
+    engine.start()
+    try:
+        short = engine.submit(
+            request(family, 1, "T", strategy="sampling", max_new_tokens=20),
+            lambda _: order.append("short"),
+        )
+        long = engine.submit(
+            request(family, 2, long_prompt, strategy="sampling", max_new_tokens=5),
+            lambda _: (order.append("long"), done.set())[0],
+        )
+        assert long.result(PATIENCE_SECONDS).num_completion_tokens <= 5
+        short.result(PATIENCE_SECONDS)
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+    assert long.num_prompt_tokens > 128
+    assert order[0] == "short"
+
+
+@pytest.mark.parametrize("family", NATIVE_FAMILIES)
+def test_deltas_make_the_text_and_never_show_half_a_character(family: str) -> None:
+    engine = Engine({family: loaded(family, 4)}, num_slots=4)
+    engine.start()
+    try:
+        for seed in range(6):
+            shown: list[str] = []
+            asked = request(family, seed, "你好", strategy="sampling", temperature=2.0)
+            generation = engine.submit(asked, lambda delta: shown.append(delta.text))  # noqa: B023
+            result = generation.result(PATIENCE_SECONDS)
+            assert "".join(shown) == result.text
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+
+
+def test_bfloat16_runs_through_the_engine() -> None:
+    spec = ModelSpec("llama", str(tiny_model("llama")), None, "bfloat16", True, "")
+    model = load(spec, cache_dir=Path("/x"), dtype="bfloat16", num_slots=2, report=lambda _: None)
+    assert model.info.dtype == "bfloat16"
+    engine = Engine({"llama": model}, num_slots=2)
+    engine.start()
+    engine.warm_up()
+    engine.stop(PATIENCE_SECONDS)
