@@ -102,8 +102,9 @@ def test_a_text_comes_back_and_no_half_character_is_ever_shown(prompt: str, text
 def test_a_character_of_several_tokens_comes_with_its_last() -> None:
     tokenizer = byte_level()
     ids = tokenizer.encode("🦊")
-    assert len(ids) == 4
-    assert shown(tokenizer, tokenizer.encode("A fox: "), ids) == ["", "", "", "🦊", ""]
+    waits = [""] * (len(ids) - 1)
+    assert waits  # else this tries nothing
+    assert shown(tokenizer, tokenizer.encode("A fox: "), ids) == [*waits, "🦊", ""]
 
 
 def test_what_never_becomes_a_character_is_shown_at_the_end() -> None:
