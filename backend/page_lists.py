@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from datetime import date
 from typing import Any, cast
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from flask import (
     Blueprint,
     Response,
-    abort,
     current_app,
     make_response,
     redirect,
@@ -20,6 +19,7 @@ from flask import (
 
 from backend.owner import owner_id
 from backend.page_docs import groups
+from backend.page_origin import refuse_cross_site
 from backend.page_words import (
     ago,
     columns_of,
@@ -116,7 +116,7 @@ def _compared(jobs: list[Document], columns: list[Document], **values: Any) -> R
 
 def cancel_run(run_id: str) -> Response:
     """Cancel all of a run that has not ended; the texts so far are kept."""
-    _refuse_cross_site()
+    refuse_cross_site()
     for job in _services().get_run(run_id)["jobs"]:
         if not has_ended(job):
             with contextlib.suppress(Conflict, NotFound):  # it ended or went in the meantime
@@ -126,7 +126,7 @@ def cancel_run(run_id: str) -> Response:
 
 def run_again(run_id: str) -> Response:
     """Make a run once more, with new seeds."""
-    _refuse_cross_site()
+    refuse_cross_site()
     body = request_of_run(_services().get_run(run_id))
     made = _services().submit_run(body, owner_id=owner_id(request))
     return _see_other(made["links"]["page"])
@@ -197,7 +197,7 @@ def _date_type(value: str) -> str:
 
 def delete_selected() -> Response:
     """Remove the ticked jobs."""
-    _refuse_cross_site()
+    refuse_cross_site()
     for job_id in ids_of(request.form.getlist("id"), MAX_DELETED):
         with contextlib.suppress(NotFound):  # somebody was quicker
             _services().delete_job(job_id)
@@ -266,15 +266,3 @@ def _with_query(path: str, values: dict[str, Any]) -> str:
 
 def _see_other(path: str) -> Response:
     return make_response(redirect(path, 303))
-
-
-def _refuse_cross_site() -> None:
-    """Forms act only when our own pages sent them."""
-    site = request.headers.get("Sec-Fetch-Site")
-    origin = request.headers.get("Origin")
-    if site is not None:
-        is_ours = site in ("same-origin", "none")
-    else:
-        is_ours = origin is None or urlsplit(origin).netloc == request.host
-    if not is_ours:
-        abort(403, "This form was sent from another site.")

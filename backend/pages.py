@@ -7,14 +7,15 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
-from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, abort, current_app, make_response, render_template, request
+from flask import Blueprint, Response, current_app, make_response, render_template, request
 from flask import redirect as flask_redirect
 
 from backend import page_lists
 from backend.generate_form import (
+    COMMON_FIELDS,
     GenerateForm,
     blank_form,
     form_from_browser,
@@ -23,28 +24,22 @@ from backend.generate_form import (
     slider,
 )
 from backend.owner import owner_id, remember_owner
+from backend.page_lists import EXAMPLE_PROMPT, STATUS_WORDS
+from backend.page_origin import refuse_cross_site
 from backend.services import Services
 from core.errors import Conflict, FieldError, NotFound, Unavailable, ValidationFailed
+from core.schemas import MAX_SAMPLES
 
 pages = Blueprint("pages", __name__)
 
 Document = dict[str, Any]
 EXAMPLES = (
-    (
-        "Title + abstract",
-        "Title: A Simple Method for Long-Range Attention\n\nAbstract: In this paper we",
-    ),
+    ("Title + abstract", EXAMPLE_PROMPT),
     ("“Attention is all”", "Attention is all"),
     ("A survey’s first words", "Large language models have recently"),
     ("A result", "Our experiments show that"),
 )
-STATUS_WORDS = {
-    "queued": "Waiting",
-    "running": "Writing",
-    "succeeded": "Finished",
-    "failed": "Failed",
-    "canceled": "Canceled",
-}
+MIN_RATE_SECONDS = 0.2  # a rate over less says nothing
 END_WORDS = {
     "stop": "the text came to its end",
     "length": "the length asked for was reached",
@@ -67,6 +62,22 @@ def render_error(
         "error.html", status=status, title=title, detail=detail, errors=errors or []
     )
     return make_response(page, status)
+
+
+@pages.errorhandler(Unavailable)
+def unavailable(error: Unavailable) -> Response:
+    """What passes by itself, as a page that says when to come back."""
+    page = render_template(
+        "error.html",
+        status=error.http_status,
+        title="Not possible just now",
+        detail=str(error),
+        errors=[],
+        retry_after_seconds=error.retry_after_seconds,
+    )
+    response = make_response(page, error.http_status)
+    response.headers["Retry-After"] = str(error.retry_after_seconds)
+    return response
 
 
 # ---- generate -------------------------------------------------------------------------------
@@ -98,8 +109,9 @@ def generate_again() -> Response:
 @pages.post("/generate")
 def generate() -> Response:
     """Submit the form: one text is a job, several are a run."""
-    _refuse_cross_site()
-    form = form_from_browser(_blank_form(), request.form, request.form.getlist("strategy"))
+    refuse_cross_site()
+    blank = _blank_form(models=_models_if_known())
+    form = form_from_browser(blank, request.form, request.form.getlist("strategy"))
     if not form.ticked or not form.prompt.strip():
         form.check()
         return _generate_page(form, 422)
@@ -121,8 +133,24 @@ def generate() -> Response:
     return _redirect(made["links"]["page"])
 
 
-def _blank_form() -> GenerateForm:
-    return blank_form(services().list_strategies(), services().list_models())
+def _blank_form(models: Sequence[Document] | None = None) -> GenerateForm:
+    known = services().list_models() if models is None else models
+    return blank_form(services().list_strategies(), known)
+
+
+def _models_if_known() -> list[Document]:
+    """The models, or none while the database is away: what was typed must not be lost to that."""
+    try:
+        return services().list_models()
+    except Unavailable:
+        return []
+
+
+def _queue_if_known() -> Document | None:
+    try:
+        return services().queue()
+    except Unavailable:
+        return None
 
 
 def _generate_page(
@@ -132,23 +160,36 @@ def _generate_page(
     *,
     is_gone: bool = False,
 ) -> Response:
-    queue = services().queue()
+    queue = _queue_if_known()
+    strategies = services().list_strategies()
     page = render_template(
         "generate.html",
         form=form,
-        models=services().list_models(),
+        models=_models_if_known() or [_unknown_model(form.model)],
         strategies=[
             strategy | {"own": [p | {"slider": slider(p)} for p in own_parameters(strategy)]}
-            for strategy in services().list_strategies()
+            for strategy in strategies
         ],
+        common=_common(strategies),
+        max_samples=MAX_SAMPLES,
         examples=EXAMPLES,
-        has_workers=bool(queue["workers"]),
-        estimate=queue_sentence(queue),
+        has_workers=queue is None or bool(queue["workers"]),
+        estimate=queue_sentence(queue) if queue else "",
         busy=busy,
         is_gone=is_gone,
-        labels=_labels(services().list_strategies()),
+        labels=_labels(strategies),
     )
     return make_response(page, status)
+
+
+def _unknown_model(name: str) -> Document:
+    """What was chosen, while the database that knows more is away."""
+    return {"name": name, "description": "", "context_length": None, "loaded_by": None}
+
+
+def _common(strategies: Sequence[Document]) -> dict[str, Document]:
+    """The parameters that every strategy takes, by their names."""
+    return {p["name"]: p for p in strategies[0]["parameters"] if p["name"] in COMMON_FIELDS}
 
 
 def _labels(strategies: Sequence[Document]) -> dict[str, str]:
@@ -158,11 +199,9 @@ def _labels(strategies: Sequence[Document]) -> dict[str, str]:
         "model": "Model",
         "strategy": "Strategy",
         "samples": "Samples",
-        "max_new_tokens": "Length",
-        "seed": "Seed",
-        "stop": "Stop at",
         "trace": "Trace",
     }
+    labels |= {name: parameter["title"] for name, parameter in _common(strategies).items()}
     for strategy in strategies:
         for parameter in own_parameters(strategy):
             key = f"{strategy['name']}.{parameter['name']}"
@@ -210,8 +249,27 @@ def _job_page(job: Document) -> str:
         status_words=STATUS_WORDS,
         end_words=END_WORDS,
         has_workers=job["status"] != "queued" or bool(services().queue()["workers"]),
+        is_restarted=_is_restarted(job),
+        rate=_rate_so_far(job),
         curl=_curl(job),
     )
+
+
+def _is_restarted(job: Document) -> bool:
+    """Whether a worker began this text, went away, and the text is to be made once more."""
+    num_ended = job["attempt"] - (job["status"] == "running")
+    return job["status"] in ("queued", "running") and num_ended > 0
+
+
+def _rate_so_far(job: Document) -> float | None:
+    """Tokens per second of a text that is being written."""
+    waited_ms = job["timings"]["first_token_ms"]
+    if job["status"] != "running" or waited_ms is None:
+        return None
+    began = datetime.fromisoformat(job["created_at"]) + timedelta(milliseconds=waited_ms)
+    seconds = (datetime.now(UTC) - began).total_seconds()
+    made = job["usage"]["completion_tokens"] or 0
+    return made / seconds if seconds >= MIN_RATE_SECONDS and made else None
 
 
 def _parameter_text(value: object) -> str:
@@ -238,7 +296,7 @@ def _curl(job: Document) -> str:
 @pages.post("/jobs/<job_id>/cancel")
 def cancel(job_id: str) -> Response:
     """Cancel a job; one that has ended in the meantime stays as it is."""
-    _refuse_cross_site()
+    refuse_cross_site()
     with contextlib.suppress(Conflict):  # it ended before the click arrived: the page shows it
         services().cancel_job(job_id)
     return _redirect(f"/jobs/{job_id}")
@@ -247,7 +305,7 @@ def cancel(job_id: str) -> Response:
 @pages.post("/jobs/<job_id>/delete")
 def delete(job_id: str) -> Response:
     """Remove a job."""
-    _refuse_cross_site()
+    refuse_cross_site()
     services().delete_job(job_id)
     return _redirect("/history")
 
@@ -255,7 +313,7 @@ def delete(job_id: str) -> Response:
 @pages.post("/jobs/<job_id>/again")
 def again(job_id: str) -> Response:
     """Make a job once more, with a new seed."""
-    _refuse_cross_site()
+    refuse_cross_site()
     body = _request_of(services().get_job(job_id))
     body.pop("seed", None)
     made = services().submit_job(body, owner_id=owner_id(request))
@@ -267,18 +325,6 @@ def again(job_id: str) -> Response:
 
 def _redirect(path: str) -> Response:
     return make_response(flask_redirect(path, 303))
-
-
-def _refuse_cross_site() -> None:
-    """Forms act only when our own pages sent them."""
-    site = request.headers.get("Sec-Fetch-Site")
-    origin = request.headers.get("Origin")
-    if site is not None:
-        is_ours = site in ("same-origin", "none")
-    else:
-        is_ours = origin is None or urlsplit(origin).netloc == request.host
-    if not is_ours:
-        abort(403, "This form was sent from another site.")
 
 
 @pages.after_request

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import html
 import re
+from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from werkzeug.test import TestResponse
 from backend.errors import register_errors
 from backend.pages import pages, render_error
 from backend.presenting import strategy_document
-from core.errors import Conflict, NotFound, QueueFull, RateLimited
+from core.errors import Conflict, NotFound, QueueFull, RateLimited, StorageUnavailable
 from core.schemas import parse_job_request, parse_run_request
 from core.strategies import STRATEGIES
 
@@ -49,6 +51,7 @@ def job(job_id: str = "j1", status: str = "succeeded", **changes: Any) -> dict[s
             "total_ms": 5000,
             "tokens_per_second": 12.0,
         },
+        "attempt": 0 if status == "queued" else 1,
         "trace": False,
         "cancel_requested": False,
         "cursor": "1-9",
@@ -65,8 +68,14 @@ class StubServices:
         self.submitted: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str]] = []
         self.refusal: Exception | None = None
+        self.is_away = False
+
+    def _read(self) -> None:
+        if self.is_away:
+            raise StorageUnavailable("The database is away.", retry_after_seconds=2)
 
     def get_job(self, job_id: str) -> dict[str, Any]:
+        self._read()
         if job_id not in self.jobs:
             raise NotFound("Nothing is stored under that id.")
         return self.jobs[job_id]
@@ -75,6 +84,7 @@ class StubServices:
         return [strategy_document(spec) for spec in STRATEGIES]
 
     def list_models(self) -> list[dict[str, Any]]:
+        self._read()
         common = {"context_length": 128, "loaded_by": 1}
         return [
             {"name": "tiny", "description": NASTY, "default": True, **common},
@@ -82,6 +92,7 @@ class StubServices:
         ]
 
     def queue(self) -> dict[str, Any]:
+        self._read()
         waiting = {"median_seconds": 4.2, "p90_seconds": 7.6}
         return {"depth": 2, "running": 1, "workers": self.workers, "waiting": waiting}
 
@@ -94,6 +105,7 @@ class StubServices:
         return self._made(payload, "/runs/new")
 
     def _made(self, payload: dict[str, Any], page: str) -> dict[str, Any]:
+        self._read()
         if self.refusal:
             raise self.refusal
         self.submitted.append(payload)
@@ -306,6 +318,42 @@ def test_busy_says_when_to_come_back_and_keeps_the_prompt(
     assert "kept text" in answer.text
 
 
+def test_the_prompt_is_kept_while_the_database_is_away(
+    client: FlaskClient, services: StubServices
+) -> None:
+    services.is_away = True
+    answer = send(client, prompt="kept text", model="other", strategy=["top_k"])
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "2"
+    assert "kept text" in answer.text
+    assert re.search(r'name="model" value="other"[^>]* checked', answer.text)
+    assert re.findall(r'name="strategy" value="(\w+)" checked', answer.text) == ["top_k"]
+    assert "not loaded" not in answer.text  # nobody knows
+
+
+@pytest.mark.parametrize("address", ["/", "/jobs/j1"])
+def test_a_page_without_its_database_says_when_to_come_back(
+    client: FlaskClient, services: StubServices, address: str
+) -> None:
+    services.is_away = True
+    answer = client.get(address)
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"] == "2"
+    assert "The database is away." in answer.text
+    assert "about 2 s" in answer.text
+    assert "Try again" in answer.text
+
+
+def test_again_on_a_full_queue_says_when_to_come_back(
+    client: FlaskClient, services: StubServices
+) -> None:
+    services.refusal = QueueFull("The queue is full.", retry_after_seconds=12)
+    answer = client.post("/jobs/j1/again")
+    assert answer.status_code == 503
+    assert "about 12 s" in answer.text
+    assert "Try again" not in answer.text  # a link cannot repeat a form
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -356,6 +404,45 @@ def test_a_job_page_refreshes_without_javascript_until_the_end(client: FlaskClie
 def test_a_queued_job_says_its_place(client: FlaskClient) -> None:
     page = client.get("/jobs/queued").text
     assert "Number 3 in the queue; about 4 s" in page
+
+
+def test_a_text_that_is_being_written_says_how_far_and_how_fast(
+    client: FlaskClient, services: StubServices
+) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=10)
+    running = job("running", "running", created_at=began.isoformat())
+    running["timings"] |= {"first_token_ms": 1000}
+    services.jobs["running"] = running
+    assert re.search(r"41/64 tokens · 4\.[0-9] tokens/s", client.get("/jobs/running").text)
+
+
+@pytest.mark.parametrize(
+    ("status", "attempt", "is_told"),
+    [
+        ("queued", 0, False),
+        ("queued", 1, True),
+        ("running", 1, False),
+        ("running", 2, True),
+        ("succeeded", 2, False),
+    ],
+)
+def test_a_text_that_starts_again_says_so(
+    client: FlaskClient, services: StubServices, status: str, attempt: int, is_told: bool
+) -> None:
+    services.jobs["odd"] = job("odd", status, attempt=attempt)
+    page = client.get("/jobs/odd").text
+    assert ('id="restarted" role="status" hidden' not in page) == is_told
+
+
+def test_the_common_settings_are_said_in_the_words_of_the_strategies(
+    client: FlaskClient, services: StubServices
+) -> None:
+    page = html.unescape(client.get("/").text)
+    for strategy in services.list_strategies():
+        if strategy["served"]:
+            for parameter in strategy["parameters"]:
+                assert parameter["title"] in page
+                assert parameter["description"] in page
 
 
 def test_the_form_starts_from_a_job(client: FlaskClient) -> None:

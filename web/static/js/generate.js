@@ -6,7 +6,7 @@ const prompt = /** @type {HTMLTextAreaElement} */ (document.getElementById("prom
 const samples = /** @type {HTMLInputElement} */ (document.getElementById("samples"));
 const submit = /** @type {HTMLButtonElement} */ (document.getElementById("submit"));
 const counter = /** @type {HTMLElement} */ (document.getElementById("token-count"));
-const DRAFT = "textmill.draft";
+const DRAFT = `textmill.draft${location.search}`; // one for each address that fills the form
 
 /** @param {() => void} action */
 const quietly = (action) => {
@@ -84,7 +84,11 @@ const count = async () => {
     if (!answer.ok) throw new Error(String(answer.status));
     const context = model.dataset.context;
     const tokens = Number((await answer.json()).count);
-    counter.textContent = context ? `${tokens} / ${context} tokens` : `${tokens} tokens`;
+    const isTooLong = context !== undefined && context !== "" && tokens >= Number(context);
+    counter.textContent =
+      (context ? `${tokens} / ${context} tokens` : `${tokens} tokens`) +
+      (isTooLong ? ": too long for this model" : "");
+    counter.classList.toggle("field__error", isTooLong);
   } catch {
     if (!request.signal.aborted) counter.textContent = "";
   }
@@ -99,10 +103,13 @@ form.addEventListener("change", (event) => {
 });
 
 // A prompt that was typed and not sent survives a reload.
-const params = new URLSearchParams(location.search);
-if (!prompt.value && !params.has("prompt") && !params.has("from")) {
+// A link that brings a prompt of its own wins over an old draft; a reload of its page does not.
+const visit = /** @type {PerformanceNavigationTiming | undefined} */ (
+  performance.getEntriesByType("navigation")[0]
+);
+if (location.pathname === "/" && (!prompt.value || visit?.type === "reload")) {
   quietly(() => {
-    prompt.value = sessionStorage.getItem(DRAFT) ?? "";
+    prompt.value = sessionStorage.getItem(DRAFT) ?? prompt.value;
   });
 }
 prompt.addEventListener("input", () =>
@@ -135,7 +142,7 @@ form.addEventListener("submit", () => {
 });
 addEventListener("pageshow", () => (submit.disabled = false));
 
-document.getElementById("summary")?.focus();
+(document.getElementById("summary") ?? document.getElementById("busy"))?.focus();
 
 // How many wait.
 const estimate = document.getElementById("estimate");

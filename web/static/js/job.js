@@ -43,6 +43,7 @@ let isFinal = !["queued", "running"].includes(root.dataset.status ?? "");
 let tokens = Number(root.dataset.tokens);
 let firstAt = 0;
 let firstTokens = 0;
+let rate = Number(root.dataset.rate); // the last that is known
 let pending = "";
 let timer = 0;
 /** @type {EventSource | null} */
@@ -60,7 +61,7 @@ const write = () => {
   text.normalize();
   progress.value = tokens;
   const seconds = (performance.now() - firstAt) / 1000;
-  const rate = firstAt && seconds > 0.2 ? (tokens - firstTokens) / seconds : 0;
+  if (firstAt && seconds > 0.2) rate = (tokens - firstTokens) / seconds;
   part("progress-text").textContent =
     `${tokens}/${length} tokens` + (rate >= 0.05 ? ` · ${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s` : "");
 };
@@ -110,6 +111,7 @@ const finish = (job) => {
   error.hidden = !job.error;
   if (job.error) error.textContent = job.error.message || job.error.code;
   part("offline").hidden = true;
+  part("restarted").hidden = true;
   const live = part("live-actions");
   const hadFocus = live.contains(document.activeElement);
   live.hidden = true;
@@ -119,9 +121,9 @@ const finish = (job) => {
   showMs("t-first", job.timings.first_token_ms);
   showMs("t-total", job.timings.total_ms);
   const { completion_tokens: made, prompt_tokens: given } = job.usage;
-  part("t-tokens").textContent = `${made ?? 0}${given === null ? "" : ` after ${given}`}`;
-  const rate = job.timings.tokens_per_second;
-  part("t-rate").textContent = rate ? `${rate.toFixed(1)} tokens/s` : "–";
+  part("t-tokens").textContent = `${made ?? 0} written${given === null ? "" : `, ${given} in the prompt`}`;
+  const mean = job.timings.tokens_per_second;
+  part("t-rate").textContent = mean ? `${mean.toFixed(1)} tokens/s` : "–";
   dispatchEvent(new Event("textmill:done"));
 };
 
@@ -194,6 +196,7 @@ function open() {
     text.textContent = "";
     tokens = 0;
     firstAt = 0;
+    rate = 0;
     part("restarted").hidden = false;
     writeSoon();
   });
