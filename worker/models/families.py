@@ -18,7 +18,12 @@ def describe(config: Config) -> DecoderSpec | None:
     """The decoder that a ``config.json`` asks for; ``None`` where ours cannot stand in."""
     describers = {"gpt_neo": _gpt_neo, "gpt2": _gpt2, "llama": _llama}
     describer = describers.get(config.get("model_type", ""))
-    return describer(config) if describer else None
+    if describer is None or config.get("quantization_config"):
+        return None
+    try:
+        return describer(config)
+    except KeyError:  # transformers knows a default for what is left out
+        return None
 
 
 def _has_only(config: Config, usual: Mapping[str, Any]) -> bool:
