@@ -17,12 +17,21 @@ _SHORT = {"top_k": "k", "top_p": "p", "min_p": "min-p", "typical_p": "mass"}
 _SHORT["num_beams"] = "beams"
 _NEUTRAL = {"repetition_penalty": 1}  # says nothing where it is so
 _UNSAID = ("seed", "stop", "max_new_tokens", "min_length")
-_FIRST_WORD = re.compile(r"[ \t\r\n]*[^ \t\r\n]+")  # the same in run.js
+# The same in run.js; no \s, which is not the same set there.
+_FIRST_WORD = re.compile(r"[ \t\r\n]*[^ \t\r\n]+")
+_LAST_WORD = re.compile(r"[^ \t\r\n]*\Z")
+_SPACE = re.compile(r"[ \t\r\n]")
 
 
 def has_ended(job: Document) -> bool:
     """Whether a job will never change again."""
     return job["status"] in _ENDED
+
+
+def is_restarted(job: Document) -> bool:
+    """Whether a worker began this text, went away, and the text is to be made once more."""
+    num_ended = job["attempt"] - (job["status"] == "running")
+    return not has_ended(job) and num_ended > 0
 
 
 def exactly(text: str) -> Markup:
@@ -131,13 +140,14 @@ def divergence(job: Document, reference: Document | None, title: str) -> Documen
     other = reference["text"]
     length = _common_length(text, other)
     if length < min(len(text), len(other)) or (length < len(text) and has_ended(reference)):
-        found = _FIRST_WORD.match(text, length)
+        start = _word_start(text, other, length)
+        found = _FIRST_WORD.match(text, start)
         end = min(found.end() if found else len(text), length + MAX_MARKED_CHARACTERS)
         return {
-            "same": text[:length],
-            "mark": text[length:end],
+            "same": text[:start],
+            "mark": text[start:end],
             "rest": text[end:],
-            "note": f"differs from {title} {_after(length)}",
+            "note": f"differs from {title} {_after(start)}",
         }
     if length < len(other) and has_ended(job) and has_ended(reference):
         return plain | {"note": f"ends {_after(length)}, where {title} goes on"}
@@ -146,9 +156,23 @@ def divergence(job: Document, reference: Document | None, title: str) -> Documen
     return plain
 
 
+def _word_start(text: str, other: str, length: int) -> int:
+    """Where the word begins inside which the texts part; ``length`` where they part between words.
+
+    Scripts that write no spaces have no such place near by: there it is the character.
+    """
+    parted = text[length : length + 1], other[length : length + 1]
+    if all(not end or _SPACE.match(end) for end in parted):
+        return length
+    tail = text[max(0, length - MAX_MARKED_CHARACTERS) : length]
+    found = _LAST_WORD.search(tail)
+    size = len(found[0]) if found else 0
+    return length if size == MAX_MARKED_CHARACTERS else length - size
+
+
 def _after(length: int) -> str:
     if not length:
-        return "from the first character"
+        return "from the first word"
     return f"after {length} character{'' if length == 1 else 's'}"
 
 

@@ -26,6 +26,7 @@ from backend.generate_form import (
 from backend.owner import owner_id, remember_owner
 from backend.page_lists import EXAMPLE_PROMPT, STATUS_WORDS
 from backend.page_origin import refuse_cross_site
+from backend.page_words import has_ended, is_restarted
 from backend.services import Services
 from core.errors import Conflict, FieldError, NotFound, Unavailable, ValidationFailed
 from core.schemas import MAX_SAMPLES
@@ -239,7 +240,7 @@ def _job_page(job: Document) -> str:
     return render_template(
         "job.html",
         job=job,
-        is_final=job["status"] not in ("queued", "running"),
+        is_final=has_ended(job),
         strategy_title=strategy["title"],
         parameters=[
             (titles.get(name, name), _parameter_text(value))
@@ -249,16 +250,10 @@ def _job_page(job: Document) -> str:
         status_words=STATUS_WORDS,
         end_words=END_WORDS,
         has_workers=job["status"] != "queued" or bool(services().queue()["workers"]),
-        is_restarted=_is_restarted(job),
+        is_restarted=is_restarted(job),
         rate=_rate_so_far(job),
         curl=_curl(job),
     )
-
-
-def _is_restarted(job: Document) -> bool:
-    """Whether a worker began this text, went away, and the text is to be made once more."""
-    num_ended = job["attempt"] - (job["status"] == "running")
-    return job["status"] in ("queued", "running") and num_ended > 0
 
 
 def _rate_so_far(job: Document) -> float | None:

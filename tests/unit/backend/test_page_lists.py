@@ -75,7 +75,7 @@ def make_job(job_id: str, status: str = "succeeded", **values: Any) -> dict[str,
             "tokens_per_second": None if status in ("queued", "running") else 45.5,
         },
         "model_revision": "abc",
-        "attempt": 1,
+        "attempt": 0 if status == "queued" else 1,
         "trace": False,
         "cancel_requested": False,
         "variant_index": None,
@@ -244,6 +244,13 @@ def test_no_page_holds_foreign_markup_or_anything_inline(client: FlaskClient, pa
 
 
 # ---- run and compare ------------------------------------------------------------------------
+
+
+def test_a_run_says_that_a_worker_was_lost(client: FlaskClient, services: StubServices) -> None:
+    hidden = 'id="restarted" role="status" hidden'
+    assert hidden in client.get("/runs/run-1").text
+    services.run["jobs"][1]["attempt"] = 2
+    assert hidden not in client.get("/runs/run-1").text
 
 
 def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
@@ -434,7 +441,12 @@ def test_words() -> None:
 @pytest.mark.parametrize(
     ("text", "other", "status", "expected"),
     [
-        ("one two three", "one ten three", "succeeded", ("one t", "wo", " three")),
+        ("one two three", "one ten three", "succeeded", ("one ", "two", " three")),
+        ("the words mean", "the wording is", "succeeded", ("the ", "words", " mean")),
+        ("a word then", "a wording then", "succeeded", ("a ", "word", " then")),
+        ("a word\nthen", "a word then", "succeeded", ("a word", "\nthen", "")),
+        ("to attend", "to attention", "running", ("to ", "attend", "")),
+        (f"{'字' * 30}甲", f"{'字' * 30}乙", "succeeded", ("字" * 30, "甲", "")),
         ("one two", "one two three", "running", ("one two", "", "")),
         ("one two three", "one two", "succeeded", ("one two", " three", "")),
         ("one two three", "one two", "running", ("one two three", "", "")),

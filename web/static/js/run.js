@@ -93,6 +93,15 @@ const commonLength = (one, other) => {
   return isHigh ? index - 1 : index;
 };
 
+/** Where the word begins inside which the texts part; in a script without spaces, the character.
+ * @param {string} text @param {string} other @param {number} at */
+const wordStart = (text, other, at) => {
+  if (/^[ \t\r\n]?$/.test(text.charAt(at)) && /^[ \t\r\n]?$/.test(other.charAt(at))) return at;
+  const tail = [...text.slice(Math.max(0, at - 2 * MAX_MARKED), at)].slice(-MAX_MARKED);
+  const word = /[^ \t\r\n]*$/.exec(tail.join(""))?.[0] ?? "";
+  return [...word].length === MAX_MARKED ? at : at - word.length;
+};
+
 /** The same rules as backend/page_words.py. @param {Sample} sample */
 const split = (sample) => {
   const { text } = sample;
@@ -100,17 +109,22 @@ const split = (sample) => {
   if (!reference || sample.isFirstColumn || !text) return plain;
   const other = reference.text;
   const at = commonLength(text, other);
-  const count = [...text.slice(0, at)].length;
-  const after = count ? `after ${count} character${count === 1 ? "" : "s"}` : "from the first character";
+  /** @param {number} place */
+  const after = (place) => {
+    const count = [...text.slice(0, place)].length;
+    return count ? `after ${count} character${count === 1 ? "" : "s"}` : "from the first word";
+  };
   const isOtherFinal = hasEnded(reference);
   if (at < Math.min(text.length, other.length) || (at < text.length && isOtherFinal)) {
-    const word = /^[ \t\r\n]*[^ \t\r\n]+/u.exec(text.slice(at))?.[0] ?? text.slice(at);
-    const mark = [...word].slice(0, MAX_MARKED).join("");
-    const rest = text.slice(at + mark.length);
-    return { same: text.slice(0, at), mark, rest, note: `differs from ${title} ${after}` };
+    const start = wordStart(text, other, at);
+    const word = /^[ \t\r\n]*[^ \t\r\n]+/u.exec(text.slice(start))?.[0] ?? text.slice(start);
+    const size = [...text.slice(start, at)].length + MAX_MARKED;
+    const mark = [...word].slice(0, size).join("");
+    const rest = text.slice(start + mark.length);
+    return { same: text.slice(0, start), mark, rest, note: `differs from ${title} ${after(start)}` };
   }
   if (!hasEnded(sample) || !isOtherFinal) return plain;
-  if (at < other.length) return { ...plain, note: `ends ${after}, where ${title} goes on` };
+  if (at < other.length) return { ...plain, note: `ends ${after(at)}, where ${title} goes on` };
   return { ...plain, note: `the same text as ${title}` };
 };
 
@@ -146,6 +160,8 @@ const write = () => {
   const words = ended === total ? `All ${total} texts have ended` : `${ended} of ${total} texts have ended`;
   const status = /** @type {HTMLElement} */ (byId("status"));
   if (status.textContent !== words) status.textContent = words;
+  const restarted = byId("restarted");
+  if (restarted && ended === total) restarted.hidden = true;
   const live = byId("live-actions");
   if (live && ended === total && !live.hidden) {
     const hadFocus = live.contains(document.activeElement);
@@ -271,6 +287,8 @@ function open() {
     if (!sample) return;
     sample.text = "";
     sample.tokens = 0;
+    const restarted = byId("restarted");
+    if (restarted) restarted.hidden = false;
     dirty(sample);
   });
   on("done", (data) => take(data.job_id, data.job, true));
