@@ -102,7 +102,7 @@ def test_a_stream_cut_anywhere_resumes_with_nothing_lost_or_doubled(stack: Stack
 
 
 def test_cancel_keeps_the_text_and_a_second_one_conflicts(stack: Stack) -> None:
-    job = stack.submit(strategy="sampling", seed=1, max_new_tokens=1900)
+    job = stack.submit(max_new_tokens=1900)  # greedy never draws the end with this model
     running = job
     while not running["text"]:
         running = stack.request("GET", job["links"]["self"]).json

@@ -96,7 +96,7 @@ WIRES: dict[str, bytes] = {
             marks=[
                 pytest.mark.xfail(
                     strict=True,
-                    reason="backend.bodies lets gunicorn's InvalidChunkSize, an OSError, become 500",
+                    reason="gunicorn's InvalidChunkSize comes out of backend.bodies as 500",
                 )
             ]
             if name == "chunks of noise"

@@ -1,0 +1,192 @@
+"""A whole worker in this process, on a real database, with a tiny model and no Redis."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import make_url, select
+
+from core.db import BUSY_TIMEOUT_MS, make_engine, reading
+from core.jobs import JobStore, NewJob, Origin
+from core.model_cards import cards
+from core.models import Job, JobEvent
+from core.records import JobRecord
+from core.settings import Settings
+from core.workers import seen_workers
+from tests.tiny_models import build_tiny_llama
+from worker.app import WorkerProcess, load_models
+from worker.termination import Termination
+
+WAIT_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    build_tiny_llama(folder / "llama", context_length=2048)
+    path = folder / "models.toml"
+    path.write_text('[[models]]\nname = "tiny"\nsource = "./llama"\n')
+    return path
+
+
+@pytest.fixture
+def start_worker(
+    database_url: str, models_file: Path, tmp_path: Path
+) -> Iterator[Callable[..., WorkerProcess]]:
+    started: list[WorkerProcess] = []
+
+    def start(**settings: str) -> WorkerProcess:
+        environment = {
+            "TEXTMILL_HOME": str(tmp_path),
+            "TEXTMILL_DATABASE_URL": database_url,
+            "TEXTMILL_MODELS": str(models_file),
+            "TEXTMILL_SLOTS": "2",
+            "TEXTMILL_DRAIN_SECONDS": "0.1",
+        }
+        chosen = Settings.from_environment(environment | settings)
+        process = WorkerProcess(chosen, load_models(chosen), Termination())
+        process.start()
+        started.append(process)
+        return process
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield start
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for process in started:
+        process.stop()
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[JobStore]:
+    engine = make_engine(database_url)
+    yield JobStore(engine)
+    engine.dispose()
+
+
+def submit(store: JobStore, length: int = 8) -> JobRecord:
+    """Greedy, since this model's likeliest token is never the end: the length is what was asked."""
+    parameters = {"max_new_tokens": length, "seed": 1, "stop": [], "repetition_penalty": 1.0}
+    return store.submit(NewJob("tiny", "Once", "greedy", parameters), Origin("anna"))
+
+
+def look(store: JobStore, job: JobRecord) -> JobRecord:
+    with reading(store.engine) as connection:
+        row = connection.execute(select(Job.__table__).where(Job.id == job.id)).one()
+    return JobRecord.from_row(row)
+
+
+def await_job(store: JobStore, job: JobRecord, condition: Callable[[JobRecord], bool]) -> JobRecord:
+    """Poll the row: without Redis there is no event."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition(found := look(store, job)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.01)
+    return found
+
+
+def statuses(store: JobStore, job: JobRecord) -> list[str]:
+    query = select(JobEvent.to_status).where(JobEvent.job_id == job.id).order_by(JobEvent.number)
+    with reading(store.engine) as connection:
+        return list(connection.execute(query).scalars())
+
+
+def test_a_worker_says_what_it_holds_finds_its_jobs_and_leaves_no_trace_of_itself(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    process = start_worker()
+    (seen,) = _await_workers(store, 1)
+    assert (seen.id, seen.models, seen.num_slots) == (process.worker_id, ("tiny",), 2)
+    assert cards(store.engine)["tiny"].context_length == 2048
+    jobs = [submit(store) for _ in range(5)]
+    for job in jobs:
+        done = await_job(store, job, lambda j: j.is_final)
+        assert (done.status, done.attempt) == ("succeeded", 1)
+        assert done.text
+    process.stop()
+    assert seen_workers(store.engine) == []
+
+
+def _await_workers(store: JobStore, num: int) -> list[object]:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(found := seen_workers(store.engine)) != num:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # the heartbeat is a thread with a database between
+    return list(found)
+
+
+def test_a_cancellation_in_the_row_alone_stops_the_text(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    start_worker()
+    job = submit(store, length=2000)
+    await_job(store, job, lambda j: bool(j.text))
+    asked_at = time.monotonic()
+    store.request_cancel(job.id)
+    done = await_job(store, job, lambda j: j.is_final)
+    assert (done.status, done.finish_reason) == ("canceled", "canceled")
+    assert done.text
+    assert time.monotonic() - asked_at < 10  # the progress loop looks every second
+
+
+def test_a_job_that_was_deleted_while_it_ran_frees_its_slot(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    process = start_worker(TEXTMILL_SLOTS="1")
+    job = submit(store, length=2000)
+    await_job(store, job, lambda j: bool(j.text))
+    store.delete(job.id)
+    assert await_job(store, submit(store), lambda j: j.is_final).status == "succeeded"
+    assert process.runner.num_active == 0 or process.runner.wait_until_idle(WAIT_SECONDS)
+    assert statuses(store, job) == ["queued", "running", "canceled"]
+
+
+def test_a_stopping_worker_gives_back_what_it_cannot_end_and_another_begins_anew(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    first = start_worker()
+    job = submit(store, length=1200)
+    await_job(store, job, lambda j: bool(j.text))
+    first.stop()
+    waiting = look(store, job)
+    assert (waiting.status, waiting.attempt, waiting.lost_count) == ("queued", 1, 0)
+    start_worker()
+    done = await_job(store, job, lambda j: j.is_final)
+    assert (done.status, done.attempt) == ("succeeded", 2)
+    assert statuses(store, job) == ["queued", "running", "queued", "running", "succeeded"]
+    assert done.num_completion_tokens == 1200
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the one locked as a whole
+def test_a_result_waits_for_a_database_that_is_locked(
+    start_worker: Callable[..., WorkerProcess], store: JobStore, database_url: str
+) -> None:
+    process = start_worker()
+    job = submit(store, length=40)
+    await_job(store, job, lambda j: j.status == "running")
+    lock = sqlite3.connect(str(make_url(database_url).database), isolation_level=None)
+    lock.execute("BEGIN IMMEDIATE")
+    if look(store, job).is_final:
+        pytest.fail("the text was done before the database could be locked")
+    _hold_until_a_write_was_refused(process)
+    assert look(store, job).status == "running"
+    lock.execute("COMMIT")
+    lock.close()
+    done = await_job(store, job, lambda j: j.is_final)
+    assert (done.status, done.attempt) == ("succeeded", 1)
+    assert statuses(store, job) == ["queued", "running", "succeeded"]
+
+
+def _hold_until_a_write_was_refused(process: WorkerProcess) -> None:
+    pause = threading.Event()
+    for _ in range(int(BUSY_TIMEOUT_MS / 10) * 4):
+        if process.runner._unwritten:
+            return
+        pause.wait(0.01)
+    raise AssertionError("the worker never noticed that it could not write")
