@@ -79,12 +79,17 @@ def migrate() -> None:
     """Bring the database to the newest schema."""
     from sqlalchemy.exc import SQLAlchemyError
 
+    from core.db import make_engine
     from core.errors import StorageUnavailable
+    from core.workers import forget_dead, worker_host
     from migrations.upgrade import upgrade
 
     settings = _settings()
     try:
         upgrade(settings.database_url)
+        engine = make_engine(settings.database_url, pool_size=1)
+        forget_dead(engine, worker_host())
+        engine.dispose()
     except (SQLAlchemyError, StorageUnavailable) as error:
         cause = error.__cause__ if isinstance(error, StorageUnavailable) else error
         reason = " ".join(str(getattr(cause, "orig", None) or cause or error).split())

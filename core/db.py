@@ -7,7 +7,10 @@ statement and lock time-outs, and connections tried before use.
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +30,7 @@ CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_MS = 15_000
 LOCK_TIMEOUT_MS = 5_000
 _WRITES = "textmill_writes"
+_LOCK = "textmill_write_lock"
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
@@ -63,6 +67,7 @@ def make_engine(database_url: str, *, pool_size: int = 16) -> Engine:
             pool_size=pool_size,
             max_overflow=pool_size,
             connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
+            execution_options={_LOCK: threading.Lock()},
         )
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
@@ -100,8 +105,37 @@ def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    if not connection.get_execution_options().get(_WRITES, False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    raw = connection.connection.dbapi_connection
+    if isinstance(raw, sqlite3.Connection) and _begin_fairly(raw):
+        return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what SQLAlchemy makes of it
+
+
+def _begin_fairly(raw: sqlite3.Connection) -> bool:
+    """Take the write lock, with the same chance as everybody who wants it.
+
+    SQLite's own busy handler sleeps longer and longer, up to 100 ms, while those who come later
+    try at once: under sixteen writers the oldest one may starve until its time is up. Here all try
+    every few milliseconds.
+    """
+    raw.execute("PRAGMA busy_timeout = 0")
+    try:
+        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        while True:
+            try:
+                raw.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or time.monotonic() > deadline:
+                    return False
+                time.sleep(random.uniform(0.001, 0.004))  # noqa: S311 - spreads the tries
+            else:
+                return True
+    finally:
+        raw.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
 
 @contextmanager
@@ -113,10 +147,32 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """
     with (
         _translated(),
+        _turn(engine),
         engine.connect().execution_options(**{_WRITES: True}) as connection,
         connection.begin(),
     ):
         yield connection
+
+
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    """Wait in line for SQLite's one write lock, among the threads of this process.
+
+    SQLite's own waiting is sleeping and trying again: with many threads the unlucky ones sleep
+    through every gap until their time is up.
+    """
+    lock: threading.Lock | None = engine.get_execution_options().get(_LOCK)
+    if lock is None:
+        yield
+        return
+    if not lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+        raise StorageUnavailable(
+            "The database is busy; try again in a moment.", retry_after_seconds=2
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

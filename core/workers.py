@@ -5,6 +5,8 @@ Knows nothing of leases or jobs (``core.jobs``); a worker that is missing here o
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import Engine, delete, select
@@ -78,3 +80,35 @@ def seen_workers(engine: Engine, within_seconds: float = SEEN_SECONDS) -> list[S
     with reading(engine) as connection:
         rows = connection.execute(query).all()
     return [SeenWorker(**{**row._mapping, "models": tuple(row.models)}) for row in rows]
+
+
+def forget_dead(engine: Engine, host: str) -> None:
+    """Take away the workers of this host whose process is gone: they were killed.
+
+    Otherwise the next start would be ready, by their last word, before its own worker is.
+
+    Args:
+        engine: where the workers stand.
+        host: as in the workers' ids, ``HOST-PID-SUFFIX``.
+    """
+    with reading(engine) as connection:
+        ids = list(connection.execute(select(Worker.id)).scalars())
+    for worker_id in ids:
+        name, _, rest = worker_id.rpartition("-")[0].rpartition("-")
+        if name == host and rest.isdigit() and not _is_alive(int(rest)):
+            forget(engine, worker_id)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def worker_host() -> str:
+    """This host's name as it stands in the ids of its workers."""
+    return socket.gethostname()[:32]

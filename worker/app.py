@@ -7,13 +7,10 @@ its jobs. The order of the start: settings → schema → models → engine → 
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import sys
 import threading
 import uuid
 import warnings
-from types import FrameType
 from typing import Any
 
 import structlog
@@ -22,7 +19,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from prometheus_client import start_http_server
 
 from core.db import make_engine
-from core.errors import SettingsError
+from core.errors import SettingsError, StorageUnavailable
 from core.events import EventBus
 from core.jobs import JobStore, Limits
 from core.logs import configure_logs
@@ -30,9 +27,9 @@ from core.model_cards import ModelCard, register_card
 from core.model_catalog import load_catalog
 from core.settings import Settings
 from core.tickets import TASK_NAME, TicketPublisher, make_celery
-from core.workers import forget
+from core.workers import forget, worker_host
 from worker.cancels import CancelListener
-from worker.engine import Engine
+from worker.engine import Engine, EngineError
 from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, Watchdog
 from worker.metrics import WorkerMetrics
 from worker.models.errors import ModelLoadError
@@ -41,6 +38,7 @@ from worker.poller import POLL_SECONDS, Poller
 from worker.publishing import Publisher
 from worker.sweeper import SWEEP_SECONDS, Sweeper
 from worker.tasks import JobRunner
+from worker.termination import Termination
 
 EX_CONFIG = 78  # sysexits.h: a restart cannot help; the supervisor stops everything
 EX_SOFTWARE = 70  # a hang: a restart does help
@@ -52,10 +50,13 @@ log = structlog.get_logger(__name__)
 class WorkerProcess:
     """Everything that one worker process holds, and the order of its start and end."""
 
-    def __init__(self, settings: Settings, models: dict[str, LoadedModel]) -> None:
+    def __init__(
+        self, settings: Settings, models: dict[str, LoadedModel], termination: Termination
+    ) -> None:
         """Put the parts together; nothing runs yet."""
         self.settings = settings
-        self.worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._termination = termination
+        self.worker_id = f"{worker_host()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         num_slots = settings.num_slots or default_num_slots()
         self.engine = Engine(models, num_slots=num_slots)
         self.store = make_store(settings)
@@ -80,7 +81,6 @@ class WorkerProcess:
             if settings.redis_url
             else None
         )
-        self._stopping = threading.Event()
 
     def _make_loops(self, num_slots: int) -> list[Loop]:
         heartbeat = Heartbeat(
@@ -110,6 +110,7 @@ class WorkerProcess:
         self.engine.warm_up()
         for name, model in self._models.items():
             register_card(self.store.engine, card_of(name, model))
+        self._termination.hold_jobs()
         self.publisher.start()
         for loop in self._loops:
             loop.start()
@@ -121,10 +122,9 @@ class WorkerProcess:
         """Consume tickets until SIGTERM; without a Redis address wait for it."""
         if self.settings.redis_url is None:
             log.warning("no_redis", consequence="jobs are found by polling, texts are not streamed")
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, self._on_signal)
-            self._stopping.wait()
+            self._termination.asked.wait()
             return
+        self._termination.hand_over()
         self.celery.task(name=TASK_NAME, ignore_result=True)(self._on_ticket)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
         self.celery.Worker(
@@ -169,9 +169,6 @@ class WorkerProcess:
     def _on_ticket(self, model: str) -> None:
         self.runner.work()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stopping.set()
-
     def _on_shutting_down(self, **_: Any) -> None:
         """Celery waits for its threads from here on; the drain makes them end in time."""
         threading.Thread(
@@ -215,13 +212,17 @@ def main(settings: Settings) -> int:
     # Celery warns of pickle when run as root, and of a default we have set: neither is ours.
     warnings.filterwarnings("ignore", message="You're running the worker with superuser")
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    termination = Termination()
     try:
-        process = WorkerProcess(settings, load_models(settings))
+        process = WorkerProcess(settings, load_models(settings), termination)
         process.start()
     except (SettingsError, ModelLoadError) as error:
         # The supervisor shows this line as the reason why it stops.
         sys.stderr.write(f"textmill: {error}\n")
         return EX_CONFIG
+    except (StorageUnavailable, EngineError) as error:
+        log.error("worker_cannot_start", reason=str(error), cause=str(error.__cause__)[:300])
+        return EX_SOFTWARE
     if settings.worker_metrics_port:
         start_http_server(
             settings.worker_metrics_port, addr=settings.host, registry=process.metrics.registry

@@ -55,3 +55,14 @@ def test_work_goes_on_with_redis_gone(
     assert "".join(d["text"] for _, name, d in events if name == "token") == done["text"]
     assert stack.request("GET", "/readyz").json["redis"] == "degraded"
     assert stack.request("GET", "/readyz").status == 200
+
+
+def test_a_worker_that_is_ended_as_soon_as_it_is_ready_leaves_in_good_order(
+    make_stack: Callable[..., Stack], sqlite_url: str, own_redis: RedisServer
+) -> None:
+    stack = make_stack(sqlite_url, own_redis).start()
+    assert stack.drain_worker(stack.workers[0]) == 0
+    assert stack.request("GET", "/api/v1/queue").json["workers"] == []
+    job = stack.submit(max_new_tokens=4)
+    stack.add_worker()
+    assert stack.wait(job["id"])["status"] == "succeeded"
