@@ -18,12 +18,18 @@ def describe(config: Config) -> DecoderSpec | None:
     """The decoder that a ``config.json`` asks for; ``None`` where ours cannot stand in."""
     describers = {"gpt_neo": _gpt_neo, "gpt2": _gpt2, "llama": _llama}
     describer = describers.get(config.get("model_type", ""))
-    if describer is None or config.get("quantization_config"):
+    if describer is None or _is_quantised(config):
         return None
     try:
         return describer(config)
     except KeyError:  # transformers knows a default for what is left out
         return None
+
+
+def _is_quantised(config: Config) -> bool:
+    """Whether the tensors are not plain numbers; what was read from GGUF says so and is none."""
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    return bool(config.get("quantization_config")) and method != "gguf"
 
 
 def _has_only(config: Config, usual: Mapping[str, Any]) -> bool:

@@ -68,6 +68,9 @@ def test_quantised_weights_are_left_to_transformers(family: str) -> None:
     quantised = config(family, quantization_config={"quant_method": "gptq", "bits": 4})
     assert describe(quantised) is None
     assert describe(config(family, quantization_config=None)) is not None
+    # What transformers leaves in the config of a GGUF file that it has turned into plain numbers.
+    from_gguf = {"dequantize": False, "gguf_file": "m.gguf", "quant_method": "gguf"}
+    assert describe(config(family, quantization_config=from_gguf)) is not None
 
 
 @pytest.mark.parametrize("family", NATIVE_FAMILIES)
