@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from core.errors import TextmillError
 
+_MAX_CHARACTERS = 300  # of a library's own words; some explain themselves over a page
+
 
 class ModelLoadError(TextmillError):
     """A model of the models file cannot be served; the message says what to do."""
@@ -26,3 +28,9 @@ class ModelUnusable(ModelLoadError):
     """The files are there but are not a causal language model that we can load."""
 
     code = "model_unusable"
+
+
+def in_one_line(error: Exception) -> str:
+    """What a library says of an error, short enough for a sentence of ours."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= _MAX_CHARACTERS else f"{words[:_MAX_CHARACTERS]}…"

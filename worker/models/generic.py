@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from worker.models.errors import ModelUnusable
+from worker.models.errors import ModelUnusable, in_one_line
 from worker.models.runner import PREFILL_CHUNK_TOKENS, Row
 
 UNKNOWN_CONTEXT_TOKENS = 2048  # for a config that does not say; most models hold this much
@@ -41,7 +41,8 @@ class GenericRunner:
             raise
         except Exception as error:  # transformers raises all sorts for what it does not know
             raise ModelUnusable(
-                f"{folder} cannot be served as a causal language model by transformers: {error}"
+                f"{folder} cannot be served as a causal language model by transformers:"
+                f" {in_one_line(error)}"
             ) from error
         config = self._model.config.get_text_config()
         self.context_length = int(

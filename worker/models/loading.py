@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from core.model_catalog import ModelSpec
 from worker.models.decoder import Decoder, DecoderSpec
-from worker.models.errors import ModelUnusable
+from worker.models.errors import ModelUnusable, in_one_line
 from worker.models.families import describe, take_weights
 from worker.models.runner import NativeRunner, Runner
 from worker.models.sources import prepare, weight_files
@@ -126,7 +126,8 @@ def _decoder(
         weights = take_weights(spec, checkpoint, dtype)
     except (KeyError, OSError, SafetensorError) as error:
         raise ModelUnusable(
-            f"The weights in {folder} are not complete ({error}); copy the folder again."
+            f"The weights in {folder} are not complete ({in_one_line(error)});"
+            " copy the folder again."
         ) from error
     return Decoder(spec, weights, num_slots), weights.num_parameters()
 
@@ -135,14 +136,18 @@ def _tokenizer(folder: Path) -> TextTokenizer:
     try:
         return TextTokenizer(folder / "tokenizer.json")
     except Exception as error:  # tokenizers raises bare Exception
-        raise ModelUnusable(f"{folder / 'tokenizer.json'} cannot be read: {error}") from error
+        raise ModelUnusable(
+            f"{folder / 'tokenizer.json'} cannot be read: {in_one_line(error)}"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelUnusable(f"{path} cannot be read as JSON: {error}") from error
+        raise ModelUnusable(f"{path} cannot be read as JSON: {in_one_line(error)}") from error
+    if not isinstance(document, dict):
+        raise ModelUnusable(f"{path} holds no JSON object; copy the folder again.")
     return document
 
 

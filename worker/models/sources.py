@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound
+from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound, in_one_line
 
 Report = Callable[[str], None]
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
@@ -71,7 +71,7 @@ def weight_files(folder: Path) -> list[Path]:
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelUnusable(f"{index} cannot be read; copy the folder again.") from error
         return [folder / name for name in sorted(names)]
     single = folder / "model.safetensors"
@@ -137,7 +137,7 @@ def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> 
         raise
     except Exception as error:  # transformers raises all sorts for files it cannot read
         raise ModelUnusable(
-            f"{found} cannot be loaded as a causal language model: {error}"
+            f"{found} cannot be loaded as a causal language model: {in_one_line(error)}"
         ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
