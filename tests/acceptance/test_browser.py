@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
+# Long texts are greedy ones: the tiny model's sampled texts may come to their end at any token.
 FINAL = re.compile("Finished|Failed|Canceled")
 SOME_TEXT = re.compile(r"\S.{19}", re.DOTALL)
 
@@ -80,7 +81,7 @@ def test_submit_and_watch(page: Page) -> None:
 
 
 def test_cancel_keeps_the_text(page: Page) -> None:
-    fill(page, "Once upon a time", "sampling", 1900)
+    fill(page, "Once upon a time", "greedy", 1900)
     page.locator("#submit").click()
     page.wait_for_url("**/jobs/*")
     expect(page.locator("#text")).to_have_text(SOME_TEXT)
@@ -93,7 +94,7 @@ def test_cancel_keeps_the_text(page: Page) -> None:
 
 
 def test_the_page_goes_on_where_the_connection_was_cut(page: Page) -> None:
-    fill(page, "Once upon a time", "sampling", 700)
+    fill(page, "Once upon a time", "greedy", 700)
     page.locator("#submit").click()
     page.wait_for_url("**/jobs/*")
     expect(page.locator("#text")).to_have_text(SOME_TEXT)
@@ -102,6 +103,90 @@ def test_the_page_goes_on_where_the_connection_was_cut(page: Page) -> None:
     expect(page.locator("#badge")).to_have_text(FINAL, timeout=60_000)
     job = page.request.get("/api/v1/jobs/" + page.url.rsplit("/", 1)[1]).json()
     assert page.locator("#text").text_content() == job["text"]
+
+
+def submit(page: Page, kind: str, **body: Any) -> dict[str, Any]:
+    answer = page.request.post(f"/api/v1/{kind}", data={"prompt": "Once upon a time", **body})
+    assert answer.status == 202, answer.text()
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def refuse(route: Route) -> None:
+    """As a proxy or a database that is away answers, with a status that is no job's."""
+    route.fulfill(
+        status=503, content_type="application/problem+json", body='{"status": 503, "title": "away"}'
+    )
+
+
+@pytest.mark.parametrize("break_", [Route.abort, refuse], ids=["no network", "no answer"])
+def test_a_page_that_was_offline_says_so_and_goes_on(
+    page: Page, break_: Callable[[Route], None]
+) -> None:
+    job = submit(page, "jobs", max_new_tokens=1200)
+    page.route("**/api/v1/**", lambda route: break_(route))
+    page.goto(job["links"]["page"])
+    expect(page.locator("#offline")).to_be_visible()
+    page.unroute("**/api/v1/**")
+    expect(page.locator("#badge")).to_have_text("Finished", timeout=60_000)
+    expect(page.locator("#offline")).to_be_hidden()
+    made = page.request.get(job["links"]["self"]).json()
+    assert page.locator("#text").text_content() == made["text"]  # nothing lost, nothing doubled
+
+
+def test_a_job_whose_worker_was_lost_says_so_and_starts_again(page: Page) -> None:
+    job = submit(page, "jobs", max_new_tokens=1900)
+    events = (
+        'event: token\ndata: {"text": "lost", "tokens": 1}\n\nevent: reset\ndata: {}\n\n'
+        'event: token\ndata: {"text": "Anew", "tokens": 1}\n\n'
+    )
+    page.route(
+        "**/events*", lambda route: route.fulfill(content_type="text/event-stream", body=events)
+    )
+    page.goto(job["links"]["page"])
+    expect(page.locator("#restarted")).to_be_visible()
+    expect(page.locator("#text")).to_have_text("Anew")
+    page.unroute("**/events*")
+    page.request.post(job["links"]["cancel"])
+    expect(page.locator("#badge")).to_have_text(FINAL, timeout=30_000)
+    expect(page.locator("#restarted")).to_be_hidden()
+
+
+def test_a_run_that_lost_its_worker_says_so(page: Page) -> None:
+    variants = [{"strategy": "greedy"}, {"strategy": "sampling"}]
+    run = submit(page, "runs", variants=variants, max_new_tokens=1900)
+    first = run["jobs"][0]["id"]
+    events = (
+        f'event: reset\ndata: {{"job_id": "{first}"}}\n\n'
+        f'event: token\ndata: {{"job_id": "{first}", "text": "Anew", "tokens": 1}}\n\n'
+    )
+    page.route(
+        "**/events*", lambda route: route.fulfill(content_type="text/event-stream", body=events)
+    )
+    page.goto(run["links"]["page"])
+    expect(page.locator("#restarted")).to_be_visible()
+    expect(page.locator(f'[data-job="{first}"] .run-text')).to_have_text("Anew")
+    page.unroute("**/events*")
+    page.get_by_role("button", name="Cancel all").click()
+    expect(page.locator("#status")).to_have_text("All 2 texts have ended")
+
+
+def test_the_presets_are_compared_from_an_example(page: Page) -> None:
+    page.goto("/")
+    page.get_by_role("link", name="Title + abstract").click()
+    expect(page.locator("#prompt")).to_have_value(re.compile("^Title: .*Abstract: ", re.DOTALL))
+    expect(page.locator("#submit-label")).to_have_text("Generate 3")
+    page.locator("#submit").click()
+    page.wait_for_url("**/runs/*")
+    expect(page.locator(".run-column")).to_have_count(3)
+    expect(page.locator("#status")).to_have_text("All 3 texts have ended", timeout=60_000)
+
+
+def test_an_example_needs_no_javascript(open_context: Callable[..., BrowserContext]) -> None:
+    page = open_context(java_script_enabled=False).new_page()
+    page.goto("/")
+    page.get_by_role("link", name="Title + abstract").click()
+    expect(page.locator("#prompt")).to_have_value(re.compile("^Title: .*Abstract: ", re.DOTALL))
 
 
 def test_everything_works_without_javascript(
@@ -162,12 +247,26 @@ def test_the_prompt_is_counted_and_survives_a_reload(page: Page) -> None:
     expect(page.locator("#prompt")).to_have_value("typed, not sent")
 
 
+def test_a_link_with_a_prompt_wins_over_a_draft_but_not_on_a_reload(page: Page) -> None:
+    page.goto("/?prompt=linked")
+    page.locator("#prompt").fill("linked and changed")
+    page.reload()
+    expect(page.locator("#prompt")).to_have_value("linked and changed")
+    page.goto("/history")
+    page.goto("/?prompt=linked")
+    expect(page.locator("#prompt")).to_have_value("linked")
+
+
 def test_shortcuts(page: Page) -> None:
     page.goto("/queue")
     page.keyboard.press("?")
     expect(page.locator("#shortcuts")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#shortcuts")).to_be_hidden()
+    page.get_by_role("button", name="Keyboard shortcuts").click()
+    expect(page.locator("#shortcuts")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("button", name="Keyboard shortcuts")).to_be_focused()
     fill(page, "The quick brown")
     page.locator("#submit").focus()
     page.keyboard.press("/")
@@ -194,6 +293,20 @@ def test_fields_have_the_colours_of_the_theme(
         assert scheme == theme
         assert (background < 60 and text > 180) == (theme == "dark")
         assert (background > 200 and text < 80) == (theme == "light")
+
+
+def test_nothing_moves_for_those_who_ask_and_forced_colours_are_kept(
+    open_context: Callable[..., BrowserContext],
+) -> None:
+    page = open_context(reduced_motion="reduce", forced_colors="active").new_page()
+    job = submit(page, "jobs", max_new_tokens=1900)
+    page.goto(job["links"]["page"])
+    style = page.evaluate(
+        """() => [getComputedStyle(document.querySelector("#caret")).animationName,
+                  getComputedStyle(document.querySelector("#text")).textDecorationLine]"""
+    )
+    assert style == ["none", "underline"]  # a line, where our colours are not shown
+    page.request.post(job["links"]["cancel"])
 
 
 def test_the_theme_toggle_wins_over_the_system(

@@ -142,10 +142,11 @@ const settle = async () => {
   try {
     const answer = await fetch(self);
     if (answer.status === 404) return gone();
+    if (!answer.ok) throw new Error(String(answer.status));
     const job = /** @type {Job} */ (await answer.json());
     if (!["queued", "running"].includes(job.status)) return finish(job);
   } catch {
-    // Still offline.
+    part("offline").hidden = false; // the next try may do better
   }
   setTimeout(open, 2000);
 };
