@@ -99,6 +99,11 @@ def test_with_redis_gone_publishing_neither_waits_nor_raises() -> None:
     began = time.monotonic()
     publisher.close(timeout_seconds=0.5)
     assert time.monotonic() - began < 5
+    while not publisher._waiting.empty():  # or its thread would go on for the rest of the session
+        publisher._waiting.get_nowait()
+    publisher.close(timeout_seconds=10)
+    assert publisher._thread is not None
+    assert not publisher._thread.is_alive()
 
 
 def test_with_redis_frozen_publishing_neither_waits_nor_raises_and_goes_on_later(
