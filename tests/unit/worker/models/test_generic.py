@@ -163,14 +163,14 @@ def test_bfloat16_is_kept_small_and_answers_in_float32(parent: Path) -> None:
 
 
 def test_a_model_that_keeps_another_kind_of_memory_is_refused(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1}
     folder = saved(MambaForCausalLM(MambaConfig(**sizes)), tmp_path / "mamba")
     with pytest.raises(ModelUnusable, match="mamba"):
         runner_of(folder)
 
 
 def test_a_model_that_is_no_causal_one_is_refused(tmp_path: Path) -> None:
-    sizes: dict[str, Any] = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 1}
+    sizes: dict[str, Any] = {"vocab_size": 50, "d_model": 16, "d_kv": 4, "num_layers": 1}
     folder = saved(T5ForConditionalGeneration(T5Config(**sizes, num_heads=4)), tmp_path / "t5")
     with pytest.raises(ModelUnusable, match="t5"):
         runner_of(folder)
