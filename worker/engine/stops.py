@@ -16,10 +16,11 @@ class StopFilter:
         if not self._stops:
             return text
         self._held += text
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        # The stop that is complete first, whatever pieces the text comes in; then the longest.
+        found = [(at + len(s), at) for s in self._stops if (at := self._held.find(s)) >= 0]
         if found:
             self.is_stopped = True
-            safe, self._held = self._held[: min(found)], ""
+            safe, self._held = self._held[: min(found)[1]], ""
             return safe
         keep = max(self._overlap(stop) for stop in self._stops)
         cut = len(self._held) - keep

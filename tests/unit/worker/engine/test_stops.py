@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import itertools
+
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from worker.engine.stops import StopFilter
@@ -56,3 +58,26 @@ def test_an_unfinished_stop_is_text_after_all() -> None:
     assert filter_.push("xab") == "x"
     assert filter_.flush() == "ab"
     assert filter_.flush() == ""
+
+
+@given(
+    text=letters,
+    stops=st.lists(st.text("ab\n", min_size=1, max_size=5), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(1, 7), min_size=1, max_size=30),
+)
+@example(text="aabba", stops=["abba", "bb"], cuts=[5])
+def test_where_a_text_ends_does_not_depend_on_the_pieces(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    """It ends with the stop that is complete first; of two that end together, the longer."""
+    ends = [(at + len(s), at) for s in stops if (at := text.find(s)) >= 0]
+    wanted = text[: min(ends)[1]] if ends else text
+    filter_ = StopFilter(tuple(stops))
+    shown, rest, sizes = "", text, itertools.cycle(cuts)
+    while rest and not filter_.is_stopped:
+        size = next(sizes)
+        shown += filter_.push(rest[:size])
+        rest = rest[size:]
+        assert wanted.startswith(shown)  # what was shown is never taken back
+    assert shown + filter_.flush() == wanted
+    assert filter_.is_stopped == bool(ends)
