@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
-from core.workers import forget_unseen
 
 from core.jobs import JobStore
+from core.workers import forget_unseen
 
 SWEEP_SECONDS = 5.0
 FORGET_WORKER_SECONDS = 3_600.0
