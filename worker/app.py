@@ -145,12 +145,12 @@ class WorkerProcess:
         self._poller.close()
         self.runner.drain(self.settings.drain_seconds)
         for loop in self._loops:
-            loop.close()
+            loop.close(0.5)  # one that hangs in a database that is away ends with the process
         if self._listener is not None:
             self._listener.close()
         self.publisher.close()
         self._tickets.close()
-        self.engine.stop(5.0)
+        self.engine.stop(2.0)
         try:
             forget(self.store.engine, self.worker_id)
         finally:

@@ -317,7 +317,7 @@ class JobRunner:
         self.close()
         if not self.wait_until_idle(seconds):
             self.stop_jobs(frozenset(self.attempts()), "released")
-            if not self.wait_until_idle(5.0):
+            if not self.wait_until_idle(3.0):
                 self._giving_up.set()
 
     def wait_until_idle(self, seconds: float) -> bool:

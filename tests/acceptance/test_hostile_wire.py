@@ -88,23 +88,7 @@ WIRES: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[
-                pytest.mark.xfail(
-                    strict=True,
-                    reason="gunicorn's InvalidChunkSize comes out of backend.bodies as 500",
-                )
-            ]
-            if name == "chunks of noise"
-            else [],
-        )
-        for name in WIRES
-    ],
-)
+@pytest.mark.parametrize("name", WIRES)
 def test_no_bytes_get_a_500(stack: Stack, name: str) -> None:
     status = sent(stack, WIRES[name])
     assert status is None or status < 500 or status == 501, name
