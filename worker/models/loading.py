@@ -20,8 +20,7 @@ from worker.models.runner import NativeRunner, Runner
 from worker.models.sources import prepare, weight_files
 from worker.models.tokenizer import TextTokenizer
 
-CPU_SLOTS = 16  # more rows gain little in float32 on a few cores and make each text slower
-CUDA_SLOTS = 128
+DEFAULT_SLOTS = 16  # more rows gain little in float32 on a few cores and make each text slower
 Report = Callable[[str], None]
 
 
@@ -61,7 +60,7 @@ class LoadedModel:
 
 def default_num_slots() -> int:
     """Sequences that this device decodes at once when the settings do not say."""
-    return CUDA_SLOTS if torch.cuda.is_available() else CPU_SLOTS
+    return DEFAULT_SLOTS
 
 
 def load(

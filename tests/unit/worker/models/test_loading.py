@@ -16,7 +16,7 @@ from core.model_catalog import ModelSpec
 from tests.tiny_models import tiny_model
 from worker.models import sources
 from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound
-from worker.models.loading import CPU_SLOTS, CUDA_SLOTS, LoadedModel, default_num_slots, load
+from worker.models.loading import LoadedModel, load
 from worker.models.sources import weight_files
 
 IDS = [5, 17, 300, 42, 9]
@@ -104,12 +104,6 @@ def test_int8_is_float32_for_now_and_says_so(tmp_path: Path) -> None:
     model, said = loaded(tiny_model("llama"), tmp_path, dtype="int8")
     assert model.info.dtype == "float32"
     assert [sentence for sentence in said if "int8" in sentence]
-
-
-def test_slots_are_chosen_by_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has_cuda, wanted in ((False, CPU_SLOTS), (True, CUDA_SLOTS)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda answer=has_cuda: answer)
-        assert default_num_slots() == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
