@@ -49,6 +49,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self.web: subprocess.Popen[bytes] | None = None
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.baits: list[str] = []  # long jobs that a test submitted to be caught in the middle
         self._num_logs = 0
 
     # ---- processes ---------------------------------------------------------------------------

@@ -23,6 +23,7 @@ import pytest
 from sqlalchemy import select, update
 
 from core.db import make_engine, now_ms, reading, writing
+from core.errors import StorageUnavailable
 from core.models import Job, JobEvent
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
@@ -116,8 +117,12 @@ def test_every_accepted_job_ends_exactly_once(
 
     assert len(jobs) == len({job["id"] for job in jobs.values()}) == NUM_JOBS
     assert Counter(job["status"] for job in jobs.values()) == {"succeeded": NUM_JOBS}
+    baits = [stack.wait(job_id, 180) for job_id in stack.baits]
+    assert {job["status"] for job in baits} == {"succeeded"}
+    assert len({job["text"] for job in baits}) == 1
     paths = _paths(database_url)
-    assert set(paths) == {job["id"] for job in jobs.values()}  # a key made one job and no more
+    accepted = {job["id"] for job in [*jobs.values(), *baits]}
+    assert set(paths) == accepted  # a key made one job and no more
     for path in paths.values():
         assert set(path) <= LEGAL
         assert [step[1] for step in path[:-1]] == [step[0] for step in path[1:]]
@@ -142,10 +147,20 @@ def _kill_web(stack: Stack) -> None:
 
 
 def _freeze_beyond_the_lease(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
-    """A worker that stands still until others have its jobs, and then goes on: a zombie."""
-    worker.send_signal(signal.SIGSTOP)
+    """A worker that stands still until others have its jobs, and then goes on: a zombie.
+
+    Frozen in the middle of a transaction it would hold SQLite's one write lock, or its rows', and
+    nobody could take anything back: then it goes on, and is frozen again a moment later.
+    """
     try:
-        _expire_leases(stack, worker)
+        for _ in range(20):
+            worker.send_signal(signal.SIGSTOP)
+            try:
+                _expire_leases(stack, worker)
+                break
+            except StorageUnavailable:
+                worker.send_signal(signal.SIGCONT)
+                _busy(stack)
         _await(stack, lambda: not _held_by(stack, worker), "the leases were not taken back")
     finally:
         worker.send_signal(signal.SIGCONT)
@@ -162,14 +177,21 @@ def _expire_leases(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
 
 
 def _busy(stack: Stack) -> subprocess.Popen[bytes]:
-    """The first worker that the database says has written part of a text."""
+    """A worker in the middle of a text so long that what happens next happens during it."""
+    bait = stack.submit(strategy="greedy", max_new_tokens=1900)
+    engine = make_engine(stack.database_url, pool_size=1)
+    query = select(Job.worker_id).where(Job.id == bait["id"], Job.status == "running")
     found: list[subprocess.Popen[bytes]] = []
 
     def look() -> bool:
-        found[:] = [worker for worker in stack.workers if any(_held_by(stack, worker))]
+        with reading(engine) as connection:
+            worker_id = connection.execute(query).scalar_one_or_none() or ""
+        found[:] = [worker for worker in stack.workers if f"-{worker.pid}-" in worker_id]
         return bool(found)
 
     _await(stack, look, "no worker is in the middle of a text")
+    engine.dispose()
+    stack.baits.append(bait["id"])
     return found[0]
 
 
