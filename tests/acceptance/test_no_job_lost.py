@@ -77,6 +77,10 @@ class Clients:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)  # as a client does before it asks again
                 continue
+            if answer.status == 503:  # a frozen worker holds the database's lock: come back later
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+                continue
             assert answer.status == 202, answer.body
             self.accepted[seed] = answer.json["id"]
             return
@@ -176,9 +180,22 @@ def _expire_leases(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
     engine.dispose()
 
 
+def _submit_bait(stack: Stack) -> dict[str, Any]:
+    deadline = time.monotonic() + 60
+    payload = {"prompt": "The quick brown", "strategy": "greedy", "max_new_tokens": 1900}
+    while True:
+        answer = stack.request("POST", "/api/v1/jobs", payload)
+        if answer.status == 202:
+            accepted: dict[str, Any] = answer.json
+            return accepted
+        assert answer.status == 503, answer.body
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def _busy(stack: Stack) -> subprocess.Popen[bytes]:
     """A worker in the middle of a text so long that what happens next happens during it."""
-    bait = stack.submit(strategy="greedy", max_new_tokens=1900)
+    bait = _submit_bait(stack)
     engine = make_engine(stack.database_url, pool_size=1)
     query = select(Job.worker_id).where(Job.id == bait["id"], Job.status == "running")
     found: list[subprocess.Popen[bytes]] = []
