@@ -55,11 +55,7 @@ def create_app(settings: Settings) -> Flask:
 
 def make_services(settings: Settings) -> Services:
     """The services as the settings have them."""
-    limits = Limits(
-        max_queued=settings.max_queued,
-        max_queued_per_owner=settings.max_queued_per_owner,
-        deadline_seconds=settings.deadline_seconds,
-    )
+    limits = Limits.from_settings(settings)
     return Services(
         store=JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits),
         bus=EventBus(settings.redis_url),

@@ -16,6 +16,7 @@ from core.db import now_ms
 from core.errors import FieldError, QueueFull, RateLimited, ValidationFailed
 from core.models import Job, Run
 from core.search import search_text
+from core.settings import Settings
 from core.transitions import append_event
 
 _SUBMISSION_LOCK = 0x7E_87_11_11  # any constant; one lock for all that count the queue
@@ -52,6 +53,15 @@ class Limits:
     max_queued: int = 1000
     max_queued_per_owner: int = 0
     deadline_seconds: float = 86_400.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Limits:
+        """What the settings admit, for the web side and the workers alike."""
+        return cls(
+            max_queued=settings.max_queued,
+            max_queued_per_owner=settings.max_queued_per_owner,
+            deadline_seconds=settings.deadline_seconds,
+        )
 
 
 def lock_submissions(connection: Connection) -> None:

@@ -178,11 +178,7 @@ class WorkerProcess:
 
 def make_store(settings: Settings) -> JobStore:
     """The store as the settings have it."""
-    limits = Limits(
-        max_queued=settings.max_queued,
-        max_queued_per_owner=settings.max_queued_per_owner,
-        deadline_seconds=settings.deadline_seconds,
-    )
+    limits = Limits.from_settings(settings)
     return JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits)
 
 
