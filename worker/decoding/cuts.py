@@ -1,125 +1,152 @@
-"""The strategies' cuts: which tokens may be drawn.
+"""The strategies' cuts: from scores to what tokens are drawn by.
 
 Semantics are those of transformers' logits processors, with one deviation: where equals stand on
 both sides of a bound, transformers keeps them all and we keep the lower ids, so that top_k never
 keeps more than k. A cut that keeps everything leaves no trace in the arithmetic that follows,
-which is what makes the identities of the contract exact. No row's result depends on another's.
+which is what makes the identities of the contract exact.
+
+No row's result depends on another's, to the last bit. Sums run along whole rows in one order or by
+blocks; and of torch's functions only those are used that round alike wherever a number lies in
+memory, as ``log`` and ``exp2`` do not: what is left over at the end of a thread's share is theirs
+to compute in another way.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from core.strategies import DecodingParameters
+from worker.decoding.blocks import chunks, ids_in, maxima, sums
+from worker.decoding.nuclei import closeness, nuclei
 
-# Most nuclei are smaller; only rows whose nucleus is not covered go on to the next, and to a sort.
-NUCLEUS_GUESSES_TOKENS = (64, 1024)
 
-
-def cut(scores: Tensor, probabilities: Tensor, rows: Sequence[DecodingParameters]) -> Tensor:
-    """Set to zero what a row's strategy may not draw.
+def weigh(scores: Tensor, rows: Sequence[DecodingParameters], vocabulary_size: int) -> Tensor:
+    """Turn scores into probabilities that are zero outside the strategy's cut.
 
     Args:
-        scores: (rows, vocabulary) float32, by which tokens are ordered.
-        probabilities: (rows, vocabulary) float32, after the temperature; changed in place.
-        rows: whose strategies and cuts apply.
+        scores: (rows, width) float32, after the penalty, ``blocks.taken``; changed in place.
+        rows: parameters of the rows; no temperature is 0. Neighbours of a kind are done together.
+        vocabulary_size: how many tokens there are.
 
     Returns:
-        ``probabilities``; in every row at least one is not zero.
+        ``scores``; in every row at least one is not zero. A row does not sum to one after a cut:
+        to divide by the sum would change the arithmetic of a cut that cuts nothing.
     """
-    size = scores.shape[-1]
-    masks: dict[str, Callable[[Tensor, Tensor, list[DecodingParameters]], Tensor]]
-    masks = {"top_k": _top_k, "top_p": _top_p, "min_p": _min_p, "typical": _typical}
-    for strategy, mask in masks.items():
-        chosen = [i for i, row in enumerate(rows) if _cuts(row, strategy, size)]
-        if len(chosen) == len(rows):
-            return probabilities.mul_(mask(scores, probabilities, list(rows)))
-        if chosen:
-            own = probabilities[chosen]
-            keep = mask(scores[chosen], own, [rows[i] for i in chosen])
-            probabilities[chosen] = own.mul_(keep)
-    return probabilities
+    ways: dict[str, Callable[[Tensor, list[DecodingParameters]], None]]
+    ways = {"": _all, "top_k": _top_k, "top_p": _top_p, "min_p": _min_p, "typical": _typical}
+    start = 0
+    for name, run in groupby(rows, lambda row: cut_of(row, vocabulary_size)):
+        alike = list(run)
+        ways[name](scores[start : start + len(alike)], alike)
+        start += len(alike)
+    return scores
 
 
-def _cuts(row: DecodingParameters, strategy: str, vocabulary_size: int) -> bool:
-    """Whether a row has this strategy, and it leaves anything out."""
+def cut_of(row: DecodingParameters, vocabulary_size: float = math.inf) -> str:
+    """The strategy by which a row is cut; empty where it leaves nothing out."""
     is_cut = {
         "top_k": row.top_k < vocabulary_size,
         "top_p": row.top_p < 1.0,
         "min_p": row.min_p > 0.0,
         "typical": row.typical_p < 1.0,
     }
-    return row.strategy == strategy and is_cut[strategy]
+    return row.strategy if is_cut.get(row.strategy, False) else ""
 
 
-def _top_k(scores: Tensor, _: Tensor, rows: list[DecodingParameters]) -> Tensor:
+def _all(scores: Tensor, rows: list[DecodingParameters]) -> None:
+    for own in chunks(scores):
+        _soften(scores[own], rows[own])
+
+
+def _top_k(scores: Tensor, rows: list[DecodingParameters]) -> None:
     counts = torch.tensor([row.top_k for row in rows])
-    best = torch.topk(scores, int(counts.max())).values
-    return _first(scores, counts, best.gather(-1, counts[:, None] - 1))
+    last = _largest(scores, int(counts.max())).gather(-1, counts[:, None] - 1)
+    for own in chunks(scores):
+        keep = _first(scores[own], counts[own], last[own])
+        _soften(scores[own], rows[own]).mul_(keep)
 
 
-def _top_p(scores: Tensor, probabilities: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """The nucleus (Holtzman et al., "The curious case of neural text degeneration", 2020)."""
-    masses = torch.tensor([row.top_p for row in rows], dtype=torch.float64)
-    return _smallest_sets(scores, probabilities, masses)
-
-
-def _min_p(_: Tensor, probabilities: Tensor, rows: list[DecodingParameters]) -> Tensor:
+def _min_p(scores: Tensor, rows: list[DecodingParameters]) -> None:
     """Min-p (Nguyen et al., "Turning up the heat", 2024)."""
-    shares = torch.tensor([row.min_p for row in rows], dtype=torch.float32)
-    return probabilities >= shares[:, None] * probabilities.amax(-1, keepdim=True)
+    shares = torch.tensor([row.min_p for row in rows], dtype=torch.float32)[:, None]
+    for own in chunks(scores):
+        weights = _soften(scores[own], rows[own])
+        weights.mul_(_at_least(weights, shares[own] * weights.amax(-1, keepdim=True)))
 
 
-def _typical(_: Tensor, probabilities: Tensor, rows: list[DecodingParameters]) -> Tensor:
+def _top_p(scores: Tensor, rows: list[DecodingParameters]) -> None:
+    """The nucleus (Holtzman et al., "The curious case of neural text degeneration", 2020)."""
+    _all(scores, rows)
+    _keep_nuclei(scores, [row.top_p for row in rows], None)
+
+
+def _typical(scores: Tensor, rows: list[DecodingParameters]) -> None:
     """Tokens about as surprising as expected (Meister et al., "Locally typical sampling", 2022)."""
-    masses = torch.tensor([row.typical_p for row in rows], dtype=torch.float64)
-    logs = probabilities.log()
-    # A running sum adds in the same order for one row as for many; ``sum`` does not.
-    terms = torch.where(probabilities > 0, probabilities * logs, 0.0)
-    entropy = -terms.cumsum(-1, dtype=torch.float64)[:, -1:].float()
-    # What cannot be drawn is infinitely far from typical.
-    closeness = torch.where(probabilities > 0, -(logs + entropy).abs(), -torch.inf)
-    return _smallest_sets(closeness, probabilities, masses)
+    centres = []
+    for own in chunks(scores):
+        logits = torch.empty_like(scores[own])
+        weights = _soften(scores[own], rows[own], logits)
+        # An impossible token is never drawn, and says nothing.
+        terms = logits.clamp_(min=torch.finfo(torch.float32).min).mul_(weights)
+        means = sums(terms).cumsum(-1, dtype=torch.float64)[:, -1].tolist()
+        largest = weights.amax(-1).tolist()
+        centres += [most * math.exp(mean) for most, mean in zip(largest, means, strict=True)]
+    # The weight of a token whose surprise is the entropy.
+    _keep_nuclei(scores, [row.typical_p for row in rows], torch.tensor(centres)[:, None])
 
 
-def _smallest_sets(order: Tensor, probabilities: Tensor, masses: Tensor) -> Tensor:
-    """The first tokens of each row by ``order`` that together hold the row's mass; bool."""
-    num_rows, size = order.shape
-    counts = torch.zeros(num_rows, dtype=torch.int64)
-    last = torch.zeros(num_rows, 1)
-    pending = torch.arange(num_rows)
-    for guess in (*(g for g in NUCLEUS_GUESSES_TOKENS if g < size), size):
-        values, ids = torch.topk(order[pending], guess)
-        sums = probabilities[pending].gather(-1, ids).double().cumsum(-1)
-        wanted = masses[pending, None]
-        needed = ((sums < wanted).sum(-1) + 1).clamp_(max=guess)
-        is_covered = (sums[:, -1] >= wanted[:, 0]) | (guess == size)
-        done = pending[is_covered]
-        counts[done] = needed[is_covered]
-        last[done] = values.gather(-1, needed[:, None] - 1)[is_covered]
-        pending = pending[~is_covered]
-        if not len(pending):
-            break
-    return _first(order, counts, last)
+def _soften(scores: Tensor, rows: list[DecodingParameters], logits: Tensor | None = None) -> Tensor:
+    """Probabilities by the rows' temperatures, in place; ``logits`` takes what they are made of."""
+    # A float32 of the smallest temperature must not be zero.
+    coldest = torch.finfo(torch.float32).tiny
+    temperatures = torch.tensor([max(row.temperature, coldest) for row in rows])[:, None]
+    # Subtracting the maximum first keeps a temperature near zero from overflowing.
+    scores.sub_(scores.amax(-1, keepdim=True)).div_(temperatures)
+    if logits is not None:
+        logits.copy_(scores)
+    return torch.softmax(scores, -1, out=scores)
 
 
-def _first(order: Tensor, counts: Tensor, last: Tensor) -> Tensor:
-    """The first tokens of each row by ``order``, of equals the lower ids.
+def _keep_nuclei(weights: Tensor, shares: list[float], centres: Tensor | None) -> None:
+    found = nuclei(weights, torch.tensor(shares, dtype=torch.float64)[:, None], centres)
+    for own in chunks(weights):
+        order = closeness(weights[own], None if centres is None else centres[own])
+        weights[own].mul_(_at_least(order, found.last[own]))
+    weights[found.surplus] = 0.0
+
+
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """The ``count`` largest values of each row, in their order; they lie in as many blocks."""
+    largest = maxima(scores)
+    if count < largest.shape[-1]:
+        scores = scores.gather(-1, ids_in(largest.topk(count).indices))
+    return scores.topk(count).values
+
+
+def _first(scores: Tensor, counts: Tensor, last: Tensor) -> Tensor:
+    """The first tokens of each row by their scores, of equals the lower ids.
 
     Args:
-        order: (rows, vocabulary) float32, larger is better.
+        scores: (rows, width) float32.
         counts: (rows,) int64, how many to keep.
-        last: (rows, 1) float32, the value of the last one kept.
+        last: (rows, 1) float32, the score of the last one kept.
 
     Returns:
-        (rows, vocabulary) bool.
+        (rows, width) float32, 1 where a token is kept and 0 elsewhere.
     """
-    keep = order >= last
+    keep = _at_least(scores, last)
     for row in (keep.sum(-1) > counts).nonzero()[:, 0].tolist():  # equals beyond the bound; rare
-        ties = order[row] == last[row]
-        surplus = keep[row].sum() - counts[row]
-        keep[row] &= ~ties | (ties.cumsum(-1) <= ties.sum() - surplus)
+        ties = (scores[row] == last[row]).nonzero()[:, 0]
+        surplus = int(keep[row].sum()) - int(counts[row])
+        keep[row, ties[len(ties) - surplus :]] = 0.0
     return keep
+
+
+def _at_least(values: Tensor, bound: Tensor) -> Tensor:
+    """1 and 0 in float32: to compare into a tensor of bool takes five times as long."""
+    return torch.ge(values, bound, out=torch.empty_like(values))

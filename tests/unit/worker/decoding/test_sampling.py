@@ -19,8 +19,10 @@ from transformers import (
 )
 
 from core.strategies import DecodingParameters
+from worker.decoding.blocks import taken
+from worker.decoding.cuts import weigh
 from worker.decoding.records import RowState
-from worker.decoding.sampling import choose, draw_weights, sound_rows
+from worker.decoding.sampling import choose, sound_rows
 from worker.decoding.uniform import uniform
 
 SIZE = 1500  # larger than the largest guess of a nucleus
@@ -29,6 +31,10 @@ NUM_DRAWS = 20_000
 
 def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
+    return weigh(taken(scores, range(len(rows))), rows, scores.shape[-1])[:, : scores.shape[-1]]
 
 
 def state(strategy: Any, *, seed: int = 1, position: int = 0, **cuts: Any) -> RowState:
