@@ -119,16 +119,13 @@ class GenerateForm:
 
 def blank_form(strategies: Sequence[Document], models: Sequence[Document]) -> GenerateForm:
     """The form at a first visit."""
-    served = {strategy["name"] for strategy in strategies if strategy["served"]}
     values = {
         f"{strategy['name']}.{parameter['name']}": as_text(parameter["default"])
         for strategy in strategies
         for parameter in own_parameters(strategy)
     }
     default = next((model["name"] for model in models if model["default"]), "")
-    return GenerateForm(
-        model=default, ticked=[name for name in PRESET if name in served], values=values
-    )
+    return GenerateForm(model=default, ticked=list(PRESET), values=values)
 
 
 def form_from_job(blank: GenerateForm, job: Document, *, is_continued: bool) -> GenerateForm:

@@ -237,17 +237,17 @@ _EXAMPLES: dict[str, Document] = {
 
 def _schemas() -> Document:
     inputs: list[type[BaseModel]] = [TokenizeRequest]
-    served = [JOB_REQUESTS[spec.name] for spec in STRATEGIES if spec.is_served]
+    requests = [JOB_REQUESTS[spec.name] for spec in STRATEGIES]
     outputs: list[type[BaseModel]] = [
         JobView, JobPage, RunView, ModelView, StrategyView, QueueView, Tokens, TraceView, Problem,
     ]  # fmt: skip
-    models: Any = [(model, "validation") for model in inputs + list(served)]
+    models: Any = [(model, "validation") for model in inputs + requests]
     models += [(model, "serialization") for model in outputs]
     _, definitions = models_json_schema(models, ref_template=_REF + "{model}")
     schemas: Document = definitions["$defs"]
     schemas["JobRequest"] = {
         "description": "The fields depend on the strategy; greedy where none is named.",
-        "oneOf": [{"$ref": _REF + model.__name__} for model in served],
+        "oneOf": [{"$ref": _REF + model.__name__} for model in requests],
     }
     schemas["RunRequest"] = _run_request()
     return schemas
@@ -260,8 +260,6 @@ def _run_request() -> Document:
     samples = {"type": "integer", "minimum": 1, "maximum": MAX_SAMPLES, "default": 1}
     variants = []
     for spec in STRATEGIES:
-        if not spec.is_served:
-            continue
         schema = JOB_REQUESTS[spec.name].model_json_schema()
         own = {name: value for name, value in schema["properties"].items() if name != "prompt"}
         required = [name for name in schema.get("required", ()) if name != "prompt"]

@@ -166,6 +166,5 @@ def strategy_document(spec: StrategySpec) -> Document:
         "name": spec.name,
         "title": spec.title,
         "description": spec.description,
-        "served": spec.is_served,
         "parameters": [*own, *_COMMON],
     }

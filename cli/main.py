@@ -68,6 +68,8 @@ def web() -> None:
 def worker() -> None:
     """Run one worker process alone."""
     settings = _settings()  # before the imports: a bad setting need not wait for PyTorch
+    # PyTorch's idle threads must not spin on the cores that the kernels' threads compute on.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     from worker.app import main as run_worker
 

@@ -218,10 +218,8 @@ def parse_job_request(payload: object, context: RequestContext | None = None) ->
     model = JOB_REQUESTS.get(strategy) if isinstance(strategy, str) else None
     extra: list[FieldError] = []
     if model is None:
-        names = ", ".join(spec.name for spec in STRATEGIES if spec.is_served)
+        names = ", ".join(spec.name for spec in STRATEGIES)
         extra = [FieldError("strategy", f"there is no such strategy; the strategies are: {names}")]
-    elif not STRATEGIES_BY_NAME[str(strategy)].is_served:
-        extra = [FieldError("strategy", f"{strategy} is not served yet; choose another strategy")]
     if model is None:
         model, payload = _lenient(payload)
     try:

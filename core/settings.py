@@ -85,6 +85,11 @@ def _redis_url(text: str) -> str:
     return text
 
 
+def _kernels(text: str) -> str:
+    """auto, off or the path of a folder"""  # noqa: D415 - shown inside a sentence
+    return text if text in ("auto", "off") else str(_path(text))
+
+
 def _names(text: str) -> tuple[str, ...]:
     """model names with commas between"""  # noqa: D403, D415 - shown inside a sentence
     names = tuple(name.strip() for name in text.split(","))
@@ -110,6 +115,8 @@ class Settings:
     serve: tuple[str, ...] = ()
     num_workers: int = 1
     num_slots: int | None = None
+    cache_mib: int = 0  # bound on a worker's key-value cache; 0: half of the memory that is free
+    kernels: str = "auto"  # "auto": compiled under ``home``; "off": PyTorch alone; or a folder
     max_queued: int = 1000
     max_queued_per_owner: int = 0  # 0: no limit of its own
     deadline_seconds: float = 86_400.0  # a job nobody could run for a day is failed, with a reason
@@ -156,6 +163,13 @@ class Settings:
         return result
 
     @property
+    def kernel_dir(self) -> Path | None:
+        """Where compiled kernels are kept; ``None`` where PyTorch is to compute alone."""
+        if self.kernels == "off":
+            return None
+        return self.home / "kernels" if self.kernels == "auto" else Path(self.kernels)
+
+    @property
     def is_sqlite(self) -> bool:
         """Whether the texts are kept in a SQLite file."""
         return self.database_url.startswith("sqlite")
@@ -177,6 +191,8 @@ _FIELDS: dict[str, tuple[str, Callable[[str], object]]] = {
     "SERVE": ("serve", _names),
     "WORKERS": ("num_workers", _integer(0, 64)),
     "SLOTS": ("num_slots", _integer(1, 1024)),
+    "CACHE_MIB": ("cache_mib", _integer(0, 1 << 24)),
+    "KERNELS": ("kernels", _kernels),
     "MAX_QUEUED": ("max_queued", _integer(1, 10_000_000)),
     "MAX_QUEUED_PER_OWNER": ("max_queued_per_owner", _integer(0, 10_000_000)),
     "DEADLINE_SECONDS": ("deadline_seconds", _seconds(1, 31_536_000)),

@@ -50,7 +50,6 @@ class StrategySpec:
     title: str
     description: str
     parameters: tuple[ParameterSpec, ...]
-    is_served: bool = True
 
     @property
     def parameter_names(self) -> frozenset[str]:
@@ -223,7 +222,6 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 description="Above 0 longer texts are favoured, below 0 shorter ones.",
             ),
         ),
-        is_served=False,
     ),
 )
 

@@ -154,7 +154,6 @@ class StrategyView(BaseModel):
     name: str
     title: str
     description: str
-    served: bool
     parameters: list[ParameterView]
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from worker.models.loading import LoadedModel, ModelInfo
-from worker.models.runner import PREFILL_CHUNK_TOKENS, Row
+from worker.models.prefixes import num_shared
+from worker.models.rows import Row
+from worker.models.runner import PREFILL_CHUNK_TOKENS
 from worker.models.tokenizer import TextTokenizer
 
 VOCABULARY_SIZE = 128
@@ -37,16 +39,45 @@ class FakeTokenizer:
 class FakeRunner:
     """Computes logits by a function of the tokens; keeps no cache."""
 
+    bytes_per_token = 10
+    is_ragged = True
+
     def __init__(self, logits_of: LogitsOf) -> None:
         self._logits_of = logits_of
         self.num_decode_steps = 0
         self.batch_sizes: list[int] = []
         self.slots_seen: list[set[int]] = []
         self.wiped: list[int] = []
+        self.released: list[int] = []
+        self.prefilled: list[tuple[int, int, int]] = []  # slot, from, to
+        self.kept: list[list[int]] = []
+        self.forks: list[tuple[int, int, int, int]] = []
         self.gate: threading.Event | None = None  # where set, a step waits for it
 
-    def prefill(self, row: Row) -> None:
-        row.num_cached = min(row.num_cached + PREFILL_CHUNK_TOKENS, len(row.ids) - 1)
+    def chunk_tokens(self, num_decoding: int) -> int:
+        return PREFILL_CHUNK_TOKENS
+
+    def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        for row, end in chunks:
+            self.prefilled += [(row.slot, row.num_cached, end)]
+            row.num_cached = end
+
+    def score(self, ids: list[int], slot: int = 0) -> Tensor:
+        return torch.stack([self._logits_of(ids[: n + 1]) for n in range(len(ids))])
+
+    def recall(self, row: Row) -> None:
+        for known in self.kept:
+            shared = num_shared(known, row.ids[:-1])
+            row.num_cached = max(row.num_cached, shared)
+
+    def keep(self, row: Row) -> None:
+        self.kept.append(row.ids[: row.num_cached])
+
+    def fork(self, source: int, target: int, start: int, end: int) -> None:
+        self.forks.append((source, target, start, end))
+
+    def release(self, slot: int) -> None:
+        self.released.append(slot)
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         if self.gate is not None and not self.gate.wait(30):
@@ -58,8 +89,8 @@ class FakeRunner:
             row.num_cached = len(row.ids)
         return torch.stack([self._logits_of(row.ids) for row in rows])
 
-    def wipe(self, row: Row) -> None:
-        self.wiped.append(row.slot)
+    def wipe(self, slot: int, num_positions: int) -> None:
+        self.wiped.append(slot)
 
     def rest(self) -> None:
         pass

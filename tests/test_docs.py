@@ -43,8 +43,7 @@ def readme_row(spec: StrategySpec) -> str:
     """A strategy's row as the README must have it; printed by a failing test, to be pasted."""
     own = [p for p in spec.parameters if p.name != "repetition_penalty"]
     parameters = ", ".join(_parameter(parameter) for parameter in own) or "–"
-    note = "" if spec.is_served else " Not served yet: refused by name."
-    return f"| `{spec.name}` | {parameters} | {spec.description}{note} |"
+    return f"| `{spec.name}` | {parameters} | {spec.description} |"
 
 
 def _parameter(spec: ParameterSpec) -> str:

@@ -34,6 +34,7 @@ from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, W
 from worker.metrics import WorkerMetrics
 from worker.models.errors import ModelLoadError
 from worker.models.loading import LoadedModel, default_num_slots, load
+from worker.models.memory import cache_bytes
 from worker.poller import POLL_SECONDS, Poller
 from worker.publishing import Publisher
 from worker.sweeper import SWEEP_SECONDS, Sweeper
@@ -57,8 +58,10 @@ class WorkerProcess:
         self.settings = settings
         self._termination = termination
         self.worker_id = f"{worker_host()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        num_slots = settings.num_slots or default_num_slots()
-        self.engine = Engine(models, num_slots=num_slots)
+        num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
+        self.engine = Engine(
+            models, num_slots=num_slots, cache_bytes=cache_bytes(settings.cache_mib << 20)
+        )
         self.store = make_store(settings)
         self.metrics = WorkerMetrics()
         self.bus = EventBus(settings.redis_url)
@@ -233,7 +236,7 @@ def main(settings: Settings) -> int:
 def load_models(settings: Settings) -> dict[str, LoadedModel]:
     """Load what this worker serves, telling what takes time."""
     catalog = load_catalog(settings).served(settings.serve)
-    num_slots = settings.num_slots or default_num_slots()
+    num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
     models = {}
     for spec in catalog:
         log.info("model_loading", model=spec.name, source=spec.source)
@@ -242,6 +245,7 @@ def load_models(settings: Settings) -> dict[str, LoadedModel]:
             cache_dir=settings.home / "models",
             dtype=spec.dtype,
             num_slots=num_slots,
+            kernel_dir=settings.kernel_dir,
             report=lambda sentence: log.info("model_progress", step=sentence),
         )
     return models

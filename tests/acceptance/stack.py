@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.kernels import KERNEL_DIR
 from tests.servers import RedisServer, free_port
 
 READY_SECONDS = 90
@@ -130,6 +131,7 @@ class Stack:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TEXTMILL_")}
         environment |= {
             "TEXTMILL_HOME": str(self.folder),
+            "TEXTMILL_KERNELS": str(KERNEL_DIR),
             "TEXTMILL_PORT": str(self.port),
             "TEXTMILL_DATABASE_URL": self.database_url,
             "TEXTMILL_MODELS": str(self.models_file),

@@ -228,7 +228,7 @@ def test_the_export_holds_what_the_filters_pick(stack: Stack) -> None:
         ("POST", "/api/v1/jobs", b'{"prompt":"a"}', {"Content-Type": "text/plain"}, 415),
         ("POST", "/api/v1/jobs", b'{"prompt":"' + b"a" * 300_000 + b'"}', {}, 413),
         ("POST", "/api/v1/jobs", {"prompt": "   "}, {}, 422),
-        ("POST", "/api/v1/jobs", {"prompt": "a", "strategy": "beam"}, {}, 422),
+        ("POST", "/api/v1/jobs", {"prompt": "a", "strategy": "beam", "num_beams": 9}, {}, 422),
         ("POST", "/api/v1/jobs", {"prompt": "word " * 3000}, {}, 422),
         ("PUT", "/api/v1/jobs", {}, {}, 405),
         ("GET", "/api/v1/nothing", None, {}, 404),

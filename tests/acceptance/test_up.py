@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.kernels import KERNEL_DIR
 from tests.servers import free_port
 
 FIRST_START_SECONDS = 60  # on two cores that other tests use too
@@ -80,6 +81,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {
         **inherited,
         "TEXTMILL_HOME": str(tmp_path / "home"),
+        "TEXTMILL_KERNELS": str(KERNEL_DIR),
         "TEXTMILL_PORT": str(free_port()),
         "TEXTMILL_SLOTS": "2",
     }

@@ -10,15 +10,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 from torch import Tensor
 
 from core.strategies import DecodingParameters
+from worker.decoding.records import TokenTrace
 from worker.decoding.sampling import Choice, choose, sound_rows
 from worker.decoding.trace import trace_token
+from worker.engine.beams import BeamSequence
 from worker.engine.requests import (
-    BeamNotServedError,
     Delta,
     EngineError,
     EngineStopped,
@@ -33,9 +35,11 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.statistics import EngineStatistics, Throughput
 from worker.models.loading import LoadedModel
-from worker.models.runner import PREFILL_CHUNK_TOKENS
+from worker.models.prefixes import num_shared
+from worker.models.rows import Row
 from worker.models.tokenizer import IncrementalDetokenizer
 
+SHARED_TOKENS = 32  # a shorter beginning is computed twice sooner than waited for
 WARM_UP_SECONDS = 120.0  # a first step may compile; longer than this is a hang
 log = structlog.get_logger(__name__)
 
@@ -43,12 +47,29 @@ log = structlog.get_logger(__name__)
 class Engine:
     """Writes texts on the models it was given. ``submit`` may be called from any thread."""
 
-    def __init__(self, models: Mapping[str, LoadedModel], *, num_slots: int) -> None:
-        """Keep the models; ``num_slots`` sequences are decoded at once, all models together."""
+    def __init__(
+        self,
+        models: Mapping[str, LoadedModel],
+        *,
+        num_slots: int,
+        cache_bytes: int | None = None,
+    ) -> None:
+        """Keep the models.
+
+        Args:
+            models: by name.
+            num_slots: texts that are written at once, all models together.
+            cache_bytes: bound on their keys and values; what does not fit waits. ``None`` for no
+                bound.
+        """
         self._models = dict(models)
         self.num_slots = num_slots
         self.step_count = 0
-        self._scheduler = Scheduler(num_slots)  # the thread's own
+        self._scheduler = Scheduler(  # the thread's own
+            num_slots,
+            cache_bytes=cache_bytes,
+            bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
+        )
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()  # guarded by _wake
@@ -88,7 +109,7 @@ class Engine:
                 together is the text; if it raises, the text ends with an error.
 
         Raises:
-            UnknownModel, PromptTooLong, PromptUnusable, BeamNotServedError, EngineStopped:
+            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped:
                 nothing was queued.
         """
         sequence = self._sequence(request, on_delta)
@@ -122,8 +143,6 @@ class Engine:
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"This worker holds no model named {request.model!r}.")
-        if request.parameters.strategy == "beam":
-            raise BeamNotServedError("Beam search is not served yet; choose another strategy.")
         ids = model.tokenizer.encode(request.prompt)
         if not ids:
             raise PromptUnusable("The prompt has no tokens for this model.")
@@ -132,7 +151,8 @@ class Engine:
                 f"The prompt has {len(ids)} tokens, and the model's context holds"
                 f" {model.info.context_length}, the new tokens included."
             )
-        return Sequence(
+        kind = BeamSequence if request.parameters.strategy == "beam" else Sequence
+        return kind(
             Generation(request, num_prompt_tokens=len(ids)),
             ids,
             detokenizer=IncrementalDetokenizer(model.tokenizer, ids),
@@ -176,61 +196,110 @@ class Engine:
 
     def _prefill(self, name: str, model: LoadedModel) -> None:
         """One chunk's worth of prompts, so that running texts never stall for long."""
-        budget = PREFILL_CHUNK_TOKENS
-        for sequence in self._scheduler.prefilling(name):
-            try:
-                while budget > 0 and not sequence.is_prefilled:
-                    before = sequence.num_cached
-                    model.runner.prefill(sequence)
-                    budget -= sequence.num_cached - before
-            except Exception as error:  # the engine edge: one prompt's fault stays its own
-                log.exception("prefill_failed", job_id=sequence.job_id)
-                self._end(sequence, "error", error)
-
-    def _decode(self, name: str, model: LoadedModel) -> None:
-        rows = self._scheduler.decoding(name)
+        rows = self._scheduler.prefilling(name)
         if not rows:
             return
+        num_decoding = sum(len(s.rows()) for s in self._scheduler.decoding(name))
+        chunks = self._chunks(model, rows, model.runner.chunk_tokens(num_decoding))
+        batches = [chunks] if model.runner.is_ragged else [[chunk] for chunk in chunks]
+        for batch in batches:
+            try:
+                model.runner.prefill(batch)
+                for sequence, _ in batch:
+                    if sequence.is_prefilled:
+                        model.runner.keep(sequence)
+            except Exception as error:  # the engine edge: the prompts fail, the loop goes on
+                log.exception("prefill_failed", job_ids=[s.job_id for s, _ in batch])
+                for sequence, _ in batch:
+                    self._end(sequence, "error", error)
+
+    def _chunks(
+        self, model: LoadedModel, rows: list[Sequence], budget: int
+    ) -> list[tuple[Sequence, int]]:
+        """Which prompts to take how far; who shares a beginning waits for the first to have it."""
+        chunks: list[tuple[Sequence, int]] = []
+        for index, sequence in enumerate(rows):
+            if sequence.num_cached == 0:
+                if any(num_shared(r.ids, sequence.ids) >= SHARED_TOKENS for r in rows[:index]):
+                    continue
+                model.runner.recall(sequence)
+            missing = len(sequence.ids) - 1 - sequence.num_cached
+            if missing > 0:
+                taken = min(missing, budget)
+                chunks.append((sequence, sequence.num_cached + taken))
+                budget -= taken
+            if budget <= 0:
+                break
+        return chunks
+
+    def _decode(self, name: str, model: LoadedModel) -> None:
+        sequences = self._scheduler.decoding(name)
+        if not sequences:
+            return
+        places: dict[Sequence, slice] = {}
+        rows: list[Row] = []
+        for sequence in sequences:
+            own = sequence.rows()
+            places[sequence] = slice(len(rows), len(rows) + len(own))
+            rows += own
         try:
             logits = model.runner.decode(rows)
-            sound = sound_rows(logits)
-            if not all(sound):
-                logits, rows = self._drop_unsound(model, logits, rows, sound)
-            choices = choose(logits, [row.row_state() for row in rows])
+            sequences = self._drop_unsound(model, sound_rows(logits), places)
+            single = [s for s in sequences if not isinstance(s, BeamSequence)]
+            if len(single) == len(rows):
+                own_logits = logits
+            else:
+                own_logits = logits[[places[s].start for s in single]]
+            choices = choose(own_logits, [s.row_state() for s in single]) if single else []
+            traces = self._traces(model, single, own_logits, choices)
         except Exception as error:  # the engine edge: the rows fail, the loop goes on
-            log.exception("engine_step_failed", job_ids=[row.job_id for row in rows])
-            for row in rows:
-                self._end(row, "error", error)
+            log.exception("engine_step_failed", job_ids=[s.job_id for s in sequences])
+            for sequence in sequences:
+                self._end(sequence, "error", error)
             return
-        self._throughput.count(len(rows))
-        for row, row_logits, choice in zip(rows, logits, choices, strict=True):
-            self._take(row, model, row_logits, choice)
+        self._throughput.count(len(sequences))
+        for sequence, choice in zip(single, choices, strict=True):
+            self._take(sequence, partial(sequence.push, choice.token, traces.get(sequence)))
+        for sequence in sequences:
+            if isinstance(sequence, BeamSequence):
+                part = logits[places[sequence]]
+                self._take(sequence, partial(sequence.advance, part, model))
 
     def _drop_unsound(
-        self, model: LoadedModel, logits: Tensor, rows: list[Sequence], sound: list[bool]
-    ) -> tuple[Tensor, list[Sequence]]:
-        for row, is_sound in zip(rows, sound, strict=True):
-            if not is_sound:
-                model.runner.wipe(row)
-                self._end(row, "error", ModelFault("The model gave numbers that are not finite."))
-        kept = [index for index, is_sound in enumerate(sound) if is_sound]
-        return logits[kept], [rows[index] for index in kept]
+        self, model: LoadedModel, sound: list[bool], places: dict[Sequence, slice]
+    ) -> list[Sequence]:
+        """End whom numbers are given that are not finite; those that are left."""
+        kept = []
+        for sequence, place in places.items():
+            if all(sound[place]):
+                kept.append(sequence)
+                continue
+            for row in sequence.rows():
+                model.runner.wipe(row.slot, len(row.ids))
+            self._end(sequence, "error", ModelFault("The model gave numbers that are not finite."))
+        return kept
 
-    def _take(self, row: Sequence, model: LoadedModel, logits: Tensor, choice: Choice) -> None:
+    def _traces(
+        self, model: LoadedModel, rows: list[Sequence], logits: Tensor, choices: list[Choice]
+    ) -> dict[Sequence, TokenTrace]:
+        traced = [i for i, row in enumerate(rows) if row.trace is not None]
+        text_of = model.tokenizer.text_of
+        return {rows[i]: trace_token(logits[i], choices[i], text_of) for i in traced}
+
+    def _take(self, sequence: Sequence, advance: Callable[[], str | None]) -> None:
         try:
-            trace = None
-            if row.trace is not None:
-                trace = trace_token(logits, choice, model.tokenizer.text_of)
-            reason = row.push(choice.token, trace)
-        except Exception as error:  # one row's fault stays its own
-            log.exception("row_failed", job_id=row.job_id)
-            self._end(row, "error", error)
+            reason = advance()
+        except Exception as error:  # one text's fault stays its own
+            log.exception("row_failed", job_id=sequence.job_id)
+            self._end(sequence, "error", error)
             return
         if reason is not None:
-            self._end(row, reason)
+            self._end(sequence, reason)
 
     def _end(self, sequence: Sequence, reason: str, error: Exception | None = None) -> None:
         self._scheduler.remove(sequence)
+        for slot in sequence.slots:
+            self._models[sequence.model].runner.release(slot)
         try:
             sequence.finish(reason, error)
         except Exception as failure:  # telling the last words failed; the end must still be told

@@ -38,13 +38,6 @@ class PromptUnusable(EngineError):
     is_permanent = True
 
 
-class BeamNotServedError(EngineError):
-    """Beam search is known but not decoded yet."""
-
-    code = "strategy_not_served"
-    is_permanent = True
-
-
 class ModelFault(EngineError):
     """The model gave numbers that no token can be chosen from."""
 

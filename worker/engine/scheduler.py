@@ -6,20 +6,38 @@ Pure Python: knows nothing of torch or of what a step does. Used by the engine's
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from itertools import count, islice
 
 from worker.engine.sequence import Sequence
 
 
 class Scheduler:
-    """Sequences that wait, and sequences that hold a slot of their model's cache.
+    """Sequences that wait, and sequences that hold slots of their model's cache.
 
-    A model's cache has ``num_slots`` slots, and so many sequences run at once on all models
-    together. The lowest slots are used first, so that those in use lie close together: attention
-    then reads the cache in place.
+    As many sequences run at once, on all models together, as there are slots and as the memory for
+    keys and values allows; who comes first goes first, so that a long text is not overtaken for
+    ever. The lowest slots are used first, so that those in use lie close together: attention in
+    PyTorch then reads the cache in place.
     """
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        cache_bytes: int | None = None,
+        bytes_per_token: Mapping[str, int] | None = None,
+    ) -> None:
+        """Start empty.
+
+        Args:
+            num_slots: texts at once; a beam search may take more when it is alone.
+            cache_bytes: bound on the keys and values of all that run; ``None`` for no bound.
+            bytes_per_token: by model, what a token's keys and values take.
+        """
         self._num_slots = num_slots
+        self._cache_bytes = cache_bytes
+        self._bytes_per_token = bytes_per_token or {}
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []  # in the order of admission
 
@@ -42,13 +60,31 @@ class Scheduler:
         """Let a sequence wait its turn."""
         self._waiting.append(sequence)
 
-    def admit(self) -> None:
-        """Give free slots to those that have waited longest."""
-        while self._waiting and len(self._active) < self._num_slots:
+    def num_bytes(self, sequence: Sequence) -> int:
+        """What a sequence's keys and values may grow to."""
+        return sequence.max_tokens * sequence.width * self._bytes_per_token.get(sequence.model, 0)
+
+    def admit(self) -> list[Sequence]:
+        """Give free slots to those that have waited longest; those that got one."""
+        admitted = []
+        while self._waiting and self._fits(self._waiting[0]):
             sequence = self._waiting.popleft()
-            taken = {other.slot for other in self._active if other.model == sequence.model}
-            sequence.slot = min(set(range(self._num_slots)) - taken)
+            taken = {slot for s in self._active if s.model == sequence.model for slot in s.slots}
+            free = (slot for slot in count() if slot not in taken)
+            sequence.slots = tuple(islice(free, sequence.width))
             self._active.append(sequence)
+            admitted.append(sequence)
+        return admitted
+
+    def _fits(self, sequence: Sequence) -> bool:
+        if not self._active:
+            return True
+        if sum(s.width for s in self._active) + sequence.width > self._num_slots:
+            return False
+        if self._cache_bytes is None:
+            return True
+        used = sum(self.num_bytes(s) for s in self._active)
+        return used + self.num_bytes(sequence) <= self._cache_bytes
 
     def due(self, now: float) -> list[tuple[Sequence, str]]:
         """Sequences that somebody outside wants ended, with the reason."""
@@ -62,7 +98,7 @@ class Scheduler:
     def decoding(self, model: str) -> list[Sequence]:
         """The model's sequences that are ready for their next token, by slot."""
         ready = [s for s in self._active if s.model == model and s.is_prefilled]
-        return sorted(ready, key=lambda sequence: sequence.slot)
+        return sorted(ready, key=lambda sequence: sequence.slots)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended; its slot is free."""

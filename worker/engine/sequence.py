@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from typing import Protocol
 
 from worker.decoding.records import RowState, TokenTrace
 from worker.engine.requests import Delta, Generation, GenerationResult
 from worker.engine.stops import StopFilter
+from worker.models.rows import Row
 
 
 class Detokenizer(Protocol):
@@ -32,8 +34,11 @@ class Sequence:
     Attributes:
         ids: the prompt's tokens and those written.
         num_cached: how many of them the model's cache holds; moved by the runner.
-        slot: the place in the cache; -1 until admitted.
+        slots: the places in the cache; none until admitted.
+        width: how many it needs.
     """
+
+    width = 1
 
     def __init__(
         self,
@@ -51,7 +56,7 @@ class Sequence:
         self.ids = list(prompt_ids)
         self.num_prompt = len(prompt_ids)
         self.num_cached = 0
-        self.slot = -1
+        self.slots: tuple[int, ...] = ()
         self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
         self._on_delta = on_delta
         self._detokenizer = detokenizer
@@ -72,6 +77,16 @@ class Sequence:
         return self.generation.request.job_id
 
     @property
+    def slot(self) -> int:
+        """The place of its prompt in the cache."""
+        return self.slots[0]
+
+    @property
+    def max_tokens(self) -> int:
+        """How long prompt and text together may become."""
+        return min(self.num_prompt + self.parameters.max_new_tokens, self._context_length)
+
+    @property
     def num_new(self) -> int:
         """Tokens written so far."""
         return len(self.ids) - self.num_prompt
@@ -80,6 +95,10 @@ class Sequence:
     def is_prefilled(self) -> bool:
         """Whether only the last token is missing from the cache."""
         return self.num_cached >= len(self.ids) - 1
+
+    def rows(self) -> SequenceOf[Row]:
+        """The rows that a decode step computes for it."""
+        return [self]
 
     def row_state(self) -> RowState:
         """What choosing the next token needs."""

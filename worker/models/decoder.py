@@ -15,6 +15,7 @@ found by trying on MKL 2024.2 with AVX-512 and held by ``test_independence``:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +78,11 @@ class LayerWeights:
     up: Affine  # gate and up, one above the other, where gated
     down: Affine
 
+    def num_parameters(self) -> int:
+        """Numbers that were trained."""
+        parts = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)
+        return sum(t.numel() for part in parts for t in part if t is not None)
+
 
 @dataclass(slots=True)
 class DecoderWeights:
@@ -84,16 +90,13 @@ class DecoderWeights:
 
     embedding: Tensor  # (vocabulary, width)
     position_embedding: Tensor | None  # (context, width)
-    layers: list[LayerWeights]
+    layers: Iterable[LayerWeights]
     final_norm: Affine
     head: Affine  # (vocabulary, width)
 
-    def num_parameters(self) -> int:
-        """Numbers that were trained; a head tied to the embedding counts once."""
+    def num_outer_parameters(self) -> int:
+        """Numbers outside the layers; a head tied to the embedding counts once."""
         tensors = [self.embedding, self.position_embedding, *self.final_norm, *self.head]
-        for layer in self.layers:
-            for part in (layer.norm1, layer.qkv, layer.out, layer.norm2, layer.up, layer.down):
-                tensors += part
         distinct = {t.data_ptr(): t.numel() for t in tensors if t is not None}
         return sum(distinct.values())
 
@@ -131,6 +134,10 @@ class Decoder:
     def __init__(self, spec: DecoderSpec, weights: DecoderWeights, num_slots: int) -> None:
         self.spec = spec
         self._weights = weights
+        self._layers = list(weights.layers)
+        self.num_parameters = weights.num_outer_parameters() + sum(
+            layer.num_parameters() for layer in self._layers
+        )
         self.cache = SlotCache(
             num_layers=spec.num_layers,
             num_slots=num_slots,
@@ -182,7 +189,7 @@ class Decoder:
             hidden = hidden + self._weights.position_embedding[positions.flatten()]
         hidden = _padded(hidden)
         step = self._plan(positions, slots)
-        for index, layer in enumerate(self._weights.layers):
+        for index, layer in enumerate(self._layers):
             normed = self._norm(hidden, layer.norm1)
             hidden = hidden + self._attend(index, layer, normed, step)
             hidden = hidden + self._feed(layer, self._norm(hidden, layer.norm2))

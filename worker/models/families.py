@@ -135,17 +135,17 @@ class _Names:
     """A checkpoint's tensors by their names without prefix, in the type that is computed with."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-        self._tensors = {
-            name.removeprefix("transformer.").removeprefix("model."): tensor
-            for name, tensor in checkpoint.items()
+        self._checkpoint = checkpoint
+        self._names = {
+            name.removeprefix("transformer.").removeprefix("model."): name for name in checkpoint
         }
         self._dtype = dtype
 
     def __contains__(self, name: str) -> bool:
-        return name in self._tensors
+        return name in self._names
 
     def tensor(self, name: str) -> Tensor:
-        return self._tensors[name].to(self._dtype)
+        return self._checkpoint[self._names[name]].to(self._dtype)
 
     def affine(self, name: str) -> Affine:
         bias = f"{name}.bias"
@@ -166,13 +166,15 @@ class _Names:
 def take_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
     """Name, turn round and merge a checkpoint's tensors as ``Decoder`` wants them.
 
+    The layers are an iterator, to be gone through once: who packs them need not hold them all.
+
     Raises:
         KeyError: the checkpoint lacks a tensor.
     """
     names = _Names(checkpoint, dtype)
     takers: dict[str, Callable[[_Names, int], LayerWeights]]
     takers = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
-    layers = [takers[spec.family](names, index) for index in range(spec.num_layers)]
+    layers = (takers[spec.family](names, index) for index in range(spec.num_layers))
     if spec.family == "llama":
         embedding, final = names.tensor("embed_tokens.weight"), names.affine("norm")
         position_embedding = None

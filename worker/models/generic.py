@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +13,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from worker.models.errors import ModelUnusable, in_one_line
-from worker.models.runner import PREFILL_CHUNK_TOKENS, Row
+from worker.models.rows import Row
+from worker.models.runner import PREFILL_CHUNK_TOKENS
 
 UNKNOWN_CONTEXT_TOKENS = 2048  # for a config that does not say; most models hold this much
 
 
 class GenericRunner:
     """Runs a transformers model with one dynamic cache a slot."""
+
+    is_ragged = False
 
     def __init__(self, folder: Path, dtype: torch.dtype, num_slots: int) -> None:
         """Load the model with transformers, and try that it can go on from a cache.
@@ -50,19 +54,45 @@ class GenericRunner:
         )
         self.vocabulary_size = int(config.vocab_size)
         self.num_parameters = int(self._model.num_parameters())
+        self.bytes_per_token = _bytes_per_token(config, dtype)
         self._caches: list[Any] = [None] * num_slots
 
-    def prefill(self, row: Row) -> None:
-        """Take the next chunk of a prompt into the slot's cache."""
-        self._forward(row, min(row.num_cached + PREFILL_CHUNK_TOKENS, len(row.ids) - 1))
+    def chunk_tokens(self, num_decoding: int) -> int:
+        """Prompt tokens to take between two steps."""
+        return PREFILL_CHUNK_TOKENS
+
+    def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        """Take each row's tokens into its slot's cache up to the place given."""
+        for row, end in chunks:
+            self._forward(row, end)
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
         return torch.cat([self._forward(row, len(row.ids)) for row in rows])
 
-    def wipe(self, row: Row) -> None:
-        """Drop the row's cache."""
-        self._caches[row.slot] = None
+    def score(self, ids: list[int], slot: int = 0) -> Tensor:
+        """Logits (len(ids), vocabulary) float32 after every token of a text."""
+        with torch.inference_mode():
+            logits: Tensor = self._model(torch.tensor([ids])).logits[0].float()
+        return logits
+
+    def recall(self, row: Row) -> None:
+        """Nothing is known here: a prompt's beginning is computed anew."""
+
+    def keep(self, row: Row) -> None:
+        """Nothing is kept."""
+
+    def fork(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy a slot's whole cache to another."""
+        self._caches[target] = copy.deepcopy(self._caches[source])
+
+    def release(self, slot: int) -> None:
+        """Drop the slot's cache."""
+        self._caches[slot] = None
+
+    def wipe(self, slot: int, num_positions: int) -> None:
+        """Drop the slot's cache."""
+        self._caches[slot] = None
 
     def rest(self) -> None:
         """Drop the caches."""
@@ -82,3 +112,11 @@ class GenericRunner:
         )
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+
+def _bytes_per_token(config: Any, dtype: torch.dtype) -> int:
+    """What a token's keys and values take, as far as the config says."""
+    heads = getattr(config, "num_attention_heads", 1)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize)

@@ -10,17 +10,22 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from core.model_catalog import ModelSpec
+from worker.models.checkpoint import Checkpoint
 from worker.models.decoder import Decoder, DecoderSpec
 from worker.models.errors import ModelUnusable, in_one_line
 from worker.models.families import describe, take_weights
-from worker.models.runner import NativeRunner, Runner
+from worker.models.native import NativeDecoder
+from worker.models.placement import Placement, place
+from worker.models.runner import KernelRunner, Runner, TorchRunner
 from worker.models.sources import prepare, weight_files
 from worker.models.tokenizer import TextTokenizer
 
-DEFAULT_SLOTS = 16  # more rows gain little in float32 on a few cores and make each text slower
+FAST_SLOTS = 64  # the kernels gain throughput up to here, and each text keeps a reader's pace
+PLAIN_SLOTS = 16  # more rows gain little in PyTorch on a few cores and make each text slower
+PREFIX_BYTES = 64 << 20  # some 2,800 tokens of SmolLM2 in int8
+MAX_BEAMS = 8  # a beam search takes so many slots at once, whatever the number of texts
 Report = Callable[[str], None]
 
 
@@ -58,22 +63,33 @@ class LoadedModel:
     info: ModelInfo
 
 
-def default_num_slots() -> int:
-    """Sequences that this device decodes at once when the settings do not say."""
-    return DEFAULT_SLOTS
+def default_num_slots(kernel_dir: Path | None) -> int:
+    """Texts that this device decodes at once when the settings do not say."""
+    placement = place("auto", kernel_dir, lambda _: None)
+    is_fast = placement.library is not None or placement.device != "cpu"
+    return FAST_SLOTS if is_fast else PLAIN_SLOTS
 
 
 def load(
-    spec: ModelSpec, *, cache_dir: Path, dtype: str, num_slots: int, report: Report
+    spec: ModelSpec,
+    *,
+    cache_dir: Path,
+    dtype: str,
+    num_slots: int,
+    report: Report,
+    kernel_dir: Path | None = None,
+    prefix_bytes: int = PREFIX_BYTES,
 ) -> LoadedModel:
     """Prepare a model's files if need be, and load it.
 
     Args:
         spec: a line of the models file.
         cache_dir: where converted models are kept.
-        dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``; the last two are float32 for now.
-        num_slots: sequences that must fit at once.
-        report: gets a sentence about what takes long.
+        dtype: ``float32``, ``bfloat16``, ``int8``, or ``auto``, see ``place``.
+        num_slots: texts that must fit at once.
+        report: gets a sentence about what takes long, or is not as it was asked for.
+        kernel_dir: where compiled kernels are kept; ``None`` for PyTorch alone.
+        prefix_bytes: how much may be kept of prompts' beginnings.
 
     Raises:
         ModelLoadError: one sentence on what is wrong and what to do.
@@ -81,54 +97,86 @@ def load(
     prepared = prepare(spec.source, spec.adapter, cache_dir, report)
     folder = prepared.folder
     config = _json(folder / "config.json")
-    if dtype == "int8":
-        report(f"{spec.name}: int8 is not there yet; float32 is used")
-    chosen = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     tokenizer = _tokenizer(folder)
-    runner: Runner
     decoder_spec = describe(config)
-    if decoder_spec is None:
-        from worker.models.generic import GenericRunner  # noqa: PLC0415 - transformers, seconds
+    slots = max(num_slots, MAX_BEAMS)
 
-        report(f"{spec.name}: no runtime of ours for this family; transformers' is used, slowly")
-        runner = generic = GenericRunner(folder, chosen, num_slots)
-        family, path = f"generic:{config.get('model_type')}", "generic"
-        context, vocabulary = generic.context_length, generic.vocabulary_size
-        num_parameters = generic.num_parameters
+    def say(sentence: str) -> None:
+        report(f"{spec.name}: {sentence}")
+
+    if decoder_spec is None:
+        made = _generic(config, folder, dtype, slots, say)
     else:
-        decoder, num_parameters = _decoder(decoder_spec, folder, chosen, num_slots)
-        runner = NativeRunner(decoder)
-        family, path = decoder_spec.family, "native"
-        context, vocabulary = decoder_spec.context_length, decoder_spec.vocabulary_size
+        placement = place(dtype, kernel_dir, say)
+        made = _native(decoder_spec, folder, placement, slots, prefix_bytes)
     info = ModelInfo(
-        family=family,
-        path=path,
-        num_parameters=num_parameters,
-        context_length=context,
-        vocabulary_size=vocabulary,
-        dtype=str(chosen).removeprefix("torch."),
+        **made.facts,
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
         tokenizer_json=tokenizer.json,
     )
-    return LoadedModel(spec.name, runner, tokenizer, info)
+    return LoadedModel(spec.name, made.runner, tokenizer, info)
 
 
-def _decoder(
-    spec: DecoderSpec, folder: Path, dtype: torch.dtype, num_slots: int
-) -> tuple[Decoder, int]:
-    """The decoder with its weights, and how many there are."""
-    checkpoint: dict[str, torch.Tensor] = {}
+@dataclass(frozen=True, slots=True)
+class _Made:
+    runner: Runner
+    facts: dict[str, Any]
+
+
+def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: Report) -> _Made:
+    from worker.models.generic import GenericRunner  # noqa: PLC0415 - transformers, seconds
+
+    say("no runtime of ours for this family; transformers' is used, slowly")
+    if dtype == "int8":
+        say("int8 is for families of our own; float32 is used")
+    chosen = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    runner = GenericRunner(folder, chosen, slots)
+    facts = {
+        "family": f"generic:{config.get('model_type')}",
+        "path": "generic",
+        "dtype": str(chosen).removeprefix("torch."),
+        "context_length": runner.context_length,
+        "vocabulary_size": runner.vocabulary_size,
+        "num_parameters": runner.num_parameters,
+    }
+    return _Made(runner, facts)
+
+
+def _native(
+    spec: DecoderSpec, folder: Path, placement: Placement, slots: int, prefix_bytes: int
+) -> _Made:
+    runner: Runner
+    decoder: Decoder | NativeDecoder
     try:
-        for file in weight_files(folder):
-            checkpoint |= load_file(file)
-        weights = take_weights(spec, checkpoint, dtype)
+        weights = take_weights(spec, Checkpoint(weight_files(folder)), placement.torch_dtype)
+        if placement.library is None:
+            decoder = Decoder(spec, weights, slots)
+            runner = TorchRunner(decoder, prefix_bytes=prefix_bytes)
+        else:
+            decoder = NativeDecoder(
+                spec,
+                weights,
+                slots,
+                library=placement.library,
+                is_int8=placement.dtype == "int8",
+                num_threads=torch.get_num_threads(),
+            )
+            runner = KernelRunner(decoder, prefix_bytes=prefix_bytes)
     except (KeyError, OSError, SafetensorError) as error:
         raise ModelUnusable(
             f"The weights in {folder} are not complete ({in_one_line(error)});"
             " copy the folder again."
         ) from error
-    return Decoder(spec, weights, num_slots), weights.num_parameters()
+    facts = {
+        "family": spec.family,
+        "path": "native",
+        "dtype": placement.dtype,
+        "context_length": spec.context_length,
+        "vocabulary_size": spec.vocabulary_size,
+        "num_parameters": decoder.num_parameters,
+    }
+    return _Made(runner, facts)
 
 
 def _tokenizer(folder: Path) -> TextTokenizer:

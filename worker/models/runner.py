@@ -11,52 +11,125 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.models.cache import SlotCache
 from worker.models.decoder import Decoder
+from worker.models.native import MAX_STEP_ROWS, NativeDecoder
+from worker.models.prefixes import MIN_PREFIX_TOKENS, PrefixCache
+from worker.models.rows import Row
 
 # About a quarter of a second for SmolLM2 in float32 on two cores: running texts never stall for
 # longer. Chunks start at multiples of this in every prompt, so that their bounds, and with them
 # the last bits of what is kept, depend on the prompt alone.
 PREFILL_CHUNK_TOKENS = 128
-
-
-class Row(Protocol):
-    """What a runner needs of a sequence; only the runner moves ``num_cached``."""
-
-    ids: list[int]
-    num_cached: int
-    slot: int
+# The kernels' step costs as much for twelve rows as for two single ones, and from there on by rows.
+MIN_CHUNK_TOKENS = 12
 
 
 class Runner(Protocol):
-    """Computes logits for sequences that keep their slot from step to step."""
+    """Computes logits for texts that keep their slot from step to step."""
 
-    def prefill(self, row: Row) -> None:
-        """Take the next chunk of a prompt into the cache; all but its last token in the end."""
+    bytes_per_token: int  # of the key-value cache
+    is_ragged: bool  # whether chunks of several prompts go into one step, cut anywhere
+
+    def chunk_tokens(self, num_decoding: int) -> int:
+        """Prompt tokens to take between two steps of so many rows."""
+        ...
+
+    def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        """Take each row's tokens into the cache up to the place given."""
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
         ...
 
-    def wipe(self, row: Row) -> None:
-        """Leave nothing of a row whose arithmetic went wrong."""
+    def score(self, ids: list[int], slot: int = 0) -> Tensor:
+        """Logits (len(ids), vocabulary) float32 after every token of a text; fills a slot."""
+        ...
+
+    def recall(self, row: Row) -> None:
+        """Take what is already known of a prompt's beginning into the row's slot."""
+
+    def keep(self, row: Row) -> None:
+        """Remember a prompt that was just prefilled."""
+
+    def fork(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the positions from ``start`` to before ``end`` from one slot to another."""
+
+    def release(self, slot: int) -> None:
+        """Give a slot's memory back."""
+
+    def wipe(self, slot: int, num_positions: int) -> None:
+        """Leave nothing of a text whose arithmetic went wrong."""
 
     def rest(self) -> None:
-        """No row is left: give back what was only needed for them."""
+        """No text is left: give back what was only needed for them."""
 
 
-class NativeRunner:
-    """Runs our own decoder."""
+class SlotRunner:
+    """What the two runners of our own have in common: a cache of slots, and known prefixes."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, cache: SlotCache, *, prefix_bytes: int, granularity: int) -> None:
+        """Keep the cache; prefixes are shared in multiples of ``granularity`` tokens."""
+        self.cache = cache
+        self._granularity = granularity
+        self.prefixes = PrefixCache(prefix_bytes)
+        self.bytes_per_token = cache.bytes_per_token
+
+    def recall(self, row: Row) -> None:
+        """Take what is already known of a prompt's beginning into the row's slot."""
+        wanted = len(row.ids) - 1
+        snapshot, length = self.prefixes.longest(row.ids[:wanted])
+        if length < wanted:
+            length = length // self._granularity * self._granularity
+        if snapshot is None or length < MIN_PREFIX_TOKENS:
+            return
+        self.cache.restore(row.slot, snapshot, length)
+        row.num_cached = length
+        self.prefixes.num_hits += 1
+
+    def keep(self, row: Row) -> None:
+        """Remember a prompt that was just prefilled."""
+        ids = row.ids[: row.num_cached]
+        if len(ids) >= MIN_PREFIX_TOKENS and not self.prefixes.holds(ids):
+            self.prefixes.add(ids, self.cache.snapshot(row.slot, len(ids)))
+
+    def fork(self, source: int, target: int, start: int, end: int) -> None:
+        """Copy the positions from ``start`` to before ``end`` from one slot to another."""
+        self.cache.copy(source, target, start, end)
+
+    def release(self, slot: int) -> None:
+        """Give a slot's memory back."""
+        self.cache.release(slot)
+
+    def wipe(self, slot: int, num_positions: int) -> None:
+        """Zero the text's keys and values."""
+        self.cache.wipe(slot, num_positions)
+
+    def rest(self) -> None:
+        """Return the cache's memory to the system; known prefixes stay."""
+        self.cache.give_back()
+
+
+class TorchRunner(SlotRunner):
+    """Runs our own decoder in PyTorch."""
+
+    is_ragged = False
+
+    def __init__(self, decoder: Decoder, *, prefix_bytes: int) -> None:
+        """Keep the decoder."""
+        super().__init__(decoder.cache, prefix_bytes=prefix_bytes, granularity=PREFILL_CHUNK_TOKENS)
         self._decoder = decoder
 
-    def prefill(self, row: Row) -> None:
-        """Take the next chunk of a prompt into the cache."""
-        start = row.num_cached
-        end = min(start + PREFILL_CHUNK_TOKENS, len(row.ids) - 1)
-        tokens = torch.tensor([row.ids[start:end]])
-        self._decoder.fill(tokens, torch.tensor([start]), torch.tensor([row.slot]))
-        row.num_cached = end
+    def chunk_tokens(self, num_decoding: int) -> int:
+        """Prompt tokens to take between two steps."""
+        return PREFILL_CHUNK_TOKENS
+
+    def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        """Take each row's tokens into the cache up to the place given."""
+        for row, end in chunks:
+            tokens = torch.tensor([row.ids[row.num_cached : end]])
+            self._decoder.fill(tokens, torch.tensor([row.num_cached]), torch.tensor([row.slot]))
+            row.num_cached = end
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
@@ -68,10 +141,62 @@ class NativeRunner:
             row.num_cached = len(row.ids)
         return logits
 
-    def wipe(self, row: Row) -> None:
-        """Zero the row's keys and values."""
-        self._decoder.cache.wipe(row.slot, len(row.ids))
+    def score(self, ids: list[int], slot: int = 0) -> Tensor:
+        """Logits (len(ids), vocabulary) float32 after every token of a text; fills a slot."""
+        places = torch.tensor([0]), torch.tensor([slot])
+        return self._decoder.forward_everywhere(torch.tensor([ids]), *places)[0]
 
-    def rest(self) -> None:
-        """Return the cache's memory to the system."""
-        self._decoder.cache.give_back()
+
+class KernelRunner(SlotRunner):
+    """Runs our own decoder in compiled kernels."""
+
+    is_ragged = True
+
+    def __init__(self, decoder: NativeDecoder, *, prefix_bytes: int) -> None:
+        """Keep the decoder."""
+        super().__init__(decoder.cache, prefix_bytes=prefix_bytes, granularity=1)
+        self._decoder = decoder
+
+    def chunk_tokens(self, num_decoding: int) -> int:
+        """Prompt tokens to take between two steps: about two steps' worth."""
+        if num_decoding == 0:
+            return MAX_STEP_ROWS // 2  # where somebody may join before the prompt is through
+        return min(max(MIN_CHUNK_TOKENS, 2 * num_decoding), MAX_STEP_ROWS)
+
+    def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        """Take each row's tokens into the cache up to the place given, all in one step."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for row, end in chunks:
+            tokens += row.ids[row.num_cached : end]
+            positions += range(row.num_cached, end)
+            slots += [row.slot] * (end - row.num_cached)
+        self._decoder.forward(tokens, positions, slots, [])
+        for row, end in chunks:
+            row.num_cached = end
+
+    def decode(self, rows: Sequence[Row]) -> Tensor:
+        """Logits (rows, vocabulary) float32 after the last token of every row."""
+        logits = self._decoder.forward(
+            [row.ids[-1] for row in rows],
+            [len(row.ids) - 1 for row in rows],
+            [row.slot for row in rows],
+            range(len(rows)),
+        )
+        for row in rows:
+            row.num_cached = len(row.ids)
+        return logits
+
+    def score(self, ids: list[int], slot: int = 0) -> Tensor:
+        """Logits (len(ids), vocabulary) float32 after every token of a text; fills a slot."""
+        parts = []
+        for start in range(0, len(ids), MAX_STEP_ROWS):
+            part = ids[start : start + MAX_STEP_ROWS]
+            places = range(start, start + len(part))
+            parts.append(self._decoder.forward(part, places, [slot] * len(part), range(len(part))))
+        return torch.cat(parts)
+
+    def seconds(self) -> dict[str, float]:
+        """Time spent since the start, by what it went into."""
+        return self._decoder.seconds()

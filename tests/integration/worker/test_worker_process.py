@@ -44,6 +44,7 @@ def start_worker(
     def start(**settings: str) -> WorkerProcess:
         environment = {
             "TEXTMILL_HOME": str(tmp_path),
+            "TEXTMILL_KERNELS": "off",  # else these texts are done before anything can happen
             "TEXTMILL_DATABASE_URL": database_url,
             "TEXTMILL_MODELS": str(models_file),
             "TEXTMILL_SLOTS": "2",

@@ -25,7 +25,7 @@ from core.schemas import (
 )
 from core.strategies import MAX_SEED, STRATEGIES, STRATEGIES_BY_NAME, ParameterSpec
 
-SERVED = [spec.name for spec in STRATEGIES if spec.is_served]
+SERVED = [spec.name for spec in STRATEGIES]
 CONTEXT = RequestContext(
     default_model="small",
     limits={
@@ -166,7 +166,7 @@ def test_every_strategy_has_its_defaults(strategy: str) -> None:
     assert parameters == expected | {"max_new_tokens": 64, "seed": 7, "stop": []}
 
 
-BOUNDED = [(spec.name, p) for spec in STRATEGIES if spec.is_served for p in spec.parameters]
+BOUNDED = [(spec.name, p) for spec in STRATEGIES for p in spec.parameters]
 
 
 @pytest.mark.parametrize(("strategy", "parameter"), BOUNDED, ids=lambda v: getattr(v, "name", v))
@@ -199,10 +199,6 @@ def test_a_parameter_of_another_strategy_is_refused(strategy: str) -> None:
         fields = fields_of({"prompt": "a", "strategy": strategy, name: others[name]})
         assert name in fields
         assert set(fields) <= {name, "strategy"}
-
-
-def test_beam_search_is_known_but_not_served() -> None:
-    assert fields_of({"prompt": "a", "strategy": "beam"}) == ["strategy"]
 
 
 @pytest.mark.parametrize("strategy", ["", "TOP_K", "top-k", 1, None, [], {"a": 1}, "\ud800", "x\0"])

@@ -15,7 +15,6 @@ from core.strategies import DecodingParameters
 from tests.fakes import EOS, LogitsOf, fake_model, one_hot, spelling
 from worker.engine import Delta, Engine, Generation, GenerationRequest
 from worker.engine.requests import (
-    BeamNotServedError,
     EngineStopped,
     ModelFault,
     PromptTooLong,
@@ -109,6 +108,88 @@ def test_a_cancel_takes_effect_and_keeps_the_text_made_so_far() -> None:
     assert 1 <= result.num_completion_tokens < 90_000
 
 
+def test_prompts_that_begin_alike_are_computed_once() -> None:
+    """The second waits for the first and takes over what is known; its own end is its own."""
+    model, runner = fake_model(spelling("ab", "p" * 300))
+    prompts = ["p" * 300, "p" * 300, "p" * 250 + "q" * 50, "r" * 300]
+    with running(model) as engine:
+        runner.gate = threading.Event()
+        generations = [engine.submit(request(prompt, max_new_tokens=2)) for prompt in prompts]
+        runner.gate.set()
+        for generation in generations:
+            assert generation.result(PATIENCE_SECONDS).num_completion_tokens == 2
+    computed = sum(end - start for _, start, end in runner.prefilled)
+    assert computed == 299 + 0 + 49 + 299
+
+
+def test_memory_bounds_how_many_run_and_none_is_lost() -> None:
+    model, runner = fake_model(spelling("abcd", "p"))
+    engine = Engine({"fake": model}, num_slots=4, cache_bytes=2 * 5 * runner.bytes_per_token)
+    runner.gate = threading.Event()
+    engine.start()
+    try:
+        generations = [engine.submit(request(max_new_tokens=4)) for _ in range(6)]
+        runner.gate.set()
+        texts = [generation.result(PATIENCE_SECONDS).text for generation in generations]
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+    assert texts == ["abcd"] * 6
+    assert max(runner.batch_sizes) == 2
+
+
+def test_a_texts_slots_are_given_back_when_it_ends() -> None:
+    model, runner = fake_model(spelling("abcd", "p"))
+    with running(model) as engine:
+        written(engine, request())
+        beam = request(strategy="beam", num_beams=3, max_new_tokens=4)
+        assert written(engine, beam)[1] == "length"
+    assert sorted(runner.released) == [0, 0, 1, 2]
+
+
+def branching(ids: list[int]) -> torch.Tensor:
+    """Greedy goes a, c; the likelier text as a whole is b, d."""
+    table = {"a": {"c": 0.5, "d": 0.5}, "b": {"d": 1.0}, "p": {"a": 0.6, "b": 0.4}}
+    chances = torch.full((128,), 1e-9)
+    for letter, chance in table.get(chr(ids[-1]), {"e": 1.0}).items():
+        chances[ord(letter)] = chance
+    return chances.log()
+
+
+def test_beam_search_finds_the_text_that_greedy_misses_beside_other_rows() -> None:
+    model, runner = fake_model(branching)
+    shown: list[Delta] = []
+    with running(model) as engine:
+        runner.gate = threading.Event()
+        asked = request(strategy="beam", num_beams=2, max_new_tokens=2)
+        beam = engine.submit(asked, shown.append)
+        greedy = engine.submit(request(max_new_tokens=2))
+        runner.gate.set()
+        result = beam.result(PATIENCE_SECONDS)
+        assert greedy.result(PATIENCE_SECONDS).text[0] == "a"
+    assert (result.text, result.finish_reason, result.num_completion_tokens) == ("bd", "length", 2)
+    assert "".join(delta.text for delta in shown) == "bd"
+    assert 3 in runner.batch_sizes
+
+
+def test_beam_search_heeds_stop_strings_cancels_and_traces() -> None:
+    model, _ = fake_model(branching)
+    with running(model) as engine:
+        options: dict[str, Any] = {"strategy": "beam", "num_beams": 2}
+        assert written(engine, request(max_new_tokens=4, stop=("de",), **options)) == ("b", "stop")
+        traced = engine.submit(request(max_new_tokens=3, trace=True, **options))
+        trace = traced.result(PATIENCE_SECONDS).trace
+        assert trace is not None
+        assert [(step.text, step.rank) for step in trace] == [("b", 2), ("d", 1), ("e", 1)]
+        assert trace[0].logprob == pytest.approx(torch.tensor(0.4).log().item(), abs=1e-5)
+        long = engine.submit(request(max_new_tokens=90_000, **options))
+        while long.num_completion_tokens == 0:
+            time.sleep(0.001)
+        long.cancel()
+        result = long.result(PATIENCE_SECONDS)
+    assert result.finish_reason == "canceled"
+    assert result.text.startswith("bde"[: len(result.text)])
+
+
 def test_what_waits_can_be_canceled_too() -> None:
     model, runner = fake_model(spelling("abc", "p"))
     runner.gate = threading.Event()
@@ -134,7 +215,6 @@ def test_what_cannot_be_written_is_refused_at_once() -> None:
         for error, asked in (
             (UnknownModel, request(model="other")),
             (PromptUnusable, request("")),
-            (BeamNotServedError, request(strategy="beam", num_beams=4)),
         ):
             with pytest.raises(error):
                 engine.submit(asked)

@@ -54,7 +54,7 @@ def test_the_lowest_free_slots_go_to_those_that_waited_longest() -> None:
     for sequence in (first, second, third):
         scheduler.add(sequence)
     scheduler.admit()
-    assert (first.slot, second.slot, third.slot) == (0, 1, -1)
+    assert (first.slots, second.slots, third.slots) == ((0,), (1,), ())
     assert (scheduler.num_active, scheduler.num_waiting) == (2, 1)
     scheduler.remove(first)
     scheduler.admit()
@@ -68,7 +68,51 @@ def test_models_have_slots_of_their_own_but_share_the_number() -> None:
     for sequence in sequences:
         scheduler.add(sequence)
     scheduler.admit()
-    assert [s.slot for s in sequences] == [0, 0, 1, -1]
+    assert [s.slots for s in sequences] == [(0,), (0,), (1,), ()]
+
+
+def test_who_does_not_fit_into_memory_waits_and_is_not_overtaken() -> None:
+    """Ten bytes a token; a prompt of 3 and 5 new tokens may grow to 80."""
+    scheduler = Scheduler(8, cache_bytes=200, bytes_per_token={"m": 10})
+    small = [a_sequence() for _ in range(2)]
+    large, late = a_sequence(max_new_tokens=12), a_sequence()  # 150 and 80 bytes
+    for sequence in (small[0], small[1], large, late):
+        scheduler.add(sequence)
+    assert scheduler.admit() == small
+    scheduler.remove(small[0])
+    assert scheduler.admit() == []  # 80 + 150 is too much, and the late one waits its turn
+    scheduler.remove(small[1])
+    assert scheduler.admit() == [large]
+    scheduler.remove(large)
+    assert scheduler.admit() == [late]
+
+
+def test_who_alone_is_too_large_runs_alone() -> None:
+    scheduler = Scheduler(8, cache_bytes=10, bytes_per_token={"m": 10})
+    first, second = a_sequence(), a_sequence()
+    scheduler.add(first)
+    scheduler.add(second)
+    assert scheduler.admit() == [first]
+    scheduler.remove(first)
+    assert scheduler.admit() == [second]
+
+
+def test_a_text_takes_no_more_memory_than_the_context() -> None:
+    scheduler = Scheduler(8, bytes_per_token={"m": 10})
+    assert scheduler.num_bytes(a_sequence(max_new_tokens=90_000)) == 1000
+
+
+def test_a_wide_sequence_takes_several_slots() -> None:
+    scheduler = Scheduler(4)
+    narrow, wide, last = a_sequence(), a_sequence(), a_sequence()
+    wide.width = 3
+    for sequence in (narrow, wide, last):
+        scheduler.add(sequence)
+    assert scheduler.admit() == [narrow, wide]
+    assert wide.slots == (1, 2, 3)
+    scheduler.remove(narrow)
+    assert scheduler.admit() == [last]
+    assert last.slots == (0,)
 
 
 def test_prompts_come_first_then_rows_by_slot() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import threading
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.model_catalog import ModelSpec
 from core.strategies import DecodingParameters
+from tests.kernels import KERNEL_DIR
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
 from worker.engine import Engine, GenerationRequest, GenerationResult
 from worker.models.loading import LoadedModel, load
@@ -34,14 +37,30 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": "top_p", "top_p": 0.9},
     {"strategy": "min_p", "min_p": 0.05},
     {"strategy": "typical", "typical_p": 0.9, "repetition_penalty": 1.1},
+    {"strategy": "beam", "num_beams": 3},
 ]
+# How the models are computed: by PyTorch, by the kernels in float32, by the kernels in int8.
+KINDS = {
+    "torch": ("float32", None),
+    "kernels": ("float32", KERNEL_DIR),
+    "int8": ("int8", KERNEL_DIR),
+}
+kinds = pytest.mark.parametrize("kind", KINDS)
+exact_kinds = pytest.mark.parametrize("kind", ["torch", "kernels"])
 
 
 @cache
-def loaded(family: str, num_slots: int) -> LoadedModel:
-    spec = ModelSpec(family, str(tiny_model(family)), None, "auto", True, "")
-    unused = Path("/nonexistent")  # a folder in save_pretrained layout needs no conversion
-    return load(spec, cache_dir=unused, dtype="auto", num_slots=num_slots, report=lambda _: None)
+def loaded(family: str, num_slots: int, kind: str = "torch") -> LoadedModel:
+    dtype, kernel_dir = KINDS[kind]
+    spec = ModelSpec(family, str(tiny_model(family)), None, dtype, True, "")
+    return load(
+        spec,
+        cache_dir=Path("/nonexistent"),  # a folder in save_pretrained layout needs no conversion
+        dtype=dtype,
+        num_slots=num_slots,
+        kernel_dir=kernel_dir,
+        report=lambda _: None,
+    )
 
 
 @cache
@@ -68,9 +87,9 @@ def request(family: str, job: int, prompt: str, **changes: Any) -> GenerationReq
 
 
 def run_all(
-    family: str, requests: list[GenerationRequest], num_slots: int
+    family: str, requests: list[GenerationRequest], num_slots: int, kind: str = "torch"
 ) -> dict[str, GenerationResult]:
-    engine = Engine({family: loaded(family, num_slots)}, num_slots=num_slots)
+    engine = Engine({family: loaded(family, num_slots, kind)}, num_slots=num_slots)
     engine.start()
     try:
         generations = {asked.job_id: engine.submit(asked) for asked in requests}
@@ -79,11 +98,16 @@ def run_all(
         engine.stop(PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("family", [*NATIVE_FAMILIES, "opt"])
-def test_greedy_text_equals_that_of_transformers_alone_and_in_a_mixed_batch(family: str) -> None:
+FAMILIES_AND_KINDS = [*product(NATIVE_FAMILIES, ["torch", "kernels"]), ("opt", "torch")]
+
+
+@pytest.mark.parametrize(("family", "kind"), FAMILIES_AND_KINDS)
+def test_greedy_text_equals_that_of_transformers_alone_and_in_a_mixed_batch(
+    family: str, kind: str
+) -> None:
     wanted = [generated(family, prompt) for prompt in PROMPTS]
     greedy = [request(family, i, p, strategy="greedy") for i, p in enumerate(PROMPTS)]
-    alone = [run_all(family, [asked], num_slots=1)[asked.job_id].text for asked in greedy]
+    alone = [run_all(family, [asked], 1, kind)[asked.job_id].text for asked in greedy]
     assert alone == wanted
     others = [
         request(family, 100 + i, PROMPTS[i % len(PROMPTS)], **STRATEGIES[i % len(STRATEGIES)])
@@ -91,7 +115,7 @@ def test_greedy_text_equals_that_of_transformers_alone_and_in_a_mixed_batch(fami
     ]
     mixed = [*greedy, *others]
     random.Random(0).shuffle(mixed)
-    together = run_all(family, mixed, num_slots=6)
+    together = run_all(family, mixed, 6, kind)
     assert [together[asked.job_id].text for asked in greedy] == wanted
 
 
@@ -101,8 +125,37 @@ def test_a_penalised_greedy_text_equals_that_of_transformers(family: str) -> Non
     assert run_all(family, [asked], 1)["0"].text == generated(family, PROMPTS[1], 1.5)
 
 
+@exact_kinds
 @pytest.mark.parametrize("family", NATIVE_FAMILIES)
-def test_sixty_jobs_give_the_same_texts_in_any_order_and_batch_size(family: str) -> None:
+def test_beam_search_writes_the_text_of_transformers(family: str, kind: str) -> None:
+    folder = tiny_model(family)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    asked, wanted = [], []
+    for job, prompt in enumerate(PROMPTS):
+        options = {"num_beams": 2 + job, "length_penalty": (0.5, 1.0, -1.0, 2.0, 0.0)[job]}
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=NUM_NEW,
+            do_sample=False,
+            pad_token_id=0,
+            **options,
+        )
+        new = written[0, ids.shape[1] :]
+        wanted.append(str(tokenizer.decode(new, skip_special_tokens=True)))
+        asked.append(request(family, job, prompt, strategy="beam", **options))
+    results = run_all(family, asked, 16, kind)
+    assert [results[each.job_id].text for each in asked] == wanted
+
+
+@kinds
+@pytest.mark.parametrize("family", NATIVE_FAMILIES)
+def test_two_hundred_jobs_give_the_same_texts_in_any_order_and_batch_size(
+    family: str, kind: str
+) -> None:
+    """All of them, whatever runs beside a job, in which slot and after whom."""
     rng = random.Random(1)
     requests = [
         request(
@@ -111,12 +164,12 @@ def test_sixty_jobs_give_the_same_texts_in_any_order_and_batch_size(family: str)
             rng.choice(PROMPTS) + str(job),
             **STRATEGIES[job % len(STRATEGIES)] | {"max_new_tokens": rng.randint(1, 30)},
         )
-        for job in range(60)
+        for job in range(200)
     ]
-    first = {job: r.text for job, r in run_all(family, requests, num_slots=1).items()}
-    for num_slots in (5, 16):
+    first = {job: r.text for job, r in run_all(family, requests, 1, kind).items()}
+    for num_slots in (5, 32):
         rng.shuffle(requests)
-        again = {job: r.text for job, r in run_all(family, requests, num_slots).items()}
+        again = {job: r.text for job, r in run_all(family, requests, num_slots, kind).items()}
         assert again == first
 
 

@@ -86,7 +86,7 @@ def runner_of(folder: Path) -> GenericRunner:
 
 def prefilled(runner: GenericRunner, row: Row) -> Row:
     while row.num_cached < len(row.ids) - 1:
-        runner.prefill(row)
+        runner.prefill([(row, len(row.ids) - 1)])
     return row
 
 
@@ -127,7 +127,7 @@ def test_a_slot_remembers_nothing_of_the_row_before(folder: Path) -> None:
     again = prefilled(runner, Row(first, 0))
     go_on(runner, [again])
     assert again.ids == wanted(folder, first)
-    runner.wipe(again)
+    runner.wipe(again.slot, 0)
     runner.rest()
     last = prefilled(runner, Row(second, 0))
     go_on(runner, [last])

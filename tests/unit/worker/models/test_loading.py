@@ -52,7 +52,7 @@ class OneRow:
 
 def logits(model: LoadedModel) -> torch.Tensor:
     row = OneRow()
-    model.runner.prefill(row)
+    model.runner.prefill([(row, len(row.ids) - 1)])
     return model.runner.decode([row])[0]
 
 

@@ -44,7 +44,7 @@ def loaded(source: Path | str, cache: Path, adapter: Path | None = None) -> Load
 
 def logits(model: LoadedModel) -> torch.Tensor:
     row = OneRow(IDS)
-    model.runner.prefill(row)
+    model.runner.prefill([(row, len(row.ids) - 1)])
     return model.runner.decode([row])[0]
 
 
@@ -260,7 +260,7 @@ def test_a_gguf_file_is_converted_once(
     assert model.info.family == "llama"
     assert model.tokenizer.decode(model.tokenizer.encode("the end")) == "the end"
     ids, row = [5, 17, 200, 42], OneRow([5, 17, 200, 42])
-    model.runner.prefill(row)
+    model.runner.prefill([(row, len(row.ids) - 1)])
     with torch.inference_mode():
         wanted = original.eval()(torch.tensor([ids])).logits[0, -1]
     torch.testing.assert_close(model.runner.decode([row])[0], wanted, atol=1e-4, rtol=1e-4)
