@@ -50,8 +50,12 @@ def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
         return Placement("float32" if dtype == "float32" else "bfloat16", "cuda", None)
     if dtype == "bfloat16":
         return Placement("bfloat16", "cpu", None)
+    if kernel_dir is None:
+        if dtype == "int8":
+            report("int8 needs the compiled kernels, which are switched off; float32 is used")
+        return Placement("float32", "cpu", None)
     try:
-        library = _kernels(kernel_dir)
+        library = kernels(kernel_dir)
     except NoKernels as error:
         wanted = "; int8 needs them, float32 is used" if dtype == "int8" else ""
         report(f"no compiled kernels ({error}), PyTorch computes alone and slower{wanted}")
@@ -59,9 +63,3 @@ def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
     is_fast = bool(library.textmill_has_int8_dot())
     chosen = "int8" if dtype == "int8" or (dtype == "auto" and is_fast) else "float32"
     return Placement(chosen, "cpu", library)
-
-
-def _kernels(kernel_dir: Path | None) -> ctypes.CDLL:
-    if kernel_dir is None:
-        raise NoKernels("they are switched off")
-    return kernels(kernel_dir)

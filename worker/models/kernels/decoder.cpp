@@ -26,6 +26,7 @@
 #include <immintrin.h>
 #endif
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 
@@ -149,10 +150,24 @@ inline void relax() {
 #endif
 }
 
-// A few threads that run one function together and meet at barriers within it.
+struct Range {
+    int first, end;
+};
+
+inline Range share(int count, int rank, int size) {
+    return {int(int64_t(count) * rank / size), int(int64_t(count) * (rank + 1) / size)};
+}
+
+// A few threads that run one function together, share out its parts, and meet at barriers within it.
+//
+// Parts go to whoever asks first, and who waits long sleeps instead of spinning: where another
+// process has taken one of the cores, the others then do most of the work, and a thread that lost
+// its core is moved to the one that fell free. Threads that wake each other tend to be put on one
+// core, where they would take turns for ever; who finds itself beside another moves away.
 class Team {
 public:
-    explicit Team(int size) : size_(size) {
+    explicit Team(int size) : size_(size), cores_(new std::atomic<int>[size]) {
+        for (int rank = 0; rank < size; ++rank) cores_[rank] = -1 - rank;
         for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
     }
     ~Team() {
@@ -164,56 +179,92 @@ public:
     int size() const { return size_; }
 
     void run(const std::function<void(int)>& task) {
-        if (size_ == 1) return task(0);
+        part_ways(0);
         task_ = &task;
         epoch_.fetch_add(1, std::memory_order_release);
-        epoch_.notify_all();
+        if (size_ > 1) epoch_.notify_all();
         task(0);
-        meet();
+        meet(0);
     }
 
-    // Wait until all have come here.
-    void meet() {
-        if (size_ == 1) return;
-        const int phase = phase_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
-            arrived_.store(0, std::memory_order_relaxed);
-            phase_.store(phase + 1, std::memory_order_release);
-            return;
-        }
-        for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; ++spins)
-            spins < SPINS ? relax() : std::this_thread::yield();
+    // Call work(part) for parts of a count that nobody else does; all threads come here with the
+    // same arguments, and leave when everything is done.
+    template <class Work>
+    void divide(int rank, int count, const Work& work) {
+        const int size = std::max(1, count / (size_ * 6));
+        std::atomic<int>& next = next_[phase_.load(std::memory_order_acquire) % 2];
+        for (int first; (first = next.fetch_add(size, std::memory_order_relaxed)) < count;)
+            work(Range{first, std::min(count, first + size)});
+        meet(rank);
     }
 
 private:
-    static constexpr int SPINS = 4000;  // then another process may have the core
+    static constexpr int SPINS = 2000;  // some 30 microseconds; most waits are shorter
+
+    // Wait until all have come here.
+    void meet(int rank) {
+        const uint32_t phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            next_[phase % 2].store(0, std::memory_order_relaxed);  // the next phase has the other
+            phase_.store(phase + 1, std::memory_order_release);
+            if (size_ > 1) phase_.notify_all();
+            return;
+        }
+        await(phase_, phase, rank);
+    }
+
+    void await(std::atomic<uint32_t>& value, uint32_t old, int rank) {
+        for (int spins = 0; spins < SPINS; ++spins) {
+            if (value.load(std::memory_order_acquire) != old) return;
+            relax();
+        }
+        part_ways(rank);
+        value.wait(old, std::memory_order_acquire);
+    }
+
+    // Leave a core on which a thread of lower rank was seen last.
+    void part_ways(int rank) {
+#if defined(__linux__)
+        const int core = sched_getcpu();
+        cores_[rank].store(core, std::memory_order_relaxed);
+        for (int other = 0; other < rank; ++other) {
+            if (cores_[other].load(std::memory_order_relaxed) != core) continue;
+            cpu_set_t allowed, rest;
+            if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+            rest = allowed;
+            CPU_CLR(core, &rest);
+            if (CPU_COUNT(&rest) == 0) return;
+            sched_setaffinity(0, sizeof rest, &rest);
+            sched_setaffinity(0, sizeof allowed, &allowed);
+            cores_[rank].store(sched_getcpu(), std::memory_order_relaxed);
+            return;
+        }
+#else
+        (void)rank;
+#endif
+    }
 
     void serve(int rank) {
         for (uint32_t seen = 0;;) {
-            for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen; ++spins)
-                spins < SPINS ? relax() : epoch_.wait(seen, std::memory_order_acquire);
+            while (epoch_.load(std::memory_order_acquire) == seen) await(epoch_, seen, rank);
             seen = epoch_.load(std::memory_order_acquire);
             if (task_ == nullptr) return;
+            part_ways(rank);
             (*task_)(rank);
-            meet();
+            meet(rank);
         }
     }
 
     const int size_;
+    std::unique_ptr<std::atomic<int>[]> cores_;  // where each rank was seen last
     std::vector<std::thread> helpers_;
     const std::function<void(int)>* task_ = nullptr;
-    std::atomic<uint32_t> epoch_{0};
+    alignas(64) std::atomic<uint32_t> epoch_{0};
+    alignas(64) std::atomic<int> next_[2] = {0, 0};
     alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<int> phase_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
 };
-
-struct Range {
-    int first, end;
-};
-
-inline Range share(int count, int rank, int size) {
-    return {int(int64_t(count) * rank / size), int(int64_t(count) * (rank + 1) / size)};
-}
 
 // ---- memory -------------------------------------------------------------------------------------
 
@@ -657,74 +708,68 @@ private:
     }
 
     void step(Layer& layer, int rank) {
-        const Range rows = share(num_rows_, rank, team_.size());
-        norm_rows(hidden_.get(), layer.norm1, layer.has_norm_bias ? &layer.norm1_bias : nullptr,
-                  rows, rank);
-        meet(OTHER, rank);
-        apply(layer.qkv, normed_.get(), width_, {qkv_.get(), size_t(qkv_width_), qkv_width_, false,
-                                                  LINEAR}, rank);
-        meet(PRODUCTS, rank);
-        place_rows(layer, rows);
-        meet(OTHER, rank);
-        if (spec_.is_cache_bfloat16) attend_share<Bfloat16>(layer, rank);
-        else attend_share<float>(layer, rank);
-        meet(ATTENTION, rank);
-        if (spec_.is_int8) {
-            round_rows(mixed_.get(), mixed_width_, rows, rank);
-            meet(OTHER, rank);
-        }
+        divide(OTHER, rank, num_rows_, [&](Range rows) {
+            norm_rows(layer.norm1, layer.has_norm_bias ? &layer.norm1_bias : nullptr, rows, rank);
+        });
+        apply(layer.qkv, normed_.get(), width_,
+              {qkv_.get(), size_t(qkv_width_), qkv_width_, false, LINEAR}, rank);
+        divide(OTHER, rank, num_rows_, [&](Range rows) { place_rows(layer, rows); });
+        divide(ATTENTION, rank, num_rows_ * spec_.num_kv_heads, [&](Range pairs) {
+            for (int pair = pairs.first; pair < pairs.end; ++pair) {
+                const int row = pair / spec_.num_kv_heads, head = pair % spec_.num_kv_heads;
+                if (spec_.is_cache_bfloat16) attend<Bfloat16>(layer, row, head, rank);
+                else attend<float>(layer, row, head, rank);
+            }
+        });
+        round_rows(mixed_.get(), mixed_width_, rank);
         apply(layer.out, mixed_.get(), mixed_width_,
               {hidden_.get(), size_t(width_), spec_.width, true, LINEAR}, rank);
-        meet(PRODUCTS, rank);
-        norm_rows(hidden_.get(), layer.norm2, layer.has_norm_bias ? &layer.norm2_bias : nullptr,
-                  rows, rank);
-        meet(OTHER, rank);
+        divide(OTHER, rank, num_rows_, [&](Range rows) {
+            norm_rows(layer.norm2, layer.has_norm_bias ? &layer.norm2_bias : nullptr, rows, rank);
+        });
         apply(layer.up, normed_.get(), width_,
               {inner_.get(), size_t(inner_width_), spec_.inner, false, Act(spec_.act)}, rank);
-        meet(PRODUCTS, rank);
-        if (spec_.is_int8) {
-            round_rows(inner_.get(), inner_width_, rows, rank);
-            meet(OTHER, rank);
-        }
+        round_rows(inner_.get(), inner_width_, rank);
         apply(layer.down, inner_.get(), inner_width_,
               {hidden_.get(), size_t(width_), spec_.width, true, LINEAR}, rank);
-        meet(PRODUCTS, rank);
     }
 
     void predict(int num_wanted, const int32_t* wanted, float* logits, int rank) {
-        const Range mine = share(num_wanted, rank, team_.size());
-        for (int i = mine.first; i < mine.end; ++i) {
-            const float* row = hidden_.get() + size_t(wanted[i]) * width_;
-            float* normed = normed_.get() + size_t(i) * width_;
-            normalise(row, spec_.width, spec_.is_rms, spec_.norm_eps, final_norm_.get(),
-                      has_final_bias_ ? final_bias_.get() : nullptr, normed);
-            if (spec_.is_int8) round_row(normed, width_, i, rank);
-        }
-        meet(OTHER, rank);
+        divide(OTHER, rank, num_wanted, [&](Range rows) {
+            for (int i = rows.first; i < rows.end; ++i) {
+                const float* row = hidden_.get() + size_t(wanted[i]) * width_;
+                float* normed = normed_.get() + size_t(i) * width_;
+                normalise(row, spec_.width, spec_.is_rms, spec_.norm_eps, final_norm_.get(),
+                          has_final_bias_ ? final_bias_.get() : nullptr, normed);
+                if (spec_.is_int8) round_row(normed, width_, i, rank);
+            }
+        });
         const Rows rows = rows_of(normed_.get(), width_);
-        multiply(head_, rows, num_wanted, share(head_.num_blocks, rank, team_.size()),
-                 {logits, size_t(spec_.vocabulary), spec_.vocabulary, false, LINEAR});
-        meet(HEAD, rank);
+        const Target target{logits, size_t(spec_.vocabulary), spec_.vocabulary, false, LINEAR};
+        divide(HEAD, rank, head_.num_blocks,
+               [&](Range blocks) { multiply(head_, rows, num_wanted, blocks, target); });
     }
 
-    void norm_rows(const float* from, const Block<float>& weight, const Block<float>* bias,
-                   Range rows, int rank) {
+    void norm_rows(const Block<float>& weight, const Block<float>* bias, Range rows, int rank) {
         for (int row = rows.first; row < rows.end; ++row) {
             float* normed = normed_.get() + size_t(row) * width_;
-            normalise(from + size_t(row) * width_, spec_.width, spec_.is_rms, spec_.norm_eps,
-                      weight.get(), bias ? bias->get() : nullptr, normed);
+            normalise(hidden_.get() + size_t(row) * width_, spec_.width, spec_.is_rms,
+                      spec_.norm_eps, weight.get(), bias ? bias->get() : nullptr, normed);
             if (spec_.is_int8) round_row(normed, width_, row, rank);
         }
     }
 
-    void round_rows(const float* from, int width, Range rows, int rank) {
-        for (int row = rows.first; row < rows.end; ++row)
-            round_row(from + size_t(row) * width, width, row, rank);
+    void round_rows(const float* from, int width, int rank) {
+        if (!spec_.is_int8) return;
+        divide(OTHER, rank, num_rows_, [&](Range rows) {
+            for (int row = rows.first; row < rows.end; ++row)
+                round_row(from + size_t(row) * width, width, row, rank);
+        });
     }
 
     void round_row(const float* from, int width, int row, int rank) {
-        quantise(from, width, scratch_[rank].get(), small_.get() + size_t(row) * widest_, scales_.get() + row,
-                 offsets_.get() + row);
+        quantise(from, width, scratch_[rank].get(), small_.get() + size_t(row) * widest_,
+                 scales_.get() + row, offsets_.get() + row);
     }
 
     Rows rows_of(const float* full, int stride) const {
@@ -734,8 +779,9 @@ private:
 
     void apply(const Product& product, const float* from, int stride, const Target& target,
                int rank) {
-        multiply(product, rows_of(from, stride), num_rows_,
-                 share(product.num_blocks, rank, team_.size()), target);
+        const Rows rows = rows_of(from, stride);
+        divide(PRODUCTS, rank, product.num_blocks,
+               [&](Range blocks) { multiply(product, rows, num_rows_, blocks, target); });
     }
 
     // Turn queries and keys by their positions, and put keys and values into the cache.
@@ -783,27 +829,6 @@ private:
             narrow(keys + size_t(i) * LANES, key[i]);
             narrow(values + i, value[i]);
         }
-    }
-
-    // This thread's part of all (row, head of keys) pairs, equal in positions to be read.
-    template <class T>
-    void attend_share(const Layer& layer, int rank) {
-        const int kv_heads = spec_.num_kv_heads;
-        int64_t total = 0;
-        for (int row = 0; row < num_rows_; ++row) total += cost(layer, row) * kv_heads;
-        const int64_t low = total * rank / team_.size(), high = total * (rank + 1) / team_.size();
-        int64_t at = 0;
-        for (int row = 0; row < num_rows_; ++row)
-            for (int head = 0; head < kv_heads; ++head) {
-                const int64_t middle = at + cost(layer, row) / 2;
-                if (low <= middle && middle < high) attend<T>(layer, row, head, rank);
-                at += cost(layer, row);
-            }
-    }
-
-    int64_t cost(const Layer& layer, int row) const {
-        const int seen = positions_[row] + 1;
-        return LANES + (layer.window ? std::min(seen, layer.window) : seen);
     }
 
     template <class T>
@@ -902,9 +927,10 @@ private:
         if (rank == 0) last_ = std::chrono::steady_clock::now();
     }
 
-    // Wait for the others, and book the time on a phase.
-    void meet(Phase phase, int rank) {
-        team_.meet();
+    // Share out work, wait for the others, and book the time on a phase.
+    template <class Work>
+    void divide(Phase phase, int rank, int count, const Work& work) {
+        team_.divide(rank, count, work);
         if (rank != 0) return;
         const auto now = std::chrono::steady_clock::now();
         seconds_[phase] += std::chrono::duration<double>(now - last_).count();
