@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import structlog
-from torch import Tensor
 
 from core.strategies import DecodingParameters
-from worker.decoding.records import TokenTrace
-from worker.decoding.sampling import Choice, choose, sound_rows
-from worker.decoding.trace import trace_token
+from worker.decoding.choosing import Chooser, TorchChooser
+from worker.decoding.kernels import KernelChooser
+from worker.decoding.sampling import sound_rows
 from worker.engine.beams import BeamSequence
 from worker.engine.requests import (
     Delta,
@@ -37,6 +36,7 @@ from worker.engine.statistics import EngineStatistics, Throughput
 from worker.models.loading import LoadedModel
 from worker.models.prefixes import num_shared
 from worker.models.rows import Row
+from worker.models.runner import KernelRunner, Runner
 from worker.models.tokenizer import IncrementalDetokenizer
 
 SHARED_TOKENS = 32  # a shorter beginning is computed twice sooner than waited for
@@ -70,6 +70,7 @@ class Engine:
             cache_bytes=cache_bytes,
             bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
         )
+        self._choosers = {name: _chooser(model.runner) for name, model in models.items()}
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()  # guarded by _wake
@@ -244,47 +245,37 @@ class Engine:
             rows += own
         try:
             logits = model.runner.decode(rows)
-            sequences = self._drop_unsound(model, sound_rows(logits), places)
             single = [s for s in sequences if not isinstance(s, BeamSequence)]
-            if len(single) == len(rows):
-                own_logits = logits
-            else:
-                own_logits = logits[[places[s].start for s in single]]
-            choices = choose(own_logits, [s.row_state() for s in single]) if single else []
-            traces = self._traces(model, single, own_logits, choices)
+            states = [s.row_state() for s in single]
+            single_logits = logits
+            if len(single) < len(rows):
+                single_logits = logits[[places[s].start for s in single]]
+            text_of = model.tokenizer.text_of
+            chosen = self._choosers[name].choose(single_logits, states, text_of)
         except Exception as error:  # the engine edge: the rows fail, the loop goes on
             log.exception("engine_step_failed", job_ids=[s.job_id for s in sequences])
             for sequence in sequences:
                 self._end(sequence, "error", error)
             return
         self._throughput.count(len(sequences))
-        for sequence, choice in zip(single, choices, strict=True):
-            self._take(sequence, partial(sequence.push, choice.token, traces.get(sequence)))
+        for sequence, choice in zip(single, chosen, strict=True):
+            if choice.token is None:
+                self._spoil(model, sequence)
+            else:
+                self._take(sequence, partial(sequence.push, choice.token, choice.trace))
         for sequence in sequences:
             if isinstance(sequence, BeamSequence):
                 part = logits[places[sequence]]
+                if not all(sound_rows(part)):
+                    self._spoil(model, sequence)
+                    continue
                 self._take(sequence, partial(sequence.advance, part, model))
 
-    def _drop_unsound(
-        self, model: LoadedModel, sound: list[bool], places: dict[Sequence, slice]
-    ) -> list[Sequence]:
-        """End whom numbers are given that are not finite; those that are left."""
-        kept = []
-        for sequence, place in places.items():
-            if all(sound[place]):
-                kept.append(sequence)
-                continue
-            for row in sequence.rows():
-                model.runner.wipe(row.slot, len(row.ids))
-            self._end(sequence, "error", ModelFault("The model gave numbers that are not finite."))
-        return kept
-
-    def _traces(
-        self, model: LoadedModel, rows: list[Sequence], logits: Tensor, choices: list[Choice]
-    ) -> dict[Sequence, TokenTrace]:
-        traced = [i for i, row in enumerate(rows) if row.trace is not None]
-        text_of = model.tokenizer.text_of
-        return {rows[i]: trace_token(logits[i], choices[i], text_of) for i in traced}
+    def _spoil(self, model: LoadedModel, sequence: Sequence) -> None:
+        """End a text whose numbers are not finite, and leave nothing of them."""
+        for row in sequence.rows():
+            model.runner.wipe(row.slot, len(row.ids))
+        self._end(sequence, "error", ModelFault("The model gave numbers that are not finite."))
 
     def _take(self, sequence: Sequence, advance: Callable[[], str | None]) -> None:
         try:
@@ -318,3 +309,7 @@ class Engine:
                 sequence.generation.abandon(error)
             else:
                 sequence.fail(error)
+
+
+def _chooser(runner: Runner) -> Chooser:
+    return KernelChooser(runner.choose) if isinstance(runner, KernelRunner) else TorchChooser()

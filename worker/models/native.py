@@ -32,7 +32,7 @@ _HEAD = -1
 _ACTS = {"gelu": 1, "swiglu": 2}
 
 
-class _Spec(ctypes.Structure):  # mirrors Spec in decoder.cpp
+class _Spec(ctypes.Structure):  # mirrors Spec in kernels/decoder.h
     _fields_ = [
         *((name, ctypes.c_int32) for name in (
             "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "inner", "vocabulary",
@@ -75,6 +75,8 @@ class NativeDecoder:
             cache_dtype = torch.bfloat16 if is_int8 else torch.float32
         self.spec = spec
         self._library = library
+        self._num_slots = num_slots
+        self._logits: Tensor | None = None
         self._embedding = weights.embedding
         self._position_embedding = weights.position_embedding
         self.cache = SlotCache(
@@ -147,12 +149,13 @@ class NativeDecoder:
             wanted: the rows after which logits are wanted.
 
         Returns:
-            (len(wanted), vocabulary) float32.
+            (len(wanted), vocabulary) float32; as many rows as there are slots are overwritten by
+            the next step.
         """
         hidden = self._embedding[torch.tensor(tokens)].float()
         if self._position_embedding is not None:
             hidden = hidden + self._position_embedding[torch.tensor(positions)].float()
-        logits = torch.empty(len(wanted), self.spec.vocabulary_size)
+        logits = self._room(len(wanted))
         self._library.textmill_forward(
             self._handle,
             len(tokens),
@@ -164,6 +167,25 @@ class NativeDecoder:
             _address(logits),
         )
         return logits
+
+    def _room(self, num_rows: int) -> Tensor:
+        """Memory for logits; a page of fresh memory takes longer than to compute what it holds."""
+        if num_rows > self._num_slots:
+            return torch.empty(num_rows, self.spec.vocabulary_size)
+        if self._logits is None or len(self._logits) < num_rows:
+            self._logits = torch.empty(num_rows, self.spec.vocabulary_size)
+        return self._logits[:num_rows]
+
+    def choose(
+        self,
+        num_rows: int,
+        logits: int,
+        draws: bytes,
+        tokens: ctypes.Array[ctypes.c_int32],
+        traces: ctypes.Array[ctypes.c_char],
+    ) -> None:
+        """Choose a token a row; see ``textmill_choose``."""
+        self._library.textmill_choose(self._handle, num_rows, logits, draws, tokens, traces)
 
     def seconds(self) -> dict[str, float]:
         """Time spent since the start, by what it went into."""

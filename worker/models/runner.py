@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.decoding.kernels import Choose
 from worker.models.cache import SlotCache
 from worker.models.decoder import Decoder
 from worker.models.native import MAX_STEP_ROWS, NativeDecoder
@@ -196,6 +197,11 @@ class KernelRunner(SlotRunner):
             places = range(start, start + len(part))
             parts.append(self._decoder.forward(part, places, [slot] * len(part), range(len(part))))
         return torch.cat(parts)
+
+    @property
+    def choose(self) -> Choose:
+        """The kernel that chooses tokens."""
+        return self._decoder.choose
 
     def seconds(self) -> dict[str, float]:
         """Time spent since the start, by what it went into."""

@@ -17,6 +17,7 @@ class TextTokenizer:
         """Read a tokenizer.json."""
         self._json = path.read_text(encoding="utf-8")
         self._tokenizer = Tokenizer.from_str(self._json)
+        self._texts: dict[int, str] = {}  # traces ask for the same ones over and over
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -31,7 +32,11 @@ class TextTokenizer:
 
     def text_of(self, token: int) -> str:
         """A token by itself, for showing; half a character is shown as U+FFFD."""
-        return str(self._tokenizer.decode([token], skip_special_tokens=False))
+        text = self._texts.get(token)
+        if text is None:
+            text = str(self._tokenizer.decode([token], skip_special_tokens=False))
+            self._texts[token] = text
+        return text
 
     def decode(self, ids: list[int]) -> str:
         """Text of tokens; special ones are left out."""

@@ -27,6 +27,7 @@ OPTIONS = (
     "-fPIC",
     "-pthread",
 )
+MAIN_SOURCE = "textmill.cpp"  # includes the others
 COMPILERS = ("g++", "clang++", "c++")
 COMPILE_SECONDS = 180.0
 
@@ -42,14 +43,19 @@ def kernels(folder: Path) -> ctypes.CDLL:
         NoKernels: there is no compiler, or what it made cannot be used.
     """
     compiler = _compiler()
-    source = files("worker.models.kernels").joinpath("decoder.cpp").read_bytes()
-    path = folder / f"decoder-{_key(source, compiler)}.so"
+    sources = _sources()
+    path = folder / f"decoder-{_key(sources, compiler)}.so"
     if not path.exists():
-        _build(source, compiler, path)
+        _build(sources, compiler, path)
     try:
         return _declared(ctypes.CDLL(str(path)))
     except (OSError, AttributeError) as error:
         raise NoKernels(f"{path} cannot be loaded: {error}") from error
+
+
+def _sources() -> dict[str, bytes]:
+    found = files("worker.models.kernels").iterdir()
+    return {f.name: f.read_bytes() for f in found if f.name.endswith((".h", ".cpp"))}
 
 
 def processor() -> str:
@@ -72,24 +78,26 @@ def _compiler() -> str:
     raise NoKernels("no C++ compiler was found" if not named else f"CXX={named} was not found")
 
 
-def _key(source: bytes, compiler: str) -> str:
+def _key(sources: dict[str, bytes], compiler: str) -> str:
     try:
         version = subprocess.run(  # noqa: S603 - the user's own compiler
             [compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise NoKernels(f"{compiler} does not run: {error}") from error
-    parts = (source, " ".join(OPTIONS).encode(), version, processor().encode())
+    parts = [name.encode() + b"\0" + text for name, text in sorted(sources.items())]
+    parts += [" ".join(OPTIONS).encode(), version, processor().encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _build(source: bytes, compiler: str, path: Path) -> None:
+def _build(sources: dict[str, bytes], compiler: str, path: Path) -> None:
     """Compile beside the target and rename, so that nobody loads half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        text, made = Path(folder, "decoder.cpp"), Path(folder, "decoder.so")
-        text.write_bytes(source)
-        command = [compiler, *OPTIONS, str(text), "-o", str(made)]
+        for name, text in sources.items():
+            Path(folder, name).write_bytes(text)
+        made = Path(folder, "decoder.so")
+        command = [compiler, *OPTIONS, str(Path(folder, MAIN_SOURCE)), "-o", str(made)]
         try:
             done = subprocess.run(  # noqa: S603 - the user's own compiler
                 command, capture_output=True, text=True, check=False, timeout=COMPILE_SECONDS
@@ -113,6 +121,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         "textmill_set_layer": [pointer, integer, pointer, pointer, integer],
         "textmill_set_rotation": [pointer, pointer, pointer],
         "textmill_forward": [pointer, integer, *[pointer] * 3, integer, pointer, pointer],
+        "textmill_choose": [pointer, integer, *[pointer] * 4],
         "textmill_seconds": [pointer, pointer],
     }
     for name, types in arguments.items():

@@ -1,0 +1,51 @@
+"""The one step from a batch's logits to its tokens and their traces, however it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from worker.decoding.records import RowState, TokenTrace
+from worker.decoding.sampling import choose, sound_rows
+from worker.decoding.trace import trace_token
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A row's next token; ``None`` where its logits have NaN or no largest number."""
+
+    token: int | None
+    trace: TokenTrace | None
+
+
+class Chooser(Protocol):
+    """Chooses for a batch of rows with any strategies."""
+
+    def choose(
+        self, logits: Tensor, rows: Sequence[RowState], text_of: Callable[[int], str]
+    ) -> list[Chosen]:
+        """A token a row of logits (rows, vocabulary) float32, traced where it is wanted."""
+        ...
+
+
+class TorchChooser:
+    """Chooses in PyTorch."""
+
+    def choose(
+        self, logits: Tensor, rows: Sequence[RowState], text_of: Callable[[int], str]
+    ) -> list[Chosen]:
+        """A token a row of logits (rows, vocabulary) float32, traced where it is wanted."""
+        sound = [index for index, is_sound in enumerate(sound_rows(logits)) if is_sound]
+        chosen = [Chosen(None, None)] * len(rows)
+        if not sound:
+            return chosen
+        kept = logits if len(sound) == len(rows) else logits[sound]
+        choices = choose(kept, [rows[index] for index in sound])
+        for place, (index, choice) in enumerate(zip(sound, choices, strict=True)):
+            is_traced = rows[index].parameters.trace
+            trace = trace_token(kept[place], choice, text_of) if is_traced else None
+            chosen[index] = Chosen(choice.token, trace)
+        return chosen

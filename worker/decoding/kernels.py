@@ -1,0 +1,105 @@
+"""Choosing by the compiled kernels: all rows, strategies and traces of a step in one call.
+
+What is computed is said in ``worker.decoding.sampling``, which does it in PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from array import array
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from worker.decoding.choosing import Chosen
+from worker.decoding.records import NUM_ALTERNATIVES, Alternative, RowState, TokenTrace
+from worker.decoding.sampling import is_greedy
+from worker.decoding.uniform import uniform
+
+# (rows, logits, draws, tokens, traces): addresses; see textmill_choose.
+Choose = Callable[
+    [int, int, bytes, ctypes.Array[ctypes.c_int32], "ctypes.Array[ctypes.c_char]"], None
+]
+_KINDS = {"sampling": 1, "top_k": 2, "top_p": 3, "min_p": 4, "typical": 5}
+_GREEDY = 0
+# Mirrors Draw and Trace in worker/models/kernels/sampler.h.
+_DRAW = struct.Struct("<iiiiQffffdd")
+_TRACE = struct.Struct(f"<ifff{NUM_ALTERNATIVES}i{NUM_ALTERNATIVES}f{NUM_ALTERNATIVES}f")
+
+
+class KernelChooser:
+    """Chooses for the rows of one model."""
+
+    def __init__(self, choose: Choose) -> None:
+        """Keep the kernel."""
+        self._choose = choose
+
+    def choose(
+        self, logits: Tensor, rows: Sequence[RowState], text_of: Callable[[int], str]
+    ) -> list[Chosen]:
+        """A token a row.
+
+        Args:
+            logits: (rows, vocabulary) float32, contiguous.
+            rows: the rows' parameters and texts, in the same order.
+            text_of: a token's text, for traces.
+        """
+        seen = [_seen(row) for row in rows]  # kept until the kernel has read them
+        draws = b"".join(_draw(row, ids) for row, ids in zip(rows, seen, strict=True))
+        tokens = (ctypes.c_int32 * len(rows))()
+        has_traces = any(row.parameters.trace for row in rows)
+        traces = ctypes.create_string_buffer(_TRACE.size * len(rows) if has_traces else 1)
+        self._choose(len(rows), logits.data_ptr(), draws, tokens, traces)
+        chosen = []
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            trace = None
+            if token >= 0 and row.parameters.trace:
+                trace = _trace(token, _TRACE.unpack_from(traces, index * _TRACE.size), text_of)
+            chosen.append(Chosen(token if token >= 0 else None, trace))
+        return chosen
+
+
+def _seen(row: RowState) -> array[int]:
+    return array("i", row.ids if row.parameters.repetition_penalty != 1.0 else ())
+
+
+def _draw(row: RowState, seen: array[int]) -> bytes:
+    parameters = row.parameters
+    is_certain = is_greedy(parameters)
+    return _DRAW.pack(
+        _GREEDY if is_certain else _KINDS[parameters.strategy],
+        min(parameters.top_k, 2**31 - 1),
+        len(seen),
+        parameters.trace,
+        seen.buffer_info()[0] if seen else 0,
+        parameters.temperature,
+        parameters.repetition_penalty,
+        parameters.min_p,
+        0.0,
+        0.0 if is_certain else uniform(parameters.seed, row.position),
+        parameters.typical_p if parameters.strategy == "typical" else parameters.top_p,
+    )
+
+
+def _trace(token: int, numbers: tuple[float, ...], text_of: Callable[[int], str]) -> TokenTrace:
+    count = NUM_ALTERNATIVES
+    rank, logprob, probability, entropy = numbers[:4]
+    ids, logprobs, shares = (
+        numbers[4 : 4 + count],
+        numbers[4 + count : 4 + 2 * count],
+        numbers[-count:],
+    )
+    return TokenTrace(
+        id=token,
+        text=text_of(token),
+        logprob=logprob,
+        rank=int(rank),
+        probability=probability,
+        entropy=entropy,
+        alternatives=[
+            Alternative(int(other), text_of(int(other)), own_logprob, share)
+            for other, own_logprob, share in zip(ids, logprobs, shares, strict=True)
+            if other >= 0
+        ],
+    )

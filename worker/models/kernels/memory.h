@@ -1,0 +1,62 @@
+// Memory for weights and rows, and the numbers that a cache holds.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "vectors.h"
+
+namespace textmill {
+
+// Zeroed memory on huge pages where the system has them: weights are read from end to end.
+template <class T>
+class Block {
+public:
+    Block() = default;
+    explicit Block(size_t count) {
+        const size_t page = size_t(2) << 20, unit = count * sizeof(T) >= page ? page : 64;
+        const size_t bytes = (std::max<size_t>(count * sizeof(T), 1) + unit - 1) / unit * unit;
+        data_.reset(static_cast<T*>(std::aligned_alloc(unit, bytes)));
+        if (!data_) throw std::bad_alloc();
+#if defined(__linux__)
+        if (unit == page) madvise(data_.get(), bytes, MADV_HUGEPAGE);
+#endif
+        std::memset(data_.get(), 0, bytes);
+    }
+    T* get() const { return data_.get(); }
+    T& operator[](size_t index) const { return data_.get()[index]; }
+
+private:
+    struct Free {
+        void operator()(T* p) const { std::free(p); }
+    };
+    std::unique_ptr<T, Free> data_;
+};
+
+typedef uint16_t Bfloat16;
+
+inline Floats widened(const float* p) { return load(p); }
+inline Floats widened(const Bfloat16* p) {
+    Halves v;
+    std::memcpy(&v, p, sizeof v);
+    return (Floats)(__builtin_convertvector(v, Words) << 16);
+}
+inline void narrow(float* p, float x) { *p = x; }
+inline void narrow(Bfloat16* p, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if ((bits & 0x7fffffff) > 0x7f800000) bits |= 0x00400000;  // NaN stays NaN
+    else bits += 0x7fff + ((bits >> 16) & 1);
+    *p = Bfloat16(bits >> 16);
+}
+
+}  // namespace textmill

@@ -1,0 +1,145 @@
+// Threads that compute one step together.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
+namespace textmill {
+
+inline void relax() {
+#if defined(__x86_64__)
+    _mm_pause();
+#else
+    std::this_thread::yield();
+#endif
+}
+
+struct Range {
+    int first, end;
+};
+
+inline Range share(int count, int rank, int size) {
+    return {int(int64_t(count) * rank / size), int(int64_t(count) * (rank + 1) / size)};
+}
+
+// A few threads that run one function together, share out its parts, and meet at barriers within it.
+//
+// Parts go to whoever asks first, and who waits long sleeps instead of spinning: where another
+// process has taken one of the cores, the others then do most of the work, and a thread that lost
+// its core is moved to the one that fell free. Threads that wake each other tend to be put on one
+// core, where they would take turns for ever; who finds itself beside another moves away.
+class Team {
+public:
+    explicit Team(int size) : size_(size), cores_(new std::atomic<int>[size]) {
+        for (int rank = 0; rank < size; ++rank) cores_[rank] = -1 - rank;
+        for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
+    }
+    ~Team() {
+        task_ = nullptr;
+        epoch_.fetch_add(1);
+        epoch_.notify_all();
+        for (auto& helper : helpers_) helper.join();
+    }
+    int size() const { return size_; }
+
+    void run(const std::function<void(int)>& task) {
+        part_ways(0);
+        task_ = &task;
+        epoch_.fetch_add(1, std::memory_order_release);
+        if (size_ > 1) epoch_.notify_all();
+        task(0);
+        meet(0);
+    }
+
+    // Call work(part) for parts of a count that nobody else does; all threads come here with the
+    // same arguments, and leave when everything is done.
+    template <class Work>
+    void divide(int rank, int count, const Work& work) {
+        const int size = std::max(1, count / (size_ * 6));
+        std::atomic<int>& next = next_[phase_.load(std::memory_order_acquire) % 2];
+        for (int first; (first = next.fetch_add(size, std::memory_order_relaxed)) < count;)
+            work(Range{first, std::min(count, first + size)});
+        meet(rank);
+    }
+
+private:
+    static constexpr int SPINS = 2000;  // some 30 microseconds; most waits are shorter
+
+    // Wait until all have come here.
+    void meet(int rank) {
+        const uint32_t phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+            arrived_.store(0, std::memory_order_relaxed);
+            next_[phase % 2].store(0, std::memory_order_relaxed);  // the next phase has the other
+            phase_.store(phase + 1, std::memory_order_release);
+            if (size_ > 1) phase_.notify_all();
+            return;
+        }
+        await(phase_, phase, rank);
+    }
+
+    void await(std::atomic<uint32_t>& value, uint32_t old, int rank) {
+        for (int spins = 0; spins < SPINS; ++spins) {
+            if (value.load(std::memory_order_acquire) != old) return;
+            relax();
+        }
+        part_ways(rank);
+        value.wait(old, std::memory_order_acquire);
+    }
+
+    // Leave a core on which a thread of lower rank was seen last.
+    void part_ways(int rank) {
+#if defined(__linux__)
+        const int core = sched_getcpu();
+        cores_[rank].store(core, std::memory_order_relaxed);
+        for (int other = 0; other < rank; ++other) {
+            if (cores_[other].load(std::memory_order_relaxed) != core) continue;
+            cpu_set_t allowed, rest;
+            if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+            rest = allowed;
+            CPU_CLR(core, &rest);
+            if (CPU_COUNT(&rest) == 0) return;
+            sched_setaffinity(0, sizeof rest, &rest);
+            sched_setaffinity(0, sizeof allowed, &allowed);
+            cores_[rank].store(sched_getcpu(), std::memory_order_relaxed);
+            return;
+        }
+#else
+        (void)rank;
+#endif
+    }
+
+    void serve(int rank) {
+        for (uint32_t seen = 0;;) {
+            while (epoch_.load(std::memory_order_acquire) == seen) await(epoch_, seen, rank);
+            seen = epoch_.load(std::memory_order_acquire);
+            if (task_ == nullptr) return;
+            part_ways(rank);
+            (*task_)(rank);
+            meet(rank);
+        }
+    }
+
+    const int size_;
+    std::unique_ptr<std::atomic<int>[]> cores_;  // where each rank was seen last
+    std::vector<std::thread> helpers_;
+    const std::function<void(int)>* task_ = nullptr;
+    alignas(64) std::atomic<uint32_t> epoch_{0};
+    alignas(64) std::atomic<int> next_[2] = {0, 0};
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
+};
+
+}  // namespace textmill
