@@ -10,13 +10,21 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # What sums or searches a row takes whole blocks first: about the root of a vocabulary's size.
 BLOCK_TOKENS = 256
-# What an operation leaves beside its input: 2 MB of float32 stay in a processor's cache. Above
-# about 25 MB the C library hands memory back between any two steps, and to have it again takes
-# longer than to compute what stands in it: measured, 1 ms for each 4 MB.
+# What is worked on at a time: 2 MB of float32. Some such stay in a processor's cache; and of more
+# than about 25 MB in all glibc hands memory back after each step, to have which again takes a
+# microsecond a page, longer than to compute what stands in it.
 CHUNK_VALUES = 2**19
+
+
+def chunks(rows: Sequence[int], vocabulary_size: int) -> Iterator[Sequence[int]]:
+    """The rows in parts of about ``CHUNK_VALUES``, a row at least."""
+    num_rows = max(1, CHUNK_VALUES // vocabulary_size)
+    for start in range(0, len(rows), num_rows):
+        yield rows[start : start + num_rows]
 
 
 def taken(scores: Tensor, rows: Sequence[int]) -> Tensor:
@@ -29,22 +37,10 @@ def taken(scores: Tensor, rows: Sequence[int]) -> Tensor:
     Returns:
         (rows, a multiple of ``BLOCK_TOKENS``) float32.
     """
-    size = scores.shape[-1]
-    missing = -size % BLOCK_TOKENS
-    if not missing:
-        return scores.index_select(0, torch.tensor(rows))
-    copy = scores.new_empty(len(rows), size + missing)
-    copy[:, size:] = -torch.inf
-    for place, row in enumerate(rows):
-        copy[place, :size] = scores[row]
-    return copy
-
-
-def chunks(values: Tensor) -> Iterator[slice]:
-    """The rows of a tensor, ``CHUNK_VALUES`` or one row at a time."""
-    num_rows = max(1, CHUNK_VALUES // values.shape[-1])
-    for start in range(0, values.shape[0], num_rows):
-        yield slice(start, start + num_rows)
+    # ``index_select`` copies row by row, and waits for all threads after each.
+    copy = scores.gather(0, torch.tensor(rows)[:, None].expand(-1, scores.shape[-1]))
+    missing = -scores.shape[-1] % BLOCK_TOKENS
+    return functional.pad(copy, (0, missing), value=-torch.inf) if missing else copy
 
 
 def sums(values: Tensor) -> Tensor:
@@ -57,11 +53,6 @@ def maxima(values: Tensor) -> Tensor:
     return _by_block(values).amax(-1)
 
 
-def _by_block(values: Tensor) -> Tensor:
-    num_rows, width = values.shape
-    return values.view(num_rows, width // BLOCK_TOKENS, BLOCK_TOKENS)
-
-
 def ids_in(blocks: Tensor) -> Tensor:
     """The ids in some blocks, in their order.
 
@@ -72,3 +63,27 @@ def ids_in(blocks: Tensor) -> Tensor:
         (rows, n * BLOCK_TOKENS) int64.
     """
     return (blocks[:, :, None] * BLOCK_TOKENS + torch.arange(BLOCK_TOKENS)).flatten(1)
+
+
+def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest values of each row, in their order; they lie in as many blocks.
+
+    Args:
+        values: (rows, a multiple of ``BLOCK_TOKENS``) float32.
+        count: at most as many as there are.
+
+    Returns:
+        values and ids, each (rows, count), float32 and int64. Which of equals are taken is open.
+    """
+    by_block = maxima(values)
+    if count >= by_block.shape[-1]:
+        found = values.topk(count)
+        return found.values, found.indices
+    ids = ids_in(by_block.topk(count).indices)
+    best = values.gather(-1, ids).topk(count)
+    return best.values, ids.gather(-1, best.indices)
+
+
+def _by_block(values: Tensor) -> Tensor:
+    num_rows, width = values.shape
+    return values.view(num_rows, width // BLOCK_TOKENS, BLOCK_TOKENS)

@@ -14,40 +14,57 @@ to compute in another way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from core.strategies import DecodingParameters
-from worker.decoding.blocks import chunks, ids_in, maxima, sums
-from worker.decoding.nuclei import closeness, nuclei
+from worker.decoding.blocks import BLOCK_TOKENS, largest, sums
+from worker.decoding.nuclei import keep_nuclei
 
 
-def weigh(scores: Tensor, rows: Sequence[DecodingParameters], vocabulary_size: int) -> Tensor:
-    """Turn scores into probabilities that are zero outside the strategy's cut.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What tokens are drawn by: in proportion to it.
+
+    Attributes:
+        values: (rows, n) float32, zero outside the cut; in every row at least one is not zero;
+            ``n`` is a multiple of ``BLOCK_TOKENS``.
+        ids: (rows, n) int64, ascending; ``None`` where all tokens stand in their places.
+    """
+
+    values: Tensor
+    ids: Tensor | None = None
+
+    def tokens(self, places: Tensor) -> Tensor:
+        """The ids that belong to places among the values, (rows, m) int64."""
+        return places if self.ids is None else self.ids.gather(-1, places)
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """The weights of some ids, (rows, m) int64; zero where there is none."""
+        if self.ids is None:
+            return self.values.gather(-1, tokens)
+        places = torch.searchsorted(self.ids, tokens).clamp_(max=self.ids.shape[-1] - 1)
+        return self.values.gather(-1, places) * (self.ids.gather(-1, places) == tokens)
+
+
+def weigh(scores: Tensor, rows: list[DecodingParameters], vocabulary_size: int) -> Weights:
+    """What each token is drawn by.
 
     Args:
-        scores: (rows, width) float32, after the penalty, ``blocks.taken``; changed in place.
-        rows: parameters of the rows; no temperature is 0. Neighbours of a kind are done together.
+        scores: (rows, width) float32, after the penalty, from ``blocks.taken``; overwritten.
+        rows: parameters of the rows, all of one kind (``cut_of``); no temperature is 0.
         vocabulary_size: how many tokens there are.
-
-    Returns:
-        ``scores``; in every row at least one is not zero. A row does not sum to one after a cut:
-        to divide by the sum would change the arithmetic of a cut that cuts nothing.
     """
-    ways: dict[str, Callable[[Tensor, list[DecodingParameters]], None]]
+    ways: dict[str, Callable[[Tensor, list[DecodingParameters]], Weights]]
     ways = {"": _all, "top_k": _top_k, "top_p": _top_p, "min_p": _min_p, "typical": _typical}
-    start = 0
-    for name, run in groupby(rows, lambda row: cut_of(row, vocabulary_size)):
-        alike = list(run)
-        ways[name](scores[start : start + len(alike)], alike)
-        start += len(alike)
-    return scores
+    return ways[cut_of(rows[0], vocabulary_size)](scores, rows)
 
 
-def cut_of(row: DecodingParameters, vocabulary_size: float = math.inf) -> str:
+def cut_of(row: DecodingParameters, vocabulary_size: int) -> str:
     """The strategy by which a row is cut; empty where it leaves nothing out."""
     is_cut = {
         "top_k": row.top_k < vocabulary_size,
@@ -58,95 +75,64 @@ def cut_of(row: DecodingParameters, vocabulary_size: float = math.inf) -> str:
     return row.strategy if is_cut.get(row.strategy, False) else ""
 
 
-def _all(scores: Tensor, rows: list[DecodingParameters]) -> None:
-    for own in chunks(scores):
-        _soften(scores[own], rows[own])
+def _all(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
+    return Weights(torch.softmax(_tempered(scores, rows), -1, out=scores))
 
 
-def _top_k(scores: Tensor, rows: list[DecodingParameters]) -> None:
-    counts = torch.tensor([row.top_k for row in rows])
-    last = _largest(scores, int(counts.max())).gather(-1, counts[:, None] - 1)
-    for own in chunks(scores):
-        keep = _first(scores[own], counts[own], last[own])
-        _soften(scores[own], rows[own]).mul_(keep)
+def _top_k(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
+    counts = torch.tensor([row.top_k for row in rows])[:, None]
+    most = int(counts.max())
+    best, ids = largest(scores, most + 1)
+    is_kept = torch.arange(most + 1) < counts
+    # Equals on both sides of the bound; rare.
+    for row in (best.gather(-1, counts - 1) == best.gather(-1, counts)).nonzero()[:, 0].tolist():
+        count = int(counts[row])
+        ties = (scores[row] == best[row, count]).nonzero()[:, 0]
+        above = int((best[row] > best[row, count]).sum())
+        ids[row, above:count] = ties[: count - above]
+    ids, order = ids.masked_fill_(~is_kept, scores.shape[-1]).sort(-1)
+    weights = _tempered(best, rows).exp_().masked_fill_(~is_kept, 0.0)
+    missing = -(most + 1) % BLOCK_TOKENS
+    weights = functional.pad(weights.gather(-1, order), (0, missing))
+    return Weights(weights, functional.pad(ids, (0, missing), value=scores.shape[-1]))
 
 
-def _min_p(scores: Tensor, rows: list[DecodingParameters]) -> None:
+def _min_p(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
     """Min-p (Nguyen et al., "Turning up the heat", 2024)."""
     shares = torch.tensor([row.min_p for row in rows], dtype=torch.float32)[:, None]
-    for own in chunks(scores):
-        weights = _soften(scores[own], rows[own])
-        weights.mul_(_at_least(weights, shares[own] * weights.amax(-1, keepdim=True)))
+    weights = _all(scores, rows).values
+    bound = shares * weights.amax(-1, keepdim=True)
+    # Into a tensor of bool the comparison takes five times as long.
+    return Weights(weights.mul_(torch.ge(weights, bound, out=torch.empty_like(weights))))
 
 
-def _top_p(scores: Tensor, rows: list[DecodingParameters]) -> None:
+def _top_p(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
     """The nucleus (Holtzman et al., "The curious case of neural text degeneration", 2020)."""
-    _all(scores, rows)
-    _keep_nuclei(scores, [row.top_p for row in rows], None)
+    shares = torch.tensor([row.top_p for row in rows], dtype=torch.float64)[:, None]
+    weights = _all(scores, rows).values
+    return Weights(keep_nuclei(weights, weights, shares))
 
 
-def _typical(scores: Tensor, rows: list[DecodingParameters]) -> None:
+def _typical(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
     """Tokens about as surprising as expected (Meister et al., "Locally typical sampling", 2022)."""
-    centres = []
-    for own in chunks(scores):
-        logits = torch.empty_like(scores[own])
-        weights = _soften(scores[own], rows[own], logits)
-        # An impossible token is never drawn, and says nothing.
-        terms = logits.clamp_(min=torch.finfo(torch.float32).min).mul_(weights)
-        means = sums(terms).cumsum(-1, dtype=torch.float64)[:, -1].tolist()
-        largest = weights.amax(-1).tolist()
-        centres += [most * math.exp(mean) for most, mean in zip(largest, means, strict=True)]
-    # The weight of a token whose surprise is the entropy.
-    _keep_nuclei(scores, [row.typical_p for row in rows], torch.tensor(centres)[:, None])
+    shares = torch.tensor([row.typical_p for row in rows], dtype=torch.float64)[:, None]
+    weights = torch.softmax(_tempered(scores, rows), -1)
+    # The likeliest has logit 0. An impossible token is never drawn, and says nothing.
+    terms = scores.clamp_(min=torch.finfo(torch.float32).min).mul_(weights)
+    means = sums(terms).cumsum(-1, dtype=torch.float64)[:, -1].tolist()
+    likeliest = weights.amax(-1).tolist()
+    # The weight of a token whose surprise is the entropy; a ratio to it tells the distance of
+    # surprises without any logarithm.
+    centres = [most * math.exp(mean) for most, mean in zip(likeliest, means, strict=True)]
+    centre = torch.tensor(centres)[:, None]
+    closeness = torch.minimum(weights / centre, torch.div(centre, weights, out=scores))
+    return Weights(keep_nuclei(weights, closeness, shares))
 
 
-def _soften(scores: Tensor, rows: list[DecodingParameters], logits: Tensor | None = None) -> Tensor:
-    """Probabilities by the rows' temperatures, in place; ``logits`` takes what they are made of."""
+def _tempered(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
+    """Scores less their maximum, by the temperature; in place."""
     # A float32 of the smallest temperature must not be zero.
     coldest = torch.finfo(torch.float32).tiny
     temperatures = torch.tensor([max(row.temperature, coldest) for row in rows])[:, None]
     # Subtracting the maximum first keeps a temperature near zero from overflowing.
-    scores.sub_(scores.amax(-1, keepdim=True)).div_(temperatures)
-    if logits is not None:
-        logits.copy_(scores)
-    return torch.softmax(scores, -1, out=scores)
-
-
-def _keep_nuclei(weights: Tensor, shares: list[float], centres: Tensor | None) -> None:
-    found = nuclei(weights, torch.tensor(shares, dtype=torch.float64)[:, None], centres)
-    for own in chunks(weights):
-        order = closeness(weights[own], None if centres is None else centres[own])
-        weights[own].mul_(_at_least(order, found.last[own]))
-    weights[found.surplus] = 0.0
-
-
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` largest values of each row, in their order; they lie in as many blocks."""
-    largest = maxima(scores)
-    if count < largest.shape[-1]:
-        scores = scores.gather(-1, ids_in(largest.topk(count).indices))
-    return scores.topk(count).values
-
-
-def _first(scores: Tensor, counts: Tensor, last: Tensor) -> Tensor:
-    """The first tokens of each row by their scores, of equals the lower ids.
-
-    Args:
-        scores: (rows, width) float32.
-        counts: (rows,) int64, how many to keep.
-        last: (rows, 1) float32, the score of the last one kept.
-
-    Returns:
-        (rows, width) float32, 1 where a token is kept and 0 elsewhere.
-    """
-    keep = _at_least(scores, last)
-    for row in (keep.sum(-1) > counts).nonzero()[:, 0].tolist():  # equals beyond the bound; rare
-        ties = (scores[row] == last[row]).nonzero()[:, 0]
-        surplus = int(keep[row].sum()) - int(counts[row])
-        keep[row, ties[len(ties) - surplus :]] = 0.0
-    return keep
-
-
-def _at_least(values: Tensor, bound: Tensor) -> Tensor:
-    """1 and 0 in float32: to compare into a tensor of bool takes five times as long."""
-    return torch.ge(values, bound, out=torch.empty_like(values))
+    return scores.sub_(scores.amax(-1, keepdim=True)).div_(temperatures)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from core.strategies import DecodingParameters
 
+NUM_ALTERNATIVES = 20  # that a trace tells of each token
+
 
 @dataclass(frozen=True, slots=True)
 class RowState:
@@ -15,6 +17,21 @@ class RowState:
     parameters: DecodingParameters
     ids: Sequence[int]  # the prompt and what was written
     position: int  # of the new token, from 0 at the start of the continuation
+
+
+@dataclass(frozen=True, slots=True)
+class Odds:
+    """What a token was drawn with, and what others might have been.
+
+    Attributes:
+        probability: of the token drawn, after the strategy's cut.
+        ids: of the model's likeliest tokens, the likeliest first.
+        probabilities: theirs, after the strategy's cut.
+    """
+
+    probability: float
+    ids: list[int]
+    probabilities: list[float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from core.strategies import DecodingParameters
-from worker.decoding.blocks import ids_in, maxima, sums, taken
-from worker.decoding.cuts import cut_of, weigh
-from worker.decoding.records import RowState
+from worker.decoding.blocks import chunks, ids_in, largest, maxima, sums, taken
+from worker.decoding.cuts import Weights, cut_of, weigh
+from worker.decoding.records import NUM_ALTERNATIVES, Odds, RowState
 from worker.decoding.uniform import uniform
 
 
@@ -28,12 +27,12 @@ class Choice:
 
     Attributes:
         token: its id.
-        weights: (vocabulary,) float32, what it was drawn by, not normalised; ``None`` where no
-            trace is wanted or the likeliest was simply taken.
+        odds: what might have been drawn; ``None`` where no trace is wanted or the likeliest was
+            simply taken.
     """
 
     token: int
-    weights: Tensor | None
+    odds: Odds | None
 
 
 def is_greedy(parameters: DecodingParameters) -> bool:
@@ -52,22 +51,18 @@ def choose(logits: Tensor, rows: Sequence[RowState]) -> list[Choice]:
         logits: (rows, vocabulary) float32; left as they are.
         rows: the rows' parameters and texts, in the same order.
     """
-    greedy = [i for i, row in enumerate(rows) if is_greedy(row.parameters)]
-    drawn = [i for i, row in enumerate(rows) if not is_greedy(row.parameters)]
-    drawn.sort(key=lambda i: cut_of(rows[i].parameters))  # neighbours of a kind are cut together
-    order = [*greedy, *drawn]
-    ordered = [rows[i] for i in order]
-    scores = taken(logits, order)  # all that follows happens in this one copy
-    _penalise(scores, ordered)
-    parameters = [row.parameters for row in ordered[len(greedy) :]]
-    weights = weigh(scores[len(greedy) :], parameters, logits.shape[-1])
-    tokens = _likeliest(scores[: len(greedy)]) + _draw(weights, ordered[len(greedy) :])
-    choices = [Choice(token, None) for token in tokens]
-    for place, index in enumerate(drawn):
-        if rows[index].parameters.trace:
-            token = tokens[len(greedy) + place]
-            choices[len(greedy) + place] = Choice(token, weights[place, : logits.shape[-1]])
-    return [choice for _, choice in sorted(zip(order, choices, strict=True), key=itemgetter(0))]
+    vocabulary_size = logits.shape[-1]
+    kinds: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        kind = "greedy" if is_greedy(row.parameters) else cut_of(row.parameters, vocabulary_size)
+        kinds.setdefault(kind, []).append(index)
+    choices: dict[int, Choice] = {}
+    for kind, alike in kinds.items():
+        for part in chunks(alike, vocabulary_size):
+            way = _take if kind == "greedy" else _draw
+            found = way(logits, part, [rows[i] for i in part])
+            choices.update(zip(part, found, strict=True))
+    return [choices[index] for index in range(len(rows))]
 
 
 def sound_rows(logits: Tensor) -> list[bool]:
@@ -78,6 +73,43 @@ def sound_rows(logits: Tensor) -> list[bool]:
     """
     sound: list[bool] = logits.amax(-1).isfinite().tolist()  # the maximum with a NaN is NaN
     return sound
+
+
+def _take(logits: Tensor, part: Sequence[int], rows: Sequence[RowState]) -> list[Choice]:
+    """The first of each row's largest scores; ``argmax`` over whole rows takes ten times longer."""
+    scores = taken(logits, part)
+    _penalise(scores, rows)
+    ids = ids_in(maxima(scores).argmax(-1, keepdim=True))
+    best = scores.gather(-1, ids).argmax(-1, keepdim=True)
+    return [Choice(token, None) for token in ids.gather(-1, best)[:, 0].tolist()]
+
+
+def _draw(logits: Tensor, part: Sequence[int], rows: Sequence[RowState]) -> list[Choice]:
+    """A token a row from its distribution; all rows of one kind."""
+    scores = taken(logits, part)
+    likeliest = None
+    if any(row.parameters.trace for row in rows):
+        likeliest = largest(scores, min(NUM_ALTERNATIVES, logits.shape[-1]))[1]
+    _penalise(scores, rows)
+    weights = weigh(scores, [row.parameters for row in rows], logits.shape[-1])
+    shares = [uniform(row.parameters.seed, row.position) for row in rows]
+    places, totals = _places(weights.values, shares)
+    tokens = weights.tokens(places)
+    odds: list[Odds | None] = [None] * len(rows)
+    if likeliest is not None:
+        odds = _odds(weights, totals, tokens, likeliest)
+    return [
+        Choice(token, own if row.parameters.trace else None)
+        for token, own, row in zip(tokens[:, 0].tolist(), odds, rows, strict=True)
+    ]
+
+
+def _odds(weights: Weights, totals: Tensor, tokens: Tensor, others: Tensor) -> list[Odds | None]:
+    shares = weights.of(torch.cat([tokens, others], -1)) / totals
+    return [
+        Odds(own[0], ids, own[1:])
+        for own, ids in zip(shares.tolist(), others.tolist(), strict=True)
+    ]
 
 
 def _penalise(scores: Tensor, rows: Sequence[RowState]) -> None:
@@ -91,37 +123,33 @@ def _penalise(scores: Tensor, rows: Sequence[RowState]) -> None:
     counts = torch.tensor([len(rows[i].ids) for i in wanting])
     penalties = torch.tensor([rows[i].parameters.repetition_penalty for i in wanting])
     penalties = penalties.repeat_interleave(counts)
-    owners = torch.tensor(wanting).repeat_interleave(counts)
-    seen = torch.frombuffer(ids, dtype=torch.int64)
-    values = scores[owners, seen]
+    places = (torch.tensor(wanting) * scores.shape[-1]).repeat_interleave(counts)
+    places += torch.frombuffer(ids, dtype=torch.int64)
+    values = scores.view(-1).index_select(0, places)
     # A token that stands there twice is written twice, with the same number.
-    scores[owners, seen] = torch.where(values < 0, values * penalties, values / penalties)
+    values = torch.where(values < 0, values * penalties, values / penalties)
+    scores.view(-1).index_copy_(0, places, values)
 
 
-def _likeliest(scores: Tensor) -> list[int]:
-    """The first of each row's largest scores; ``argmax`` over whole rows takes ten times longer."""
-    ids = ids_in(maxima(scores).argmax(-1, keepdim=True))
-    best = scores.gather(-1, ids).argmax(-1, keepdim=True)
-    tokens: list[int] = ids.gather(-1, best)[:, 0].tolist()
-    return tokens
+def _places(weights: Tensor, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Where the running sum of each row passes a share of the whole: whole blocks, then one.
 
+    Args:
+        weights: (rows, a multiple of ``BLOCK_TOKENS``) float32.
+        shares: of each row, in [0, 1).
 
-def _draw(weights: Tensor, rows: Sequence[RowState]) -> list[int]:
-    """The token of each row at which the running sum passes a uniform share of the whole.
-
-    It runs over whole blocks first, then within the one where it passes.
+    Returns:
+        places (rows, 1) int64, and the sums of all weights (rows, 1) float64.
     """
-    shares = [uniform(row.parameters.seed, row.position) for row in rows]
     by_block = sums(weights)
     ends = by_block.cumsum(-1, dtype=torch.float64)
-    target = torch.tensor(shares, dtype=torch.float64)[:, None] * ends[:, -1:]
+    total = ends[:, -1:].contiguous()
+    target = torch.tensor(shares, dtype=torch.float64)[:, None] * total
     block = _first_beyond(ends, target)
     start = ends.gather(-1, block) - by_block.gather(-1, block)
-    ids = ids_in(block)
-    within = weights.gather(-1, ids).cumsum(-1, dtype=torch.float64)
-    place = _first_beyond(within, target - start)
-    tokens: list[int] = ids.gather(-1, place)[:, 0].tolist()
-    return tokens
+    places = ids_in(block)
+    within = weights.gather(-1, places).cumsum(-1, dtype=torch.float64)
+    return places.gather(-1, _first_beyond(within, target - start)), total
 
 
 def _first_beyond(sums: Tensor, target: Tensor) -> Tensor:

@@ -46,7 +46,10 @@ def parameters(strategy: Any, value: float, temperature: float = 1.0) -> Decodin
 
 
 def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    return weigh(taken(scores, range(len(rows))), rows, scores.shape[-1])[:, : scores.shape[-1]]
+    """(rows, vocabulary) float32, whatever the rows' kinds."""
+    every = torch.arange(scores.shape[-1])[None]
+    weighed = [weigh(taken(scores, [i]), [row], scores.shape[-1]) for i, row in enumerate(rows)]
+    return torch.cat([weights.of(every) for weights in weighed])
 
 
 def kept(scores: Tensor, rows: list[DecodingParameters]) -> list[list[int]]:
@@ -161,11 +164,3 @@ def test_something_is_kept_where_almost_nothing_is_possible(strategy: str) -> No
         scores[0, 42] = 0.0
         for value in VALUES[strategy]:
             assert kept(scores, [parameters(strategy, value)]) == [[42]]
-
-
-def test_the_given_scores_become_the_weights() -> None:
-    scores = random_scores(512, 1.0)
-    before = scores.softmax(-1)
-    after = weigh(scores, [parameters("top_k", 5)] * 3, 512)
-    assert after is scores
-    assert torch.equal(after[after > 0], before[after > 0])

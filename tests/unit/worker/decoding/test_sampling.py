@@ -34,7 +34,10 @@ def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
 
 
 def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    return weigh(taken(scores, range(len(rows))), rows, scores.shape[-1])[:, : scores.shape[-1]]
+    """(rows, vocabulary) float32, whatever the rows' kinds."""
+    every = torch.arange(scores.shape[-1])[None]
+    weighed = [weigh(taken(scores, [i]), [row], scores.shape[-1]) for i, row in enumerate(rows)]
+    return torch.cat([weights.of(every) for weights in weighed])
 
 
 def state(strategy: Any, *, seed: int = 1, position: int = 0, **cuts: Any) -> RowState:
@@ -193,6 +196,13 @@ def test_the_number_in_front_of_the_draw_never_leaves_the_kept_tokens() -> None:
 # ---- reference: transformers' processors ------------------------------------------------------
 
 
+def penalised(logits: Tensor, penalty: float) -> Tensor:
+    scores = logits.clone()
+    seen = scores[[1, 2, 3]]
+    scores[[1, 2, 3]] = torch.where(seen < 0, seen * penalty, seen / penalty)
+    return scores
+
+
 def reference_weights(logits: Tensor, parameters: DecodingParameters) -> Tensor:
     """Probabilities after transformers' own processors, in their order in ``generate``."""
     processors = LogitsProcessorList()
@@ -215,15 +225,10 @@ def reference_weights(logits: Tensor, parameters: DecodingParameters) -> Tensor:
 def test_weights_equal_those_of_transformers(strategy: str, cuts: dict[str, Any]) -> None:
     for seed in range(20):
         logits = logits_of(seed)
-        row = RowState(
-            DecodingParameters(strategy=strategy, max_new_tokens=1, seed=0, trace=True, **cuts),
-            [1, 2, 3],
-            0,
-        )
-        weights = choose(logits[None], [row])[0].weights
-        assert weights is not None
+        row = state(strategy, **cuts).parameters
+        weights = draw_weights(penalised(logits, row.repetition_penalty)[None], [row])[0]
         ours = weights / weights.sum()
-        wanted = reference_weights(logits, row.parameters)
+        wanted = reference_weights(logits, row)
         assert torch.equal(ours > 0, wanted > 0)
         torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-4)
 

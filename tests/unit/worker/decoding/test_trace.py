@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from core.strategies import DecodingParameters
-from worker.decoding.records import RowState, TokenTrace
+from worker.decoding.records import NUM_ALTERNATIVES, RowState, TokenTrace
 from worker.decoding.sampling import choose
-from worker.decoding.trace import NUM_ALTERNATIVES, trace_token
+from worker.decoding.trace import trace_token
 
 
 def traced(logits: torch.Tensor, **parameters: object) -> TokenTrace:
