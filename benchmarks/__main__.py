@@ -1,4 +1,4 @@
-"""``python -m benchmarks [SECTION…] [--json FILE] [--fresh]``: prints tables, writes JSON."""
+"""``python -m benchmarks [SECTION…] [--peers NAME=PYTHON…]``: prints tables, writes JSON."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import first_token, history, memory, queue, startup, submit
+from benchmarks import engine, first_token, history, memory, queue, stack, startup, submit
 from benchmarks.figures import Section, table
+from benchmarks.peers import parse_peer
 from benchmarks.processes import ROOT, BenchmarkError, Workspace, workspace
 
 SECTIONS: dict[str, Callable[[Workspace], Section]] = {
@@ -26,6 +27,8 @@ SECTIONS: dict[str, Callable[[Workspace], Section]] = {
     "submit": submit.measure,
     "queue": queue.measure,
     "history": history.measure,
+    "engine": engine.measure,
+    "stack": stack.measure,
 }
 RESULTS = ROOT / "bench-results"
 
@@ -37,7 +40,11 @@ def main(arguments: list[str]) -> int:
         0, or 1 when a section could not be measured; the others are measured all the same.
     """
     options = _parser().parse_args(arguments)
-    sections, failures = _measure(options.sections or list(SECTIONS), fresh=options.fresh)
+    calls = SECTIONS | {
+        "engine": functools.partial(engine.measure, peers=options.peers, dtype=options.dtype)
+    }
+    names = options.sections or list(SECTIONS)
+    sections, failures = _measure({name: calls[name] for name in names}, fresh=options.fresh)
     path = options.json or RESULTS / f"{_now():%Y%m%d-%H%M%S}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine(), "sections": [section.as_json() for section in sections]}
@@ -48,7 +55,9 @@ def main(arguments: list[str]) -> int:
     return 1 if failures else 0
 
 
-def _measure(names: list[str], *, fresh: bool) -> tuple[list[Section], dict[str, str]]:
+def _measure(
+    calls: dict[str, Callable[[Workspace], Section]], *, fresh: bool
+) -> tuple[list[Section], dict[str, str]]:
     sections: list[Section] = []
     failures: dict[str, str] = {}
 
@@ -64,8 +73,8 @@ def _measure(names: list[str], *, fresh: bool) -> tuple[list[Section], dict[str,
     if fresh:
         run("startup_fresh", startup.measure_fresh)
     with workspace() as space:
-        for name in names:
-            run(name, functools.partial(SECTIONS[name], space))
+        for name, call in calls.items():
+            run(name, functools.partial(call, space))
     return sections, failures
 
 
@@ -113,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--fresh", action="store_true", help="also time the first `make up` of a fresh clone"
     )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        type=parse_peer,
+        default=[],
+        metavar="NAME=PYTHON",
+        help="engines to time beside ours, and the interpreters of their environments",
+    )
+    parser.add_argument("--dtype", default="auto", help="precision of the engine section")
     return parser
 
 

@@ -136,6 +136,7 @@ class Product:
         self.folder = space.new_home()
         self._environment = clean_environment(
             TEXTMILL_HOME=str(self.folder),
+            TEXTMILL_KERNELS=str(space.models / "kernels"),
             TEXTMILL_PORT=str(self.port),
             TEXTMILL_DATABASE_URL=database_url,
             TEXTMILL_REDIS_URL=redis_url or space.redis_url(),

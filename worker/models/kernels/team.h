@@ -67,6 +67,7 @@ public:
     // same arguments, and leave when everything is done.
     template <class Work>
     void divide(int rank, int count, const Work& work) {
+        note_core(rank);
         const int size = std::max(1, count / (size_ * 6));
         std::atomic<int>& next = next_[phase_.load(std::memory_order_acquire) % 2];
         for (int first; (first = next.fetch_add(size, std::memory_order_relaxed)) < count;)
@@ -99,11 +100,20 @@ private:
         value.wait(old, std::memory_order_acquire);
     }
 
-    // Leave a core on which a thread of lower rank was seen last.
-    void part_ways(int rank) {
+    int note_core(int rank) {
 #if defined(__linux__)
         const int core = sched_getcpu();
         cores_[rank].store(core, std::memory_order_relaxed);
+        return core;
+#else
+        return rank;
+#endif
+    }
+
+    // Leave a core on which a thread of lower rank was seen last.
+    void part_ways(int rank) {
+#if defined(__linux__)
+        const int core = note_core(rank);
         for (int other = 0; other < rank; ++other) {
             if (cores_[other].load(std::memory_order_relaxed) != core) continue;
             cpu_set_t allowed, rest;
@@ -113,7 +123,7 @@ private:
             if (CPU_COUNT(&rest) == 0) return;
             sched_setaffinity(0, sizeof rest, &rest);
             sched_setaffinity(0, sizeof allowed, &allowed);
-            cores_[rank].store(sched_getcpu(), std::memory_order_relaxed);
+            note_core(rank);
             return;
         }
 #else

@@ -1,0 +1,204 @@
+"""The engine alone: tokens a second at several batch sizes, and other engines beside it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from benchmarks.engine_program import BATCHES
+from benchmarks.figures import Section, ratio_of_medians
+from benchmarks.peers import Peer, in_turn, json_lines
+from benchmarks.processes import (
+    DEFAULT_MODEL_PACKAGE,
+    ROOT,
+    BenchmarkError,
+    Workspace,
+    has_default_model,
+)
+
+ROUNDS = 2
+DEFAULT_SOURCE = f"package:{DEFAULT_MODEL_PACKAGE}"
+LLAMA, NEO = "SmolLM2-135M", "GPT-Neo-125M's shape"
+# Products of one decoded token: weights outside embeddings, and the head; two operations each.
+GFLOP = {LLAMA: 2 * 134.5e6 / 1e9, NEO: 2 * 123.5e6 / 1e9}
+_GOALS = {"vllm": ((16, 32, 64), 2.0), "llama.cpp": ((1,), 1.25)}
+Samples = dict[tuple[str, int], list[float]]
+
+
+def measure(space: Workspace, peers: Sequence[Peer] = (), dtype: str = "auto") -> Section:
+    """Time the engine on both families, and peers in turn with it.
+
+    Raises:
+        BenchmarkError: there is no default model.
+    """
+    if not has_default_model():
+        raise BenchmarkError("The package with the default model is not installed.")
+    section = Section(
+        "engine",
+        "tokens a second of all texts together, from the first submission to the last text",
+        [
+            f"128 new tokens a text, sampling at 0.7, nothing ends early; {ROUNDS} rounds in turn",
+            "each round loads anew in a process of its own, and warms up before the clock starts",
+        ],
+    )
+    rates: Samples = defaultdict(list)
+    lines: dict[str, list[dict[str, object]]] = defaultdict(list)
+    neo = _neo_folder(space)
+    calls = [
+        functools.partial(_ours, space, LLAMA, DEFAULT_SOURCE, dtype, rates, lines),
+        functools.partial(_ours, space, NEO, str(neo), dtype, rates, lines),
+        *(functools.partial(_theirs, space, peer, rates, lines) for peer in peers),
+    ]
+    in_turn(calls, ROUNDS)
+    _report(section, rates, lines, peers)
+    return section
+
+
+def _ours(
+    space: Workspace,
+    name: str,
+    source: str,
+    dtype: str,
+    rates: Samples,
+    lines: dict[str, list[dict[str, object]]],
+) -> None:
+    command = [sys.executable, "-m", "benchmarks.engine_program", source]
+    command += ["--cache", str(space.models), "--dtype", dtype, "--prefill", "--traces", "16,64"]
+    for line in json_lines(command, name):
+        lines[name].append(dict(line))
+        if line["figure"] == "decode":
+            rates[name, int(line["batch"])].append(line["tokens_per_second"])
+
+
+def _theirs(
+    space: Workspace, peer: Peer, rates: Samples, lines: dict[str, list[dict[str, object]]]
+) -> None:
+    for line in peer.run(folder=_peer_folder(space), gguf=_gguf(), batches=BATCHES):
+        lines[peer.name].append(dict(line))
+        if "batch" in line:
+            rates[peer.name, int(line["batch"])].append(line["tokens_per_second"])
+
+
+def _report(
+    section: Section,
+    rates: Samples,
+    lines: dict[str, list[dict[str, object]]],
+    peers: Sequence[Peer],
+) -> None:
+    precision = str(lines[LLAMA][0]["dtype"])
+    for name in (LLAMA, NEO):
+        for batch in BATCHES:
+            section.add(f"{name}, {precision}, {batch}", "tokens/s", rates[name, batch])
+    for batch in BATCHES:
+        neo, llama = statistics.median(rates[NEO, batch]), statistics.median(rates[LLAMA, batch])
+        ratio = neo * GFLOP[NEO] / (llama * GFLOP[LLAMA])
+        section.add(f"GPT-Neo / Llama, tokens/s by FLOP, {batch}", "x", [ratio], "within 15 %")
+    for name in (LLAMA, NEO):
+        section.add(f"{name}, prefill of 1,000", "tokens/s", _all(lines[name], "prefill"))
+    starts = [
+        float(str(line["first_token_seconds"]))
+        for line in lines[LLAMA]
+        if "first_token_seconds" in line
+    ]
+    section.add("process start to first token, first round", "s", starts[:1])
+    section.add("the same, caches warm", "s", starts[1:], "≤ 10 s")
+    _report_shares(section, lines[LLAMA])
+    for peer in peers:
+        _report_peer(section, peer, rates, lines)
+
+
+def _report_shares(section: Section, lines: list[dict[str, object]]) -> None:
+    for batch in (1, 64):
+        found = [
+            line["shares"] for line in lines if line.get("batch") == batch and "shares" in line
+        ]
+        shares = [share for share in found if isinstance(share, dict)]
+        for part in shares[0]:
+            values = [share[part] * 100 for share in shares]
+            section.add(f"{LLAMA}, {batch}: time in {part}", "%", values)
+    for batch in (16, 64):
+        kept = [
+            float(str(line["share"])) * 100
+            for line in lines
+            if line["figure"] == "traces" and line["batch"] == batch
+        ]
+        section.add(f"{LLAMA}, {batch}: throughput kept with traces", "%", kept, "≥ 95 %")
+
+
+def _report_peer(
+    section: Section, peer: Peer, rates: Samples, lines: dict[str, list[dict[str, object]]]
+) -> None:
+    batches, bound = _GOALS.get(peer.name, ((), 0.0))
+    for batch in BATCHES:
+        section.add(f"{peer.name}, {peer.precision}, {batch}", "tokens/s", rates[peer.name, batch])
+    for batch in BATCHES:
+        goal = f"≥ {bound:g} x" if batch in batches else ""
+        ratio = ratio_of_medians(rates[LLAMA, batch], rates[peer.name, batch])
+        section.add(f"ours / {peer.name}, {batch}", "x", [ratio], goal)
+    loads = [
+        float(str(line["load_seconds"])) for line in lines[peer.name] if "load_seconds" in line
+    ]
+    section.add(f"{peer.name}, load", "s", loads)
+
+
+def _values(lines: list[dict[str, object]], key: str) -> list[float]:
+    return [float(str(line[key])) for line in lines if key in line]
+
+
+def _all(lines: list[dict[str, object]], figure: str) -> list[float]:
+    return [float(str(line["tokens_per_second"])) for line in lines if line["figure"] == figure]
+
+
+def _default_folder(space: Workspace) -> Path:
+    """The default model as it was converted, in save_pretrained layout."""
+    return next(path.parent for path in sorted(space.models.glob("*/config.json")))
+
+
+def _peer_folder(space: Workspace) -> Path:
+    """The same in bfloat16, and without the mark of its quantised origin, which vLLM refuses."""
+    folder = space.folder / "bfloat16"
+    if not folder.exists():
+        folder.mkdir()
+        origin = _default_folder(space)
+        for path in origin.iterdir():
+            if path.suffix != ".safetensors" and path.name != "config.json":
+                shutil.copy(path, folder)
+        config = json.loads((origin / "config.json").read_text(encoding="utf-8"))
+        config.pop("quantization_config", None)
+        text = json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"})
+        (folder / "config.json").write_text(text, encoding="utf-8")
+        tensors = load_file(origin / "model.safetensors")
+        halves = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
+        save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def _gguf() -> Path:
+    spec = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise BenchmarkError("The package with the default model is not installed.")
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def _neo_folder(space: Workspace) -> Path:
+    """A random model of GPT-Neo-125M's shape, with the default model's tokenizer."""
+    convert = [sys.executable, "-m", "benchmarks.engine_program", DEFAULT_SOURCE]
+    json_lines([*convert, "--cache", str(space.models), "--batches", ""], "the conversion")
+    folder = space.new_folder("gpt-neo")
+    tokenizer = _default_folder(space) / "tokenizer.json"
+    command = [sys.executable, "-m", "benchmarks.neo_model", str(folder), str(tokenizer)]
+    try:
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    except subprocess.CalledProcessError as error:
+        raise BenchmarkError(f"The random model was not made: {error.stderr[-300:]!r}") from error
+    return folder

@@ -1,0 +1,64 @@
+"""Measure the engine in a process of its own, and print one JSON line a figure.
+
+``python -m benchmarks.engine_program SOURCE --cache FOLDER [--dtype auto] [--batches 1,16] …``
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+PREFILL_TOKENS = 1000
+BATCHES = (1, 4, 16, 32, 64)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is asked for."""
+    started = time.perf_counter()
+    # As the worker's command line does, before PyTorch starts its threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    options = _parser().parse_args(arguments)
+
+    from benchmarks.engine_runs import Bench  # noqa: PLC0415 - after the environment is set
+
+    bench = Bench(
+        options.source, options.cache, options.dtype, started, natural_ends=options.natural_ends
+    )
+    _say("loaded", **bench.facts())
+    for batch in options.batches:
+        _say("decode", batch=batch, **bench.decode(batch, options.tokens))
+    if options.prefill:
+        _say("prefill", tokens_per_second=bench.prefill(PREFILL_TOKENS))
+    for batch in options.traces:
+        _say("traces", batch=batch, share=bench.traced(batch, options.tokens))
+    bench.close()
+    return 0
+
+
+def _say(figure: str, **values: object) -> None:
+    print(json.dumps({"figure": figure, **values}), flush=True)
+
+
+def _batches(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_program")
+    parser.add_argument("source", help="as in the models file")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of converted models")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of each text")
+    parser.add_argument("--batches", type=_batches, default=list(BATCHES))
+    parser.add_argument("--traces", type=_batches, default=[], help="batches to trace as well")
+    parser.add_argument("--prefill", action="store_true")
+    parser.add_argument("--natural-ends", action="store_true", help="end tokens end a text")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

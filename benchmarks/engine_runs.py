@@ -1,0 +1,169 @@
+"""One loaded engine, and what is timed on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from core.model_catalog import ModelSpec
+from core.strategies import DecodingParameters
+from worker.engine import Engine, GenerationRequest
+from worker.engine import loop as engine_loop
+from worker.models.loading import load
+from worker.models.runner import KernelRunner
+
+PROMPT = "Related work. Neural machine translation has been studied"
+NUM_SLOTS = 64
+PATIENCE_SECONDS = 900.0
+TRACE_ROUNDS = 3
+
+
+class Bench:
+    """A model in an engine of 64 slots."""
+
+    def __init__(
+        self, source: str, cache: Path, dtype: str, started: float, *, natural_ends: bool = False
+    ) -> None:
+        """Load, warm up and write a first token.
+
+        Args:
+            source: as in the models file.
+            cache: folder of converted models.
+            dtype: as in the models file.
+            started: when the process began.
+            natural_ends: whether end tokens end a text.
+        """
+        self._natural_ends = natural_ends
+        spec = ModelSpec("m", source, None, dtype, True, "")
+        model = load(
+            spec,
+            cache_dir=cache,
+            dtype=dtype,
+            num_slots=NUM_SLOTS,
+            kernel_dir=cache / "kernels",
+            report=lambda _: None,
+        )
+        self._info = model.info
+        ends = model.info.eos_token_ids if natural_ends else frozenset()
+        self._model = dataclasses.replace(
+            model, info=dataclasses.replace(model.info, eos_token_ids=ends)
+        )
+        self._clock: dict[str, float] = {}
+        self._time_calls()
+        self._engine = Engine({"m": self._model}, num_slots=NUM_SLOTS)
+        self._engine.start()
+        self._engine.warm_up()
+        self._number = 0
+        self._run(1, 1)
+        self._first_token_seconds = time.perf_counter() - started
+        self._run(8, 16)
+
+    def facts(self) -> dict[str, Any]:
+        """What was loaded, and how long it took from the process's start to a first token."""
+        return {
+            "dtype": self._info.dtype,
+            "family": self._info.family,
+            "first_token_seconds": self._first_token_seconds,
+        }
+
+    def decode(self, batch: int, num_new: int) -> dict[str, Any]:
+        """Tokens a second of so many texts at once, and where the time went."""
+        before, spent = dict(self._clock), self._seconds()
+        seconds, num_tokens = self._run(batch, num_new)
+        shares = {name: (self._clock[name] - before[name]) / seconds for name in self._clock}
+        for name, total in self._seconds().items():
+            shares[name] = (total - spent[name]) / seconds
+        return {"tokens_per_second": num_tokens / seconds, "shares": shares}
+
+    def prefill(self, num_tokens: int) -> float:
+        """Prompt tokens a second of one long prompt, by the runner's own chunks."""
+        ids = [self._number % 400 + 5 + i % 3000 for i in range(num_tokens + 1)]
+        row = _Row(ids)
+        runner = self._model.runner
+        started = time.perf_counter()
+        while row.num_cached < num_tokens:
+            taken = min(runner.chunk_tokens(0), num_tokens - row.num_cached)
+            runner.prefill([(row, row.num_cached + taken)])
+        seconds = time.perf_counter() - started
+        runner.release(row.slot)
+        return num_tokens / seconds
+
+    def traced(self, batch: int, num_new: int) -> float:
+        """Throughput with traces as a share of that without, in turn, medians."""
+        plain, traced = [], []
+        for _ in range(TRACE_ROUNDS):
+            plain.append(self._run(batch, num_new)[0])
+            traced.append(self._run(batch, num_new, trace=True)[0])
+        return sorted(plain)[TRACE_ROUNDS // 2] / sorted(traced)[TRACE_ROUNDS // 2]
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._engine.stop(PATIENCE_SECONDS)
+
+    def _run(self, batch: int, num_new: int, *, trace: bool = False) -> tuple[float, int]:
+        """Seconds from the first submission to the last text, and the tokens written.
+
+        Prompts differ from run to run, but for texts with natural ends.
+        """
+        self._number += 1
+        run = "" if self._natural_ends else f" {self._number}"
+        started = time.perf_counter()
+        texts = [
+            self._engine.submit(
+                GenerationRequest(
+                    str(index),
+                    "m",
+                    f"{PROMPT} {index}{run}",
+                    DecodingParameters(
+                        strategy="sampling",
+                        temperature=0.7,
+                        max_new_tokens=num_new,
+                        seed=index + 1,
+                        trace=trace,
+                    ),
+                )
+            )
+            for index in range(batch)
+        ]
+        results = [text.result(PATIENCE_SECONDS) for text in texts]
+        seconds = time.perf_counter() - started
+        for result in results:
+            if result.num_completion_tokens != num_new and not self._natural_ends:
+                raise RuntimeError(f"A text ended early: {result.finish_reason} {result.error}")
+        return seconds, sum(result.num_completion_tokens for result in results)
+
+    def _seconds(self) -> dict[str, float]:
+        runner = self._model.runner
+        return runner.seconds() if isinstance(runner, KernelRunner) else {}
+
+    def _time_calls(self) -> None:
+        """Count the time within the model's steps, its prompts, and the choosing."""
+        timed = [
+            (self._model.runner, "decode", "decode"),
+            (self._model.runner, "prefill", "prefill"),
+            (engine_loop.KernelChooser, "choose", "choosing"),
+            (engine_loop.TorchChooser, "choose", "choosing"),
+        ]
+        for owner, name, label in timed:
+            self._clock[label] = 0.0
+            setattr(owner, name, self._timed(getattr(owner, name), label))
+
+    def _timed(self, function: Any, label: str) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._clock[label] += time.perf_counter() - started
+
+        return call
+
+
+class _Row:
+    slot = NUM_SLOTS - 1
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+        self.num_cached = 0

@@ -1,0 +1,83 @@
+"""Other engines beside ours: which, in which environment, on which file; and what they said."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.processes import ROOT, BenchmarkError
+
+RUN_SECONDS = 1200.0
+# Name → program, whether it reads the model's folder (else its GGUF file), precision.
+_PROGRAMS = {
+    "vllm": ("decode_vllm.py", True, "bfloat16"),
+    "llama.cpp": ("decode_llama_cpp.py", False, "Q4_1"),
+    "transformers": ("decode_transformers.py", True, "bfloat16"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An engine, and the interpreter that has it."""
+
+    name: str
+    python: Path
+
+    @property
+    def precision(self) -> str:
+        """What it computes in."""
+        return _PROGRAMS[self.name][2]
+
+    def run(self, *, folder: Path, gguf: Path, batches: Sequence[int]) -> list[dict[str, float]]:
+        """Time it once; the JSON lines that it printed.
+
+        Raises:
+            BenchmarkError: it failed; the message has its last words.
+        """
+        program, takes_folder, _ = _PROGRAMS[self.name]
+        model = folder if takes_folder else gguf
+        path = ROOT / "benchmarks" / "peer_programs" / program
+        sizes = ",".join(str(size) for size in batches)
+        return json_lines([str(self.python), str(path), str(model), sizes], self.name)
+
+
+def json_lines(command: list[str], name: str) -> list[dict[str, float]]:
+    """What a program printed that is JSON.
+
+    Raises:
+        BenchmarkError: it failed, or ran too long.
+    """
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=RUN_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BenchmarkError(f"{name} did not run: {error}") from error
+    if done.returncode != 0:
+        raise BenchmarkError(f"{name} failed: {done.stderr[-600:]}")
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def parse_peer(text: str) -> Peer:
+    """``NAME=INTERPRETER`` of the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: no such engine, or no such file.
+    """
+    name, _, python = text.partition("=")
+    if name not in _PROGRAMS:
+        raise argparse.ArgumentTypeError(f"no peer is named {name!r}: {', '.join(_PROGRAMS)}")
+    if not Path(python).is_file():
+        raise argparse.ArgumentTypeError(f"{name}: there is no interpreter {python!r}")
+    return Peer(name, Path(python).absolute())
+
+
+def in_turn(calls: Sequence[Callable[[], None]], rounds: int) -> None:
+    """A B A B: what the machine does meanwhile falls on all of them alike."""
+    for _ in range(rounds):
+        for call in calls:
+            call()

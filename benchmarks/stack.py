@@ -1,0 +1,110 @@
+"""The whole stack: texts through HTTP, queue, engine and database, beside the engine alone."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+
+from sqlalchemy import func, select
+
+from benchmarks.client import Connection
+from benchmarks.engine import DEFAULT_SOURCE
+from benchmarks.engine_runs import PROMPT
+from benchmarks.figures import Section, ratio_of_medians
+from benchmarks.peers import in_turn, json_lines
+from benchmarks.processes import BenchmarkError, Product, Workspace, has_default_model
+from core.db import make_engine, reading
+from core.models import Job
+
+NUM_JOBS = 64
+NUM_NEW = 128
+ROUNDS = 3
+PATIENCE_SECONDS = 600.0
+
+
+def measure(space: Workspace) -> Section:
+    """Submit 64 jobs by HTTP at once; in turn with 64 texts on the engine alone.
+
+    Raises:
+        BenchmarkError: there is no default model, or a text ended early.
+    """
+    if not has_default_model():
+        raise BenchmarkError("The package with the default model is not installed.")
+    section = Section(
+        "stack",
+        f"{NUM_JOBS} texts of {NUM_NEW} tokens through the whole product, and through the engine",
+        [
+            "default model, sampling at 0.7, 64 slots; one client submits all, one after another",
+            "from the first submission to the last end by the database's clock",
+            "the same prompts and seeds in both, so the same texts; some end by themselves",
+            f"{ROUNDS} rounds, stack and engine in turn; all on the same cores",
+        ],
+    )
+    whole: list[float] = []
+    alone: list[float] = []
+    in_turn(
+        [functools.partial(_whole, space, whole), functools.partial(_alone, space, alone)], ROUNDS
+    )
+    section.add("through the stack, sqlite", "tokens/s", whole)
+    section.add("engine alone", "tokens/s", alone)
+    share = ratio_of_medians(whole, alone) * 100
+    section.add("share kept", "%", [share], "≥ 90 %")
+    return section
+
+
+def _whole(space: Workspace, rates: list[float]) -> None:
+    product = Product(space, space.new_database("sqlite"))
+    with product.running("web", "worker"):
+        connection = Connection(product.url)
+        connection.finished(connection.submit(_body(-1, 8))["id"])  # everything is awake
+        for number in range(NUM_JOBS):
+            connection.submit(_body(number, NUM_NEW))
+        rates.append(_rate(product))
+        connection.close()
+
+
+def _body(number: int, num_new: int) -> dict[str, object]:
+    return {
+        "prompt": f"{PROMPT} {number}",
+        "strategy": "sampling",
+        "temperature": 0.7,
+        "max_new_tokens": num_new,
+        "seed": number + 1,
+    }
+
+
+def _rate(product: Product) -> float:
+    """Wait for the end by looking at the table twice a second, and compute from its instants."""
+    engine = make_engine(product.database_url)
+    open_jobs = select(func.count()).select_from(Job).where(Job.status.in_(("queued", "running")))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    try:
+        with reading(engine) as connection:
+            while connection.execute(open_jobs).scalar_one():
+                if time.monotonic() > deadline:
+                    raise BenchmarkError("The jobs were not done in time.")
+                connection.rollback()
+                time.sleep(0.5)
+        query = select(
+            func.count(),
+            func.sum(Job.num_completion_tokens),
+            func.min(Job.created_at),
+            func.max(Job.finished_at),
+        ).where(Job.status == "succeeded", Job.number > 1)
+        with reading(engine) as connection:
+            count, tokens, first, last = connection.execute(query).one()
+    finally:
+        engine.dispose()
+    if count != NUM_JOBS:
+        raise BenchmarkError(f"{count} of {NUM_JOBS} jobs succeeded.")
+    return float(tokens * 1000 / (last - first))
+
+
+def _alone(space: Workspace, rates: list[float]) -> None:
+    command = [sys.executable, "-m", "benchmarks.engine_program", DEFAULT_SOURCE]
+    command += ["--cache", str(space.models), "--batches", str(NUM_JOBS), "--tokens", str(NUM_NEW)]
+    command += ["--natural-ends"]
+    for line in json_lines(command, "the engine"):
+        if line["figure"] == "decode":
+            rates.append(line["tokens_per_second"])
