@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -346,7 +346,7 @@ def _code(error: Exception | None) -> str:
 def _trace_json(result: GenerationResult) -> list[dict[str, Any]] | None:
     if result.trace is None:
         return None
-    return [_storable_json(asdict(token)) for token in result.trace]
+    return [_storable_json(token.as_json()) for token in result.trace]
 
 
 def _storable_json(value: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.decoding.records import RowState, TokenTrace
 from worker.decoding.sampling import choose, sound_rows
-from worker.decoding.trace import trace_token
+from worker.decoding.trace import trace_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,11 @@ class TorchChooser:
             return chosen
         kept = logits if len(sound) == len(rows) else logits[sound]
         choices = choose(kept, [rows[index] for index in sound])
-        for place, (index, choice) in enumerate(zip(sound, choices, strict=True)):
-            is_traced = rows[index].parameters.trace
-            trace = trace_token(kept[place], choice, text_of) if is_traced else None
-            chosen[index] = Chosen(choice.token, trace)
+        for index, choice in zip(sound, choices, strict=True):
+            chosen[index] = Chosen(choice.token, None)
+        traced = [place for place, i in enumerate(sound) if rows[i].parameters.trace]
+        if traced:
+            found = trace_tokens(kept[traced], [choices[place] for place in traced], text_of)
+            for place, trace in zip(traced, found, strict=True):
+                chosen[sound[place]] = Chosen(choices[place].token, trace)
         return chosen

@@ -9,6 +9,7 @@ import ctypes
 import struct
 from array import array
 from collections.abc import Callable, Sequence
+from typing import overload
 
 from torch import Tensor
 
@@ -25,7 +26,10 @@ _KINDS = {"sampling": 1, "top_k": 2, "top_p": 3, "min_p": 4, "typical": 5}
 _GREEDY = 0
 # Mirrors Draw and Trace in worker/models/kernels/sampler.h.
 _DRAW = struct.Struct("<iiiiQffffdd")
+_HEAD = struct.Struct("<ifff")
 _TRACE = struct.Struct(f"<ifff{NUM_ALTERNATIVES}i{NUM_ALTERNATIVES}f{NUM_ALTERNATIVES}f")
+_FIRST_ALTERNATIVE = 4
+_COLUMNS = (0, NUM_ALTERNATIVES, 2 * NUM_ALTERNATIVES)  # ids, logprobs, probabilities
 
 
 class KernelChooser:
@@ -55,7 +59,8 @@ class KernelChooser:
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             trace = None
             if token >= 0 and row.parameters.trace:
-                trace = _trace(token, _TRACE.unpack_from(traces, index * _TRACE.size), text_of)
+                start = index * _TRACE.size
+                trace = _trace(token, traces.raw[start : start + _TRACE.size], text_of)
             chosen.append(Chosen(token if token >= 0 else None, trace))
         return chosen
 
@@ -82,24 +87,47 @@ def _draw(row: RowState, seen: array[int]) -> bytes:
     )
 
 
-def _trace(token: int, numbers: tuple[float, ...], text_of: Callable[[int], str]) -> TokenTrace:
-    count = NUM_ALTERNATIVES
-    rank, logprob, probability, entropy = numbers[:4]
-    ids, logprobs, shares = (
-        numbers[4 : 4 + count],
-        numbers[4 + count : 4 + 2 * count],
-        numbers[-count:],
-    )
+class Alternatives(Sequence[Alternative]):
+    """A trace's alternatives, made when they are first looked at: after the text, not within it."""
+
+    def __init__(self, numbers: bytes, text_of: Callable[[int], str]) -> None:
+        """Keep a ``Trace`` as the kernel wrote it."""
+        self._numbers = numbers
+        self._text_of = text_of
+        self._made: list[Alternative] | None = None
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._all())
+
+    @overload
+    def __getitem__(self, index: int) -> Alternative: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Alternative]: ...
+    def __getitem__(self, index: int | slice) -> Alternative | list[Alternative]:
+        """The likeliest first."""
+        return self._all()[index]
+
+    def _all(self) -> list[Alternative]:
+        if self._made is None:
+            numbers = _TRACE.unpack(self._numbers)[_FIRST_ALTERNATIVE:]
+            ids, logprobs, shares = (numbers[i : i + NUM_ALTERNATIVES] for i in _COLUMNS)
+            self._made = [
+                Alternative(token, self._text_of(token), logprob, share)
+                for token, logprob, share in zip(ids, logprobs, shares, strict=True)
+                if token >= 0
+            ]
+        return self._made
+
+
+def _trace(token: int, numbers: bytes, text_of: Callable[[int], str]) -> TokenTrace:
+    rank, logprob, probability, entropy = _HEAD.unpack_from(numbers)
     return TokenTrace(
         id=token,
         text=text_of(token),
         logprob=logprob,
-        rank=int(rank),
+        rank=rank,
         probability=probability,
         entropy=entropy,
-        alternatives=[
-            Alternative(int(other), text_of(int(other)), own_logprob, share)
-            for other, own_logprob, share in zip(ids, logprobs, shares, strict=True)
-            if other >= 0
-        ],
+        alternatives=Alternatives(numbers, text_of),
     )

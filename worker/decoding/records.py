@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from core.strategies import DecodingParameters
 
@@ -53,7 +54,8 @@ class TokenTrace:
         rank: place among all tokens by that probability, from 1.
         probability: what it was drawn with, after the strategy's cut; 1 where none was drawn.
         entropy: of the model's own distribution, in nats.
-        alternatives: the likeliest tokens, the chosen one perhaps among them.
+        alternatives: the likeliest tokens, the chosen one perhaps among them; they may be made
+            only when they are looked at.
     """
 
     id: int
@@ -62,4 +64,19 @@ class TokenTrace:
     rank: int
     probability: float
     entropy: float
-    alternatives: list[Alternative]
+    alternatives: Sequence[Alternative]
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as plain JSON."""
+        return {
+            "id": self.id,
+            "text": self.text,
+            "logprob": self.logprob,
+            "rank": self.rank,
+            "probability": self.probability,
+            "entropy": self.entropy,
+            "alternatives": [
+                {"id": a.id, "text": a.text, "logprob": a.logprob, "probability": a.probability}
+                for a in self.alternatives
+            ],
+        }

@@ -23,14 +23,14 @@ def test_a_peer_is_a_name_and_an_interpreter() -> None:
 
 def test_every_peers_program_is_there() -> None:
     folder = Path(peers.__file__).parent / "peer_programs"
-    for program, _, _ in peers._PROGRAMS.values():  # noqa: SLF001
+    for program, _, _ in peers._PROGRAMS.values():
         assert (folder / program).is_file()
 
 
 def test_only_json_lines_count_and_a_failure_is_told() -> None:
     noisy = [sys.executable, "-c", "print('loading'); print('{\"batch\": 1}')"]
     assert json_lines(noisy, "it") == [{"batch": 1}]
-    with pytest.raises(BenchmarkError, match="it failed: .*no model"):
+    with pytest.raises(BenchmarkError, match=r"it failed: .*no model"):
         json_lines([sys.executable, "-c", "raise SystemExit('no model')"], "it")
     with pytest.raises(BenchmarkError, match="did not run"):
         json_lines(["/no/such/program"], "it")

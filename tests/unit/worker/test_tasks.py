@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,9 @@ class Token:
     id: int
     text: str
     alternatives: list[Token] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def test_a_trace_is_stored_as_json_without_nul(bench: RunnerBench) -> None:
