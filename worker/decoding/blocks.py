@@ -66,22 +66,33 @@ def ids_in(blocks: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest values of each row, in their order; they lie in as many blocks.
+    """The ``count`` largest values of each row, in their order, of equals the lower ids first.
 
     Args:
         values: (rows, a multiple of ``BLOCK_TOKENS``) float32.
         count: at most as many as there are.
 
     Returns:
-        values and ids, each (rows, count), float32 and int64. Which of equals are taken is open.
+        values and ids, each (rows, count), float32 and int64.
     """
+    width = values.shape[-1]
+    more = min(count + 1, width)
     by_block = maxima(values)
-    if count >= by_block.shape[-1]:
-        found = values.topk(count)
-        return found.values, found.indices
-    ids = ids_in(by_block.topk(count).indices)
-    best = values.gather(-1, ids).topk(count)
-    return best.values, ids.gather(-1, best.indices)
+    if more < by_block.shape[-1]:  # they lie in as many blocks
+        among = ids_in(by_block.topk(more).indices)
+        best, places = values.gather(-1, among).topk(more)
+        ids = among.gather(-1, places)
+    else:
+        best, ids = values.topk(more)
+    ids, by_id = ids.sort(-1)
+    best, by_value = best.gather(-1, by_id).sort(dim=-1, descending=True, stable=True)
+    ids = ids.gather(-1, by_value)
+    if more > count:  # equals may have been left out; rare
+        for row in (best[:, -1] == best[:, -2]).nonzero()[:, 0].tolist():
+            num_above = int((best[row] > best[row, -1]).sum())
+            equals = (values[row] == best[row, -1]).nonzero()[:, 0]
+            ids[row, num_above:count] = equals[: count - num_above]
+    return best[:, :count], ids[:, :count]
 
 
 def _by_block(values: Tensor) -> Tensor:

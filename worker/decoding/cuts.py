@@ -82,19 +82,15 @@ def _all(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
 def _top_k(scores: Tensor, rows: list[DecodingParameters]) -> Weights:
     counts = torch.tensor([row.top_k for row in rows])[:, None]
     most = int(counts.max())
-    best, ids = largest(scores, most + 1)
-    is_kept = torch.arange(most + 1) < counts
-    # Equals on both sides of the bound; rare.
-    for row in (best.gather(-1, counts - 1) == best.gather(-1, counts)).nonzero()[:, 0].tolist():
-        count = int(counts[row])
-        ties = (scores[row] == best[row, count]).nonzero()[:, 0]
-        above = int((best[row] > best[row, count]).sum())
-        ids[row, above:count] = ties[: count - above]
-    ids, order = ids.masked_fill_(~is_kept, scores.shape[-1]).sort(-1)
-    weights = _tempered(best, rows).exp_().masked_fill_(~is_kept, 0.0)
-    missing = -(most + 1) % BLOCK_TOKENS
-    weights = functional.pad(weights.gather(-1, order), (0, missing))
-    return Weights(weights, functional.pad(ids, (0, missing), value=scores.shape[-1]))
+    best, ids = largest(scores, most)
+    is_beyond = torch.arange(most) >= counts
+    ids, order = ids.masked_fill(is_beyond, scores.shape[-1]).sort(-1)
+    weights = (
+        _tempered(best.contiguous(), rows).exp_().masked_fill_(is_beyond, 0.0).gather(-1, order)
+    )
+    missing = -most % BLOCK_TOKENS
+    ids = functional.pad(ids, (0, missing), value=scores.shape[-1])
+    return Weights(functional.pad(weights, (0, missing)), ids)
 
 
 def _min_p(scores: Tensor, rows: list[DecodingParameters]) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -164,3 +165,34 @@ def test_something_is_kept_where_almost_nothing_is_possible(strategy: str) -> No
         scores[0, 42] = 0.0
         for value in VALUES[strategy]:
             assert kept(scores, [parameters(strategy, value)]) == [[42]]
+
+
+def test_a_share_that_rounding_keeps_out_of_reach_keeps_all() -> None:
+    scores = random_scores(3000, 1.0)
+    almost_all = parameters("top_p", 1 - 2**-53)
+    assert kept(scores, [almost_all] * 3) == [list(range(3000))] * 3
+
+
+@pytest.mark.parametrize("strategy", ["top_p", "typical"])
+@pytest.mark.parametrize("beyond", [-1e-9, 0.0, 1e-9])
+def test_a_share_that_ends_with_a_bin_is_right_to_a_token(strategy: str, beyond: float) -> None:
+    """A thousand equals, two thousand less likely ones: float32 cannot tell their sum so well.
+
+    The likely ones are the more typical, too: the entropy is nearer to their surprise.
+    """
+    scores = torch.zeros(1, 3000)
+    scores[0, ::3] = 1.0
+    mass = 1000 * math.e / (1000 * math.e + 2000)
+    likely = list(range(0, 3000, 3))
+    own = kept(scores, [parameters(strategy, mass + beyond)])[0]
+    assert abs(len(own) - len(likely)) <= 1
+    assert set(own[:-1]) <= set(likely) or set(likely) <= set(own)
+
+
+@pytest.mark.parametrize("strategy", ["top_p", "typical"])
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
+def test_a_nucleus_of_near_equals_is_right_to_a_token(strategy: str, spread: float) -> None:
+    """Thousands of tokens in one bin."""
+    scores = torch.linspace(0, spread, 3001)[None]
+    own = kept(scores, [parameters(strategy, 0.5)])[0]
+    assert abs(len(own) - 1500.5) < 3

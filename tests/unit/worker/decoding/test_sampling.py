@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,10 +25,8 @@ from worker.decoding.blocks import taken
 from worker.decoding.cuts import weigh
 from worker.decoding.records import RowState
 from worker.decoding.sampling import choose, sound_rows
-from worker.decoding.uniform import uniform
 
 SIZE = 1500  # larger than the largest guess of a nucleus
-NUM_DRAWS = 20_000
 
 
 def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
@@ -136,6 +136,28 @@ def test_a_rows_token_and_weights_do_not_depend_on_its_neighbours(
         assert torch.equal(weights[drawable.index(place)], alone_weights)
 
 
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("size", [700, 3001])
+def test_a_row_is_the_same_to_the_last_bit_in_batches_of_every_size(
+    size: int, num_threads: int
+) -> None:
+    """Torch shares out rows to threads, and rounds some functions by where a share ends."""
+    mix = [("greedy", {}), *CUTS]
+    rows = [
+        state(name, seed=i, trace=True, **cuts)
+        for i, (name, cuts) in enumerate(mix * (64 // len(mix) + 1))
+    ][:64]
+    logits = torch.stack([logits_of(i, size) for i in range(64)])
+    logits[5], logits[6] = logits[5].round(), 0.0
+    alone = [choose(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    torch.set_num_threads(num_threads)
+    for num_rows in range(1, 65):
+        members = torch.randperm(64, generator=torch.Generator().manual_seed(num_rows))
+        chosen = members[:num_rows].tolist()
+        together = choose(logits[chosen], [rows[i] for i in chosen])
+        assert together == [alone[i] for i in chosen]
+
+
 @each_cut
 def test_the_same_seed_and_position_give_the_same_token(
     strategy: str, cuts: dict[str, Any]
@@ -242,62 +264,115 @@ def test_equals_at_the_bound_are_kept_by_the_lower_id() -> None:
     assert kept.tolist() == [0, 1, 5, 9, 700, 1200]
 
 
-# ---- distributions ----------------------------------------------------------------------------
+# ---- reference: the definitions, in float64 ---------------------------------------------------
+
+
+def exact_probabilities(logits: Tensor, parameters: DecodingParameters) -> Any:
+    """What each token is to be drawn with, from the strategy's definition; of equals, lower ids."""
+    scores = logits.double().numpy()
+    size = len(scores)
+    if parameters.strategy == "greedy" or parameters.temperature == 0.0:
+        return np.eye(size)[scores.argmax()]
+    weights = np.exp((scores - scores.max()) / parameters.temperature)
+    chances = weights / weights.sum()
+    if parameters.strategy == "top_k":
+        kept = np.argsort(-scores, kind="stable")[: parameters.top_k]
+    elif parameters.strategy == "top_p":
+        kept = smallest_set(-chances, chances, parameters.top_p)
+    elif parameters.strategy == "typical":
+        logs = np.log(chances, where=chances > 0, out=np.full(size, -np.inf))
+        entropy = -(chances[chances > 0] * logs[chances > 0]).sum()
+        kept = smallest_set(np.abs(-logs - entropy), chances, parameters.typical_p)
+    else:
+        kept = np.flatnonzero(chances >= parameters.min_p * chances.max())
+    after = np.zeros(size)
+    after[kept] = chances[kept]
+    return after / after.sum()
+
+
+def smallest_set(order: Any, chances: Any, share: float) -> Any:
+    # Sums of equals reach a round share but for rounding, and typical surprises of equals differ
+    # by less than this.
+    ranked = np.argsort(np.round(order, 12), kind="stable")
+    return ranked[: int((chances[ranked].cumsum() < share - 1e-12).sum()) + 1]
+
+
+def logits_with(kind: str) -> Tensor:
+    logits = logits_of(21, size=60, spread=1.5)
+    if kind == "ties":  # a handful of values, so that every cut goes through equals
+        return logits.round()
+    if kind == "equals":
+        return torch.zeros(64)
+    if kind == "impossible":
+        logits[::3] = -torch.inf
+    elif kind == "certain":
+        logits[:] = -torch.inf
+        logits[17] = -3.0
+    elif kind == "nearly certain":
+        logits[17] = 40.0
+    return logits
+
+
+EDGES: list[tuple[str, dict[str, Any]]] = [
+    ("greedy", {}),
+    ("sampling", {}),
+    *[("top_k", {"top_k": k}) for k in (1, 2, 7, 60, 64, 65)],
+    *[("top_p", {"top_p": p}) for p in (1e-6, 0.3, 0.45, 0.9, 1 - 1e-9, 1.0)],
+    *[("min_p", {"min_p": p}) for p in (0.0, 1e-6, 0.1, 1.0)],
+    *[("typical", {"typical_p": p}) for p in (1e-6, 0.2, 0.9, 1.0)],
+]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.05, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "kind", ["usual", "ties", "equals", "impossible", "certain", "nearly certain"]
+)
+@pytest.mark.parametrize(("strategy", "cuts"), EDGES)
+def test_draws_follow_the_definition_at_its_edges(
+    strategy: str, cuts: dict[str, Any], kind: str, temperature: float
+) -> None:
+    """For fresh seeds each had a false alarm of 1e-6, all 528 together one of 6e-4."""
+    logits = logits_with(kind)
+    row = state(strategy, temperature=temperature, **cuts).parameters
+    wanted = exact_probabilities(logits, row)
+    num_draws = 1500 if (wanted > 0).sum() > 1 else 50
+    assert_drawn_from(wanted, drawn(logits, row, num_draws), num_draws)
 
 
 @each_cut
-def test_draws_follow_the_distribution(strategy: str, cuts: dict[str, Any]) -> None:
-    """Pearson's chi-square; fixed seeds. For fresh ones a false alarm had probability 1e-6."""
-    logits = logits_of(21, size=40, spread=1.5)
-    parameters = state(strategy, **cuts).parameters
-    wanted = reference_weights(logits, parameters).double()
-    counts = torch.zeros(40, dtype=torch.float64)
-    for start in range(0, NUM_DRAWS, 500):
-        rows = [
-            state(strategy, seed=start + i, position=(start + i) % 5, **cuts) for i in range(500)
-        ]
-        drawn = torch.tensor(tokens(logits.expand(500, -1), rows))
-        counts += torch.bincount(drawn, minlength=40)
-    expected = wanted * NUM_DRAWS
+def test_draws_follow_the_definition_in_a_vocabulary_of_many_blocks(
+    strategy: str, cuts: dict[str, Any]
+) -> None:
+    """Neighbours are counted together; for fresh seeds each had a false alarm of 1e-6."""
+    logits = logits_of(22, size=3001, spread=2.0)
+    penalised_by = {**cuts, "repetition_penalty": 1.0}
+    row = state(strategy, **penalised_by).parameters
+    assert_drawn_from(exact_probabilities(logits, row), drawn(logits, row, 10_000), 10_000)
+
+
+def drawn(logits: Tensor, parameters: DecodingParameters, num_draws: int) -> list[int]:
+    """Tokens of ten seeds at many places."""
+    seeded = [replace(parameters, seed=7919 * number) for number in range(10)]
+    rows = [RowState(seeded[i % 10], [1, 2, 3], i // 10) for i in range(num_draws)]
+    return tokens(logits.expand(num_draws, -1), rows)
+
+
+def assert_drawn_from(wanted: Any, drawn_tokens: list[int], num_draws: int) -> None:
+    """Pearson's chi-square over groups of neighbouring ids that are drawn 20 times or more."""
+    counts = np.bincount(drawn_tokens, minlength=len(wanted))
     assert counts[wanted == 0].sum() == 0
-    common = expected >= 5
-    rare_expected, rare = expected[~common].sum(), counts[~common].sum()
-    statistic = ((counts - expected)[common] ** 2 / expected[common]).sum()
-    degrees = int(common.sum()) - 1
-    if rare_expected > 0.5:
-        statistic += (rare - rare_expected) ** 2 / rare_expected
-        degrees += 1
-    if degrees == 0:
-        return
-    assert statistic < chi_square_bound(degrees)
+    expected = wanted * num_draws
+    groups = (expected.cumsum() / 20).astype(int)
+    groups = np.minimum(groups, int(num_draws / 20) - 1)
+    _, groups = np.unique(groups[expected > 0], return_inverse=True)
+    observed = np.bincount(groups, counts[expected > 0])
+    awaited = np.bincount(groups, expected[expected > 0])
+    if len(awaited) > 1:
+        statistic = ((observed - awaited) ** 2 / awaited).sum()
+        assert statistic < chi_square_bound(len(awaited) - 1)
 
 
 def chi_square_bound(degrees: int) -> float:
     """The value passed with probability 1e-6 (Wilson and Hilferty, 1931; z = 4.753)."""
     share = 2 / (9 * degrees)
     return degrees * (1 - share + 4.753424 * math.sqrt(share)) ** 3
-
-
-def test_uniforms_are_spread_evenly_over_seeds_and_positions() -> None:
-    """Chi-square over 100 cells in each direction; fixed numbers, false alarm 1e-6."""
-    for values in (
-        [uniform(7, position) for position in range(50_000)],
-        [uniform(seed, 3) for seed in range(50_000)],
-        [uniform(2**63 - 1 - seed, seed) for seed in range(50_000)],
-    ):
-        assert all(0.0 <= value < 1.0 for value in values)
-        counts = torch.bincount((torch.tensor(values) * 100).long(), minlength=100).double()
-        assert ((counts - 500) ** 2 / 500).sum() < chi_square_bound(99)
-
-
-def test_uniforms_of_neighbouring_seeds_are_not_the_same_stream_shifted() -> None:
-    streams = [{uniform(seed, position) for position in range(200)} for seed in range(50)]
-    assert len(set().union(*streams)) == 50 * 200
-
-
-def test_the_first_uniforms_stay_what_they_were() -> None:
-    """Stored jobs are reproduced from their seeds: a change here breaks them."""
-    assert [uniform(0, 0), uniform(7, 1), uniform(2**63 - 1, 63)] == PINNED_UNIFORMS
-
-
-PINNED_UNIFORMS = [0.6524484863740322, 0.6497043364684557, 0.7007695921182076]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 
 from core.strategies import DecodingParameters
 from worker.decoding.records import NUM_ALTERNATIVES, RowState, TokenTrace
 from worker.decoding.sampling import choose
-from worker.decoding.trace import trace_token
+from worker.decoding.trace import trace_token, trace_tokens
 
 
 def traced(logits: torch.Tensor, **parameters: object) -> TokenTrace:
@@ -48,3 +51,77 @@ def test_a_greedy_choice_has_probability_one_and_the_lowest_rank_of_equals() -> 
 def test_an_impossible_token_does_not_spoil_the_entropy() -> None:
     trace = traced(torch.tensor([0.0, 0.0, -torch.inf]), strategy="sampling")
     assert trace.entropy == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-5)
+
+
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("greedy", {}),
+    ("greedy", {"repetition_penalty": 1.5}),
+    ("sampling", {"temperature": 2.0}),
+    ("top_k", {"top_k": 5}),
+    ("top_k", {"top_k": 300}),
+    ("top_p", {"top_p": 0.9}),
+    ("min_p", {"min_p": 0.1, "temperature": 1.5}),
+    ("typical", {"typical_p": 0.8}),
+]
+
+
+def mixed(size: int, num_rows: int) -> tuple[torch.Tensor, list[RowState]]:
+    """Rows of every kind; every third has ties, every fifth impossible tokens."""
+    logits = torch.randn(num_rows, size, generator=torch.Generator().manual_seed(size)) * 2
+    logits[::3] = logits[::3].round()
+    logits[::5, ::4] = -torch.inf
+    rows = []
+    for number in range(num_rows):
+        name, cuts = KINDS[number % len(KINDS)]
+        parameters: Any = {"strategy": name, "max_new_tokens": 1, "seed": number, **cuts}
+        rows.append(RowState(DecodingParameters(trace=True, **parameters), [1, 2], number))
+    return logits, rows
+
+
+@pytest.mark.parametrize("size", [5, 20, 256, 1000, 3001])
+def test_traces_tell_what_follows_from_the_definitions(size: int) -> None:
+    logits, rows = mixed(size, 40)
+    choices = choose(logits, rows)
+    traces = trace_tokens(logits, choices, str)
+    for own, row, choice, trace in zip(logits, rows, choices, traces, strict=True):
+        exact = own.double().log_softmax(-1)
+        chances = exact.exp()
+        assert trace.id == choice.token
+        assert trace.text == str(choice.token)
+        assert trace.logprob == pytest.approx(exact[trace.id].item(), abs=1e-5)
+        ranked = sorted(range(size), key=lambda token: (-own[token].item(), token))
+        assert trace.rank == ranked.index(trace.id) + 1
+        entropy = -(chances * exact).nan_to_num().sum().item()
+        assert trace.entropy == pytest.approx(entropy, abs=1e-4)
+        assert [a.id for a in trace.alternatives] == ranked[:NUM_ALTERNATIVES]
+        for other in trace.alternatives:
+            assert other.logprob == pytest.approx(exact[other.id].item(), abs=1e-5)
+            if other.id == trace.id:
+                assert other.probability == trace.probability
+        if row.parameters.strategy == "greedy":
+            assert trace.probability == 1.0
+        elif row.parameters.strategy == "top_k" and row.parameters.top_k == 5:
+            num_kept = min(5, size)
+            assert sum(a.probability > 0 for a in trace.alternatives) <= num_kept
+            if own.unique().numel() == size:  # no equals, so the kept are all told of
+                assert sum(a.probability for a in trace.alternatives) == pytest.approx(1.0)
+
+
+def test_a_trace_is_the_same_in_any_company() -> None:
+    logits, rows = mixed(1000, 30)
+    choices = choose(logits, rows)
+    together = trace_tokens(logits, choices, str)
+    for own, choice, trace in zip(logits, choices, together, strict=True):
+        assert trace_token(own, choice, str) == trace
+
+
+def test_tracing_changes_no_token_and_no_logits() -> None:
+    logits, rows = mixed(1000, 30)
+    before = logits.clone()
+    choices = choose(logits, rows)
+    trace_tokens(logits, choices, str)
+    assert torch.equal(logits, before)
+    untraced = [replace(row, parameters=replace(row.parameters, trace=False)) for row in rows]
+    plain = choose(logits, untraced)
+    assert [choice.token for choice in plain] == [choice.token for choice in choices]
+    assert all(choice.odds is None for choice in plain)
