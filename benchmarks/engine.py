@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
-import shutil
 import statistics
 import subprocess
 import sys
@@ -13,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
-
 from benchmarks.engine_program import BATCHES
 from benchmarks.figures import Section, ratio_of_medians
 from benchmarks.peers import Peer, in_turn, json_lines
+from benchmarks.plain_copy import plain_copy
 from benchmarks.processes import (
     DEFAULT_MODEL_PACKAGE,
     ROOT,
@@ -165,22 +162,9 @@ def _default_folder(space: Workspace) -> Path:
 
 
 def _peer_folder(space: Workspace) -> Path:
-    """The same in bfloat16, and without the mark of its quantised origin, which vLLM refuses."""
+    """The same in bfloat16, as other engines read it."""
     folder = space.folder / "bfloat16"
-    if not folder.exists():
-        folder.mkdir()
-        origin = _default_folder(space)
-        for path in origin.iterdir():
-            if path.suffix != ".safetensors" and path.name != "config.json":
-                shutil.copy(path, folder)
-        config = json.loads((origin / "config.json").read_text(encoding="utf-8"))
-        config.pop("quantization_config", None)
-        text = json.dumps(config | {"dtype": "bfloat16", "torch_dtype": "bfloat16"})
-        (folder / "config.json").write_text(text, encoding="utf-8")
-        tensors = load_file(origin / "model.safetensors")
-        halves = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
-        save_file(halves, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return folder if folder.exists() else plain_copy(_default_folder(space), folder, "bfloat16")
 
 
 def _gguf() -> Path:

@@ -15,10 +15,10 @@ from tests.servers import RedisServer, running_redis
 @pytest.fixture(scope="session")
 def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models file with a Llama and a GPT-Neo, long enough in context to be watched."""
-    from tests.tiny_models import build_tiny_gpt_neo, build_tiny_llama
+    from tests.tiny_models import build_patient_llama, build_tiny_gpt_neo
 
     folder = tmp_path_factory.mktemp("models")
-    build_tiny_llama(folder / "llama", context_length=2048)
+    build_patient_llama(folder / "llama")
     build_tiny_gpt_neo(folder / "neo", context_length=512)
     path = folder / "models.toml"
     path.write_text(

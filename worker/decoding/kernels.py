@@ -55,12 +55,13 @@ class KernelChooser:
         has_traces = any(row.parameters.trace for row in rows)
         traces = ctypes.create_string_buffer(_TRACE.size * len(rows) if has_traces else 1)
         self._choose(len(rows), logits.data_ptr(), draws, tokens, traces)
+        written = traces.raw
         chosen = []
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             trace = None
             if token >= 0 and row.parameters.trace:
                 start = index * _TRACE.size
-                trace = _trace(token, traces.raw[start : start + _TRACE.size], text_of)
+                trace = _trace(token, written[start : start + _TRACE.size], text_of)
             chosen.append(Chosen(token if token >= 0 else None, trace))
         return chosen
 
