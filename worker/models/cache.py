@@ -16,6 +16,7 @@ from worker.models.errors import ModelUnusable
 LIVE_BLOCK_TOKENS = 64  # attention reads whole blocks of positions; see ``Decoder`` for the reason
 # Slots a power of two apart would fall on the same sets of the processor's caches.
 _SKEW_TOKENS = 16
+_HOST = torch.device("cpu")
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 
 
@@ -52,8 +53,9 @@ class SlotCache:
         context_length: int,
         dtype: torch.dtype,
         key_block: int = 1,
+        device: torch.device = _HOST,
     ) -> None:
-        """Reserve addresses; no memory is used yet.
+        """Reserve addresses; no memory is used yet, but on a GPU, which has no such thing.
 
         Keys may lie in blocks of ``key_block`` positions, whose inner order is the reader's own.
         """
@@ -62,6 +64,7 @@ class SlotCache:
         self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
         self._key_block = key_block
         self._head_dim = head_dim
+        self._device = device
         self._regions: list[mmap.mmap] = []
         shape = (num_layers, num_slots, num_kv_heads, self.capacity, head_dim)
         self.keys = self._reserve(shape, dtype)
@@ -114,8 +117,9 @@ class SlotCache:
 
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
-        if not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux: calloc is lazy too
-            return torch.zeros(shape, dtype=dtype)
+        is_host = self._device.type == "cpu"
+        if not is_host or not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux: calloc is lazy too
+            return torch.zeros(shape, dtype=dtype, device=self._device)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
             region = mmap.mmap(-1, num_bytes, flags=flags)

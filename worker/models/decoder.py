@@ -20,8 +20,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu, softmax
+from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu
 
+from worker.models.attention import Attention, Shape, Step, attention_for
 from worker.models.cache import LIVE_BLOCK_TOKENS, SlotCache
 
 ROW_BLOCK = 4
@@ -101,38 +102,22 @@ class DecoderWeights:
         return sum(distinct.values())
 
 
-@dataclass(slots=True)
-class Step:
-    """What all layers of one forward pass share.
-
-    Attributes:
-        num_rows: rows; each has ``length`` new tokens.
-        live: positions that attention reads, a multiple of ``LIVE_BLOCK_TOKENS``.
-        write: (rows * length * kv heads,) int64, where new keys go in a layer's cache seen as
-            (slots * kv heads * capacity, head_dim).
-        slots: the slots that attention reads: a range (a view of the cache, no copy), or the rows'
-            own where those lie so far apart that gathering them is cheaper.
-        places: (rows,) int64, each row's place among ``slots``; ``None`` when simply in order.
-        masks: per window, 0 or -inf, (len(slots) or 1, 1, 1, length, live) float32.
-        cos: (rows * length, 1, head_dim / 2) float32, where positions are rotary; ``sin`` alike.
-    """
-
-    num_rows: int
-    length: int
-    live: int
-    write: Tensor
-    slots: slice | Tensor
-    places: Tensor | None
-    masks: dict[int | None, Tensor]
-    cos: Tensor | None
-    sin: Tensor | None
-
-
 class Decoder:
     """Computes logits for rows of tokens that stand in slots of the cache."""
 
-    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, num_slots: int) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: DecoderWeights,
+        num_slots: int,
+        attention: Attention | None = None,
+    ) -> None:
+        """Take the weights where they are, with room for so many texts beside them.
+
+        ``attention`` is the one for their device and type unless another is given.
+        """
         self.spec = spec
+        self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
         self._weights = weights
         self._layers = list(weights.layers)
         self.num_parameters = weights.num_outer_parameters() + sum(
@@ -144,9 +129,19 @@ class Decoder:
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
             context_length=spec.context_length,
-            dtype=weights.embedding.dtype,
+            dtype=self.dtype,
+            device=self.device,
         )
-        self._tables = rotary_tables(spec, spec.rope) if spec.rope is not None else None
+        self._mix = attention or attention_for(self.device, self.dtype)
+        self._shapes = [
+            Shape(spec.num_kv_heads, spec.head_dim, spec.score_scale, window)
+            for window in spec.windows
+        ]
+        self._tables = None
+        if spec.rope is not None:
+            cos, sin = rotary_tables(spec, spec.rope)
+            # transformers turns in the type of the weights, and so do we.
+            self._tables = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
 
     @torch.inference_mode()
     def forward(self, tokens: Tensor, first_positions: Tensor, slots: Tensor) -> Tensor:
@@ -164,13 +159,13 @@ class Decoder:
         hidden = self._advance(tokens, first_positions, slots)
         if length > 1:
             hidden = _padded(hidden[length - 1 : num_rows * length : length])
-        return self._logits(hidden)[:num_rows]
+        return self.logits(hidden)[:num_rows]
 
     @torch.inference_mode()
     def forward_everywhere(self, tokens: Tensor, first_positions: Tensor, slots: Tensor) -> Tensor:
         """As ``forward``, after every token: (rows, length, vocabulary) float32."""
         num_rows, length = tokens.shape
-        logits = self._logits(self._advance(tokens, first_positions, slots))
+        logits = self.logits(self._advance(tokens, first_positions, slots))
         return logits[: num_rows * length].view(num_rows, length, -1)
 
     @torch.inference_mode()
@@ -178,17 +173,31 @@ class Decoder:
         """As ``forward``, for the cache's sake alone."""
         self._advance(tokens, first_positions, slots)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (rows, vocabulary) float32 of hidden states (rows, width)."""
         return linear(self._norm(hidden, self._weights.final_norm), *self._weights.head).float()
 
     def _advance(self, tokens: Tensor, first_positions: Tensor, slots: Tensor) -> Tensor:
         """Hidden states (rows * length, padded to ROW_BLOCK; width) before the last norm."""
         positions = first_positions[:, None] + torch.arange(tokens.shape[1])  # (rows, length)
-        hidden = self._weights.embedding[tokens.flatten()]
-        if self._weights.position_embedding is not None:
-            hidden = hidden + self._weights.position_embedding[positions.flatten()]
-        hidden = _padded(hidden)
         step = self._plan(positions, slots)
+        return self.run(tokens.flatten().to(self.device), positions.flatten().to(self.device), step)
+
+    def run(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor:
+        """Hidden states before the last norm.
+
+        Args:
+            tokens: (rows * length,) int64 on the decoder's device.
+            positions: as the tokens.
+            step: where they stand and what they see.
+
+        Returns:
+            (rows * length, padded to ROW_BLOCK; width).
+        """
+        hidden = self._weights.embedding[tokens]
+        if self._weights.position_embedding is not None:
+            hidden = hidden + self._weights.position_embedding[positions]
+        hidden = _padded(hidden)
         for index, layer in enumerate(self._layers):
             normed = self._norm(hidden, layer.norm1)
             hidden = hidden + self._attend(index, layer, normed, step)
@@ -196,11 +205,9 @@ class Decoder:
         return hidden
 
     def _plan(self, positions: Tensor, slots: Tensor) -> Step:
-        spec, capacity = self.spec, self.cache.capacity
+        """Both on the host."""
         num_rows, length = positions.shape
-        live = -(-(int(positions.max()) + 1) // LIVE_BLOCK_TOKENS) * LIVE_BLOCK_TOKENS
-        heads = slots[:, None] * spec.num_kv_heads + torch.arange(spec.num_kv_heads)
-        write = heads[:, None] * capacity + positions[..., None]  # (rows, length, kv heads)
+        live = live_tokens(int(positions.max()) + 1)
         low, high = int(slots.min()), int(slots.max()) + 1
         read: slice | Tensor = slice(low, high)
         places = None
@@ -208,29 +215,54 @@ class Decoder:
             read = slots
         elif not torch.equal(slots, torch.arange(low, high)):
             places = slots - low
-        cos = sin = None
-        if self._tables is not None:
-            cos, sin = (table[positions.flatten()][:, None] for table in self._tables)
-        masks = self._masks(positions, live, places, high - low)
-        return Step(num_rows, length, live, write.flatten(), read, places, masks, cos, sin)
+        visible = self.visible(positions, live)
+        if places is not None:  # a slot between that nobody asked for sees everything
+            visible = {
+                window: seen.new_ones(high - low, *seen.shape[1:]).index_copy_(0, places, seen)
+                for window, seen in visible.items()
+            }
+        return Step(
+            num_rows,
+            length,
+            live,
+            self.write_places(positions, slots).to(self.device),
+            read.to(self.device) if isinstance(read, Tensor) else read,
+            None if places is None else places.to(self.device),
+            {window: seen.to(self.device) for window, seen in visible.items()},
+            *self.turns(positions.flatten().to(self.device)),
+            list(zip(slots.tolist(), positions[:, 0].tolist(), strict=True)),
+        )
 
-    def _masks(
-        self, positions: Tensor, live: int, places: Tensor | None, num_read: int
-    ) -> dict[int | None, Tensor]:
-        keys = torch.arange(live)
-        masks = {}
+    def write_places(self, positions: Tensor, slots: Tensor) -> Tensor:
+        """``Step.write`` for positions (rows, length) in slots (rows,)."""
+        heads = torch.arange(self.spec.num_kv_heads, device=slots.device)
+        heads = slots[:, None] * self.spec.num_kv_heads + heads
+        return (heads[:, None] * self.cache.capacity + positions[..., None]).flatten()
+
+    def visible(self, positions: Tensor, live: int) -> dict[int | None, Tensor]:
+        """``Step.visible`` for positions (rows, length)."""
+        keys = torch.arange(live, device=positions.device)
+        found = {}
         for window in set(self.spec.windows):
-            hidden = keys > positions[..., None]
+            seen = keys <= positions[..., None]
             if window is not None:
-                hidden |= keys <= positions[..., None] - window
-            mask = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)
-            if places is not None:  # a slot between that nobody asked for sees everything
-                mask = mask.new_zeros(num_read, *mask.shape[1:]).index_copy_(0, places, mask)
-            masks[window] = mask[:, None, None]
-        return masks
+                seen &= keys > positions[..., None] - window
+            found[window] = seen[:, None, None]
+        return found
+
+    def turns(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """``Step.cos`` and ``Step.sin`` for positions (rows * length,)."""
+        if self._tables is None:
+            return None, None
+        cos, sin = self._tables
+        return cos[positions][:, None], sin[positions][:, None]
 
     def _norm(self, hidden: Tensor, weights: Affine) -> Tensor:
         shape = (self.spec.width,)
+        if self.spec.norm == "rms" and self.dtype != torch.float32:  # rounded as transformers does
+            wide = hidden.float()
+            wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.spec.norm_eps)
+            return weights[0] * wide.to(hidden.dtype)
         if self.spec.norm == "rms":
             return rms_norm(hidden, shape, weights[0], self.spec.norm_eps)
         return layer_norm(hidden, shape, weights[0], weights[1], self.spec.norm_eps)
@@ -258,27 +290,8 @@ class Decoder:
         keys, values = self.cache.keys[index], self.cache.values[index]
         keys.view(-1, spec.head_dim).index_copy_(0, step.write, key.reshape(-1, spec.head_dim))
         values.view(-1, spec.head_dim).index_copy_(0, step.write, value.reshape(-1, spec.head_dim))
-        mixed = self._mix(query, keys, values, step.masks[spec.windows[index]], step)
+        mixed = self._mix(query, keys, values, self._shapes[index], step)
         return linear(_padded(mixed.to(hidden.dtype)), *layer.out)
-
-    def _mix(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, step: Step) -> Tensor:
-        """Attention in float32; (rows * length, width of all heads)."""
-        spec, rows, length = self.spec, step.num_rows, step.length
-        group = spec.num_heads // spec.num_kv_heads
-        query = (query.float() * spec.score_scale).view(rows, length, -1, group, spec.head_dim)
-        query = query.permute(0, 2, 3, 1, 4).reshape(rows, -1, group * length, spec.head_dim)
-        keys = keys[step.slots, :, : step.live].float()  # (read, kv heads, live, head_dim)
-        values = values[step.slots, :, : step.live].float()
-        if step.places is not None:
-            spread = query.new_zeros(keys.shape[0], *query.shape[1:])
-            query = spread.index_copy_(0, step.places, query)
-        scores = torch.matmul(query, keys.transpose(-1, -2))
-        scores.view(*scores.shape[:2], group, length, step.live).add_(mask)
-        mixed = torch.matmul(softmax(scores, -1), values)
-        if step.places is not None:
-            mixed = mixed[step.places]
-        mixed = mixed.view(rows, -1, group, length, spec.head_dim)
-        return mixed.permute(0, 3, 1, 2, 4).reshape(rows * length, -1)
 
     def _feed(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
         up = linear(hidden, *layer.up)
@@ -295,9 +308,13 @@ def _padded(rows: Tensor) -> Tensor:
 
 
 def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = heads.float().chunk(2, -1)
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
-    return turned.to(heads.dtype)
+    first, second = heads.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def live_tokens(end: int) -> int:
+    """The whole blocks of positions that hold the first ``end``."""
+    return -(-end // LIVE_BLOCK_TOKENS) * LIVE_BLOCK_TOKENS
 
 
 def rotary_tables(spec: DecoderSpec, rope: Rope) -> tuple[Tensor, Tensor]:
