@@ -36,7 +36,7 @@ from worker.engine.statistics import EngineStatistics, Throughput
 from worker.models.loading import LoadedModel
 from worker.models.prefixes import num_shared
 from worker.models.rows import Row
-from worker.models.runner import KernelRunner, Runner
+from worker.models.runner import PREFILL_CHUNK_TOKENS, KernelRunner, Runner
 from worker.models.tokenizer import IncrementalDetokenizer
 
 SHARED_TOKENS = 32  # a shorter beginning is computed twice sooner than waited for
@@ -227,6 +227,10 @@ class Engine:
             missing = len(sequence.ids) - 1 - sequence.num_cached
             if missing > 0:
                 taken = min(missing, budget)
+                if not model.runner.is_ragged:  # whole ones, whose bounds depend on the prompt alone
+                    taken = min(missing, PREFILL_CHUNK_TOKENS)
+                    if chunks and taken > budget:
+                        break
                 chunks.append((sequence, sequence.num_cached + taken))
                 budget -= taken
             if budget <= 0:

@@ -5,7 +5,7 @@ Knows nothing of weights or of families.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +40,7 @@ class Step:
     visible: dict[int | None, Tensor]
     cos: Tensor | None
     sin: Tensor | None
-    texts: list[tuple[int, int]]
+    texts: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

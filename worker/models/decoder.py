@@ -118,6 +118,10 @@ class Decoder:
         """
         self.spec = spec
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
+        # Whether every sum is to be rounded as when transformers computes the text alone. PyTorch's
+        # bfloat16 products on a CPU add 1,536 numbers and more in another order for one row than
+        # for several, and its attention goes by the number of queries.
+        self.is_mirror = self.device.type == "cpu" and self.dtype == torch.bfloat16
         self._weights = weights
         self._layers = list(weights.layers)
         self.num_parameters = weights.num_outer_parameters() + sum(
@@ -201,7 +205,7 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             normed = self._norm(hidden, layer.norm1)
             hidden = hidden + self._attend(index, layer, normed, step)
-            hidden = hidden + self._feed(layer, self._norm(hidden, layer.norm2))
+            hidden = hidden + self._feed(layer, self._norm(hidden, layer.norm2), step)
         return hidden
 
     def _plan(self, positions: Tensor, slots: Tensor) -> Step:
@@ -293,12 +297,16 @@ class Decoder:
         mixed = self._mix(query, keys, values, self._shapes[index], step)
         return linear(_padded(mixed.to(hidden.dtype)), *layer.out)
 
-    def _feed(self, layer: LayerWeights, hidden: Tensor) -> Tensor:
+    def _feed(self, layer: LayerWeights, hidden: Tensor, step: Step) -> Tensor:
         up = linear(hidden, *layer.up)
         if self.spec.feed_forward == "swiglu":
             gate, up = up.chunk(2, -1)
-            return linear(silu(gate) * up, *layer.down)
-        return linear(gelu(up, approximate="tanh"), *layer.down)
+            inner = silu(gate) * up
+        else:
+            inner = gelu(up, approximate="tanh")
+        if self.is_mirror and step.length == 1:
+            return torch.cat([linear(row, *layer.down) for row in inner.split(1)])
+        return linear(inner, *layer.down)
 
 
 def _padded(rows: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ class TorchRunner(SlotRunner):
         """Keep the decoder."""
         super().__init__(decoder.cache, prefix_bytes=prefix_bytes, granularity=PREFILL_CHUNK_TOKENS)
         self._decoder = decoder
+        self._ready: dict[int, tuple[int, Tensor]] = {}  # by slot, of a prompt: tokens and logits
 
     def chunk_tokens(self, num_decoding: int) -> int:
         """Prompt tokens to take between two steps."""
@@ -128,12 +129,32 @@ class TorchRunner(SlotRunner):
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
         """Take each row's tokens into the cache up to the place given."""
         for row, end in chunks:
-            tokens = torch.tensor([row.ids[row.num_cached : end]])
-            self._decoder.fill(tokens, torch.tensor([row.num_cached]), torch.tensor([row.slot]))
+            places = torch.tensor([row.num_cached]), torch.tensor([row.slot])
+            if self._decoder.is_mirror and row.num_cached == 0 and end == len(row.ids) - 1:
+                # transformers takes a prompt's last token with the others.
+                logits = self._decoder.forward(torch.tensor([row.ids]), *places)
+                self._ready[row.slot] = len(row.ids), logits
+            else:
+                self._decoder.fill(torch.tensor([row.ids[row.num_cached : end]]), *places)
             row.num_cached = end
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
+        found = {i: logits for i, row in enumerate(rows) if (logits := self._taken(row)) is not None}
+        others = [row for i, row in enumerate(rows) if i not in found]
+        if not found:
+            return self._decode(others)
+        computed = iter(self._decode(others).split(1) if others else ())
+        return torch.cat([found[i] if i in found else next(computed) for i in range(len(rows))])
+
+    def _taken(self, row: Row) -> Tensor | None:
+        num_tokens, logits = self._ready.pop(row.slot, (0, None))
+        if num_tokens != len(row.ids):
+            return None
+        row.num_cached = num_tokens
+        return logits
+
+    def _decode(self, rows: Sequence[Row]) -> Tensor:
         tokens = torch.tensor([[row.ids[-1]] for row in rows])
         positions = torch.tensor([len(row.ids) - 1 for row in rows])
         slots = torch.tensor([row.slot for row in rows])
@@ -141,6 +162,11 @@ class TorchRunner(SlotRunner):
         for row in rows:
             row.num_cached = len(row.ids)
         return logits
+
+    def release(self, slot: int) -> None:
+        """Give a slot's memory back."""
+        self._ready.pop(slot, None)
+        super().release(slot)
 
     def score(self, ids: list[int], slot: int = 0) -> Tensor:
         """Logits (len(ids), vocabulary) float32 after every token of a text; fills a slot."""
