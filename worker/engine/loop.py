@@ -227,7 +227,7 @@ class Engine:
             missing = len(sequence.ids) - 1 - sequence.num_cached
             if missing > 0:
                 taken = min(missing, budget)
-                if not model.runner.is_ragged:  # whole ones, whose bounds depend on the prompt alone
+                if not model.runner.is_ragged:  # whole ones, whose bounds hang on the prompt alone
                     taken = min(missing, PREFILL_CHUNK_TOKENS)
                     if chunks and taken > budget:
                         break

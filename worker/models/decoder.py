@@ -102,6 +102,28 @@ class DecoderWeights:
         return sum(distinct.values())
 
 
+def on_device(weights: DecoderWeights, device: torch.device) -> DecoderWeights:
+    """The same weights there; a head tied to the embedding stays tied."""
+
+    def there(part: Affine) -> Affine:
+        return part[0].to(device), None if part[1] is None else part[1].to(device)
+
+    def layer_there(layer: LayerWeights) -> LayerWeights:
+        names = ("norm1", "qkv", "out", "norm2", "up", "down")
+        return LayerWeights(*(there(getattr(layer, name)) for name in names))
+
+    embedding = weights.embedding.to(device)
+    is_tied = weights.head[0] is weights.embedding
+    table = weights.position_embedding
+    return DecoderWeights(
+        embedding,
+        None if table is None else table.to(device),
+        map(layer_there, weights.layers),
+        there(weights.final_norm),
+        (embedding, there(weights.head)[1]) if is_tied else there(weights.head),
+    )
+
+
 class Decoder:
     """Computes logits for rows of tokens that stand in slots of the cache."""
 

@@ -13,9 +13,10 @@ from safetensors import SafetensorError
 
 from core.model_catalog import ModelSpec
 from worker.models.checkpoint import Checkpoint
-from worker.models.decoder import Decoder, DecoderSpec
+from worker.models.decoder import Decoder, DecoderSpec, on_device
 from worker.models.errors import ModelUnusable, in_one_line
 from worker.models.families import describe, take_weights
+from worker.models.graphs import GraphRunner
 from worker.models.native import NativeDecoder
 from worker.models.placement import Placement, place
 from worker.models.runner import KernelRunner, Runner, TorchRunner
@@ -150,7 +151,12 @@ def _native(
     decoder: Decoder | NativeDecoder
     try:
         weights = take_weights(spec, Checkpoint(weight_files(folder)), placement.torch_dtype)
-        if placement.library is None:
+        if placement.device != "cpu":
+            device = torch.device(placement.device)
+            decoder = Decoder(spec, on_device(weights, device), slots)
+            runner = GraphRunner(decoder, slots, prefix_bytes=prefix_bytes)
+            runner.warm_up()
+        elif placement.library is None:
             decoder = Decoder(spec, weights, slots)
             runner = TorchRunner(decoder, prefix_bytes=prefix_bytes)
         else:
@@ -163,6 +169,11 @@ def _native(
                 num_threads=torch.get_num_threads(),
             )
             runner = KernelRunner(decoder, prefix_bytes=prefix_bytes)
+    except torch.OutOfMemoryError as error:
+        raise ModelUnusable(
+            f"The GPU has no room for the model and the key-value cache of {slots} texts;"
+            " lower TEXTMILL_SLOTS."
+        ) from error
     except (KeyError, OSError, SafetensorError) as error:
         raise ModelUnusable(
             f"The weights in {folder} are not complete ({in_one_line(error)});"

@@ -140,7 +140,9 @@ class TorchRunner(SlotRunner):
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""
-        found = {i: logits for i, row in enumerate(rows) if (logits := self._taken(row)) is not None}
+        found = {
+            i: logits for i, row in enumerate(rows) if (logits := self._taken(row)) is not None
+        }
         others = [row for i, row in enumerate(rows) if i not in found]
         if not found:
             return self._decode(others)
