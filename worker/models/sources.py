@@ -20,7 +20,7 @@ from typing import Any
 from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound, in_one_line
 
 Report = Callable[[str], None]
-_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "README.md", "loss.svg"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,8 @@ def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -
     found = locate(source, report)
     if found.is_dir() and adapter is None and _is_quick(found):
         return PreparedModel(found, _revision(found))
+    if adapter is not None and found.is_file():  # convert the base once for all its adapters
+        found = prepare(source, None, cache_dir, report).folder
     target = cache_dir / _key(found, adapter)
     if not (target / "prepared.json").is_file():
         _convert(found, adapter, target, report)
@@ -63,6 +65,25 @@ def locate(source: str, report: Report) -> Path:
     if path.is_absolute() or source.endswith(".gguf"):
         raise SourceNotFound(f"There is no model at {source}.")
     return _from_hub(source, report)
+
+
+def plain_config(folder: Path) -> Any:
+    """A folder's config, without the mark of a GGUF origin.
+
+    The weights of a converted folder are plain numbers; with the mark transformers would neither
+    train nor save them.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 - seconds
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    _drop_gguf_mark(config)
+    return config
+
+
+def _drop_gguf_mark(config: Any) -> None:
+    mark = getattr(config, "quantization_config", None)
+    if isinstance(mark, dict) and mark.get("quant_method") == "gguf":
+        del config.quantization_config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -147,18 +168,22 @@ def _save(found: Path, adapter: str | None, work: Path) -> None:
     import torch  # noqa: PLC0415 - a quick start needs neither
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
-    where: dict[str, Any] = {}
     folder = found
+    where: dict[str, Any] = {}
+    how: dict[str, Any] = {}
     if found.is_file():
         folder, where = found.parent, {"gguf_file": found.name}
+    else:
+        how = {"config": plain_config(found)}
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, **where
+        folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, **where, **how
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
     if where:  # a model read from GGUF refuses save_pretrained
         fresh = type(model)(model.config)
         fresh.load_state_dict(model.state_dict())
         fresh.generation_config = model.generation_config
+        _drop_gguf_mark(fresh.config)
         model = fresh
     if adapter is not None:
         from peft import PeftModel  # noqa: PLC0415

@@ -1,0 +1,208 @@
+"""Files of data: JSON lines, JSON lists, CSV, TSV and plain text, each also as ``.gz``.
+
+Gives records, one after another, and reads line by line, except for a JSON list, which has to be
+whole. Knows nothing of what the fields mean: that is ``finetune.formats``.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path, PurePath
+from typing import BinaryIO, cast
+
+from finetune.errors import DataError
+from finetune.examples import Place
+from finetune.records import Record, type_word
+
+EXTENSIONS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+# The csv module refuses cells beyond 131,072 characters, which is less than a long document; this
+# is the most that it can be told on every platform (a C long).
+_MAX_CELL_CHARACTERS = (1 << 31) - 1
+
+
+def extension_of(path: str) -> str:
+    """In lower case, without ``.gz``: ``.jsonl`` for ``Train.JSONL.gz``."""
+    pure = PurePath(path.lower())
+    return (pure.with_suffix("") if pure.suffix == ".gz" else pure).suffix
+
+
+def read_records(path: str, *, is_plain: bool = False) -> Iterator[Record]:
+    """The records of a file, by its extension.
+
+    Args:
+        path: the file.
+        is_plain: whether it is plain text, whatever its extension.
+
+    Returns:
+        The records in the file's order; plain text has one a paragraph, with the field ``text``.
+
+    Raises:
+        DataError: the file cannot be read; here, or while the records are taken.
+    """
+    if Path(path).is_dir():
+        raise DataError(path, "is a folder. Name the files in it, one by one.")
+    if not Path(path).exists():
+        raise DataError(path, "there is no such file. Mend the path.")
+    extension = ".txt" if is_plain else extension_of(path)
+    if extension == ".txt":
+        return _paragraphs(path)
+    if extension in (".jsonl", ".ndjson"):
+        return _objects(path, _lines(path))
+    if extension == ".json":
+        return _json(path)
+    if extension in (".csv", ".tsv"):
+        return _rows(path, "," if extension == ".csv" else "\t")
+    raise DataError(
+        path,
+        f"the extension tells no kind of file that is known. Known are {', '.join(EXTENSIONS)},"
+        " each also with .gz; --format plain reads any file as plain text.",
+    )
+
+
+def _lines(path: str) -> Iterator[str]:
+    """A file's lines, each with its end, the mark of a UTF-8 file (BOM) left out.
+
+    Decoded one at a time, so that an error can name its line.
+    """
+    number = 0
+    try:
+        with _opened(path) as file:
+            for number, line in enumerate(file, 1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise DataError(
+            path,
+            f"is not UTF-8: the byte 0x{byte:02x} at place {error.start + 1} of the line. Save the"
+            " file as UTF-8.",
+            line=number,
+        ) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            path,
+            f"the gzip file is broken or cut off: {str(error).rstrip('.')}. Write or fetch it"
+            " again.",
+            line=number + 1,
+        ) from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read: {error.strerror or error}.") from error
+
+
+def _opened(path: str) -> BinaryIO:
+    if path.lower().endswith(".gz"):
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    return Path(path).open("rb")
+
+
+def _paragraphs(path: str) -> Iterator[Record]:
+    """One record for every run of lines that are not blank."""
+    kept: list[str] = []
+    number = start = 0
+    # One blank line more ends the last paragraph.
+    for number, line in enumerate(chain(_lines(path), [""]), 1):
+        if line.strip():
+            start = start if kept else number
+            kept.append(line.rstrip("\r\n"))
+        elif kept:
+            yield Record(Place(path, start), {"text": "\n".join(kept)})
+            kept = []
+
+
+def _objects(path: str, lines: Iterator[str]) -> Iterator[Record]:
+    """One record for every line, which must be a JSON object; blank lines do not count."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield _record(_parsed(path, line, number), Place(path, number), "line")
+
+
+def _json(path: str) -> Iterator[Record]:
+    """A list of objects; also one object a line, as many a ``.json`` file has it."""
+    lines = _lines(path)
+    first_lines: list[str] = []
+    for line in lines:
+        first_lines.append(line)
+        if line.strip():
+            break
+    if not first_lines or not first_lines[-1].lstrip().startswith("["):
+        yield from _objects(path, chain(first_lines, lines))
+        return
+    items = _parsed(path, "".join(chain(first_lines, lines)), 1)
+    for number, item in enumerate(cast("list[object]", items), 1):
+        yield _record(item, Place(path, number), "item")
+
+
+def _parsed(path: str, text: str, first_line: int) -> object:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = (
+            " A .json file holds a list of objects, or one object a line."
+            if extension_of(path) == ".json"
+            else " A .jsonl file holds one object a line."
+        )
+        raise DataError(
+            path,
+            f"is not valid JSON: {error.msg} (column {error.colno}).{hint}",
+            line=first_line + error.lineno - 1,
+        ) from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits; too deep a nest
+        raise DataError(path, f"cannot be read as JSON: {error}.", line=first_line) from None
+
+
+def _record(value: object, place: Place, unit: str) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(
+            place.path,
+            f"must be a JSON object with fields, but is {type_word(value)}.",
+            line=place.line,
+            unit=unit,
+        )
+    return Record(place, value, unit)
+
+
+def _rows(path: str, delimiter: str) -> Iterator[Record]:
+    """One record for every row below the header, at the line where the row begins."""
+    header: list[str] | None = None
+    for start, row in _cells(path, delimiter):
+        if header is None:
+            header = _header(path, start, row)
+        elif len(row) != len(header):
+            raise DataError(
+                path,
+                f"the row and the header differ: {len(row)} cells, {len(header)} names. A cell"
+                " that holds the delimiter or a line's end stands between double quotes.",
+                line=start,
+            )
+        else:
+            yield Record(Place(path, start), dict(zip(header, row, strict=True)))
+
+
+def _header(path: str, line: int, row: Sequence[str]) -> list[str]:
+    names = [name.strip() for name in row]
+    twice = [name for name in names if name and names.count(name) > 1]
+    if twice:
+        raise DataError(path, "stands twice in the header.", line=line, field=twice[0])
+    return names
+
+
+def _cells(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """(line where the row begins, its cells), without blank rows."""
+    csv.field_size_limit(_MAX_CELL_CHARACTERS)
+    reader = csv.reader(_lines(path), delimiter=delimiter, strict=True)
+    start = 1
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DataError(
+            path,
+            f"is not a valid table: {error}. A double quote within a quoted cell is written twice.",
+            line=start,
+        ) from None

@@ -1,0 +1,64 @@
+"""Datasets of the Hugging Face Hub, by name: ``owner/name`` or ``name``, perhaps with ``:split``.
+
+Gives records, as ``finetune.files`` does; knows nothing of what the fields mean.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.errors import DataError
+from finetune.examples import Place
+from finetune.files import EXTENSIONS, extension_of
+from finetune.records import Record
+from worker.models.errors import in_one_line
+
+_NAME = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*(/[\w.-]+)?)(:(?P<split>[A-Za-z0-9_][\w.-]*))?")
+# Where the Hub keeps the rows of datasets that came as a script, which `datasets` no longer runs.
+# Multi-XScience (multi_x_science_sum) is one of them.
+_PARQUET_REVISION = "refs/convert/parquet"
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether an entry of the data is to be fetched: no path here, and no file's name either."""
+    is_file_name = extension_of(name) in EXTENSIONS or name.lower().endswith(".gz")
+    return bool(_NAME.fullmatch(name)) and not is_file_name and not Path(name).exists()
+
+
+def read_hub_records(name: str, split: str) -> Iterator[Record]:
+    """The rows of a dataset.
+
+    Args:
+        name: a Hub id, perhaps with a split behind a colon.
+        split: the split where the name has none.
+
+    Raises:
+        DataError: it cannot be fetched.
+    """
+    if found := _NAME.fullmatch(name):
+        name, split = found["id"], found["split"] or split
+    path = f"{name}:{split}"
+    try:
+        rows = _load(name, split)
+    except Exception as error:  # whatever the network, the Hub or its files answer
+        raise DataError(
+            path,
+            "is no file here, and loading it from the Hugging Face Hub failed"
+            f" ({in_one_line(error)}). Check the path, or the name, the split and the network.",
+        ) from error
+    for number, row in enumerate(rows, 1):
+        yield Record(Place(path, number), row, "row")
+
+
+def _load(name: str, split: str) -> Any:
+    import datasets  # noqa: PLC0415 - seconds, and seldom needed
+
+    try:
+        return datasets.load_dataset(name, split=split)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        return datasets.load_dataset(name, split=split, revision=_PARQUET_REVISION)

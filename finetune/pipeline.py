@@ -1,0 +1,211 @@
+"""One fine-tuning from end to end: prepare → train → save → evaluate → report → into place.
+
+What is done is kept in the state folder, so that the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from datasets import disable_progress_bars
+from transformers.utils.logging import disable_progress_bar
+
+from core.model_catalog import ModelSpec, load_catalog
+from core.settings import Settings
+from finetune.base_model import BaseModel, find_base
+from finetune.config import FinetuneConfig
+from finetune.errors import ConfigError
+from finetune.evaluation import Metrics, evaluate
+from finetune.export import (
+    FINETUNE_FILE,
+    check_output,
+    hardware_words,
+    move_into_place,
+    save_weights,
+    write_report,
+)
+from finetune.preparation import Prepared, prepare_data
+from finetune.training import TrainingHistory, make_trainer, train
+from worker.models.loading import load
+
+EVALUATION_SLOTS = 16
+_WEIGHTS, _CHECKPOINTS, _HISTORY = "weights", "checkpoints", "history.json"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What one fine-tuning works with.
+
+    Attributes:
+        folder: in the state folder, of this fingerprint alone.
+    """
+
+    config: FinetuneConfig
+    settings: Settings
+    base: BaseModel
+    data: Prepared
+    folder: Path
+    say: Say
+
+    @property
+    def output(self) -> Path:
+        """The folder that is left in the end."""
+        return Path(self.config.output or f"models/{self.config.name}").expanduser().absolute()
+
+
+def open_workshop(config: FinetuneConfig, settings: Settings, say: Say) -> Workshop:
+    """Find the base and read the data.
+
+    Raises:
+        FinetuneError: one of them cannot be used.
+    """
+    _quiet()
+    with PartialState().main_process_first():  # it converts, the others find it converted
+        base = find_base(config, load_catalog(settings), settings.home / "models", say)
+    say("Reading the data.")
+    data = prepare_data(config, base)
+    folder = settings.home / "finetune" / f"{config.name}-{data.fingerprint}"
+    return Workshop(config, settings, base, data, folder, say)
+
+
+def run(shop: Workshop) -> Path | None:
+    """Train what is not trained yet, measure, and leave the output.
+
+    Returns:
+        The folder; ``None`` in processes that only help the first one to train.
+
+    Raises:
+        FinetuneError: the output is there already, or training or evaluation failed.
+    """
+    check_output(shop.output)
+    history = _trained(shop)
+    if not PartialState().is_main_process:
+        return None
+    metrics = measure(shop, shop.folder / _WEIGHTS)
+    write_report(
+        shop.folder / _WEIGHTS,
+        shop.config,
+        shop.base,
+        shop.data,
+        history,
+        metrics,
+        hardware_words(history.device),
+    )
+    move_into_place(shop.folder / _WEIGHTS, shop.output)
+    shutil.rmtree(shop.folder)
+    return shop.output
+
+
+def measure(shop: Workshop, weights: Path) -> dict[str, Metrics]:
+    """The base and the tuned model on the same held-out examples, by the product's own engine.
+
+    Args:
+        shop: what is worked with.
+        weights: an adapter's folder, or one of all weights.
+
+    Raises:
+        FinetuneError: a model cannot be measured.
+    """
+    is_adapter = (weights / "adapter_config.json").is_file()
+    tuned = (
+        ModelSpec("after", shop.base.source, str(weights), "float32", True, "")
+        if is_adapter
+        else ModelSpec("after", str(weights), None, "float32", True, "")
+    )
+    base = ModelSpec("before", str(shop.base.folder), None, "float32", True, "")
+    shop.settings.home.mkdir(parents=True, exist_ok=True)
+    # Merged weights, which nobody needs afterwards; not in /tmp, which may be memory.
+    with tempfile.TemporaryDirectory(dir=shop.settings.home, prefix=".measured-") as cache:
+        return {spec.name: _measure(shop, spec, Path(cache)) for spec in (base, tuned)}
+
+
+def _measure(shop: Workshop, spec: ModelSpec, cache_dir: Path) -> Metrics:
+    shop.say(f"Measuring the model {spec.name} training on held-out text.")
+    model = load(
+        spec,
+        cache_dir=cache_dir,
+        dtype="float32",
+        num_slots=EVALUATION_SLOTS,
+        kernel_dir=shop.settings.kernel_dir,
+        report=shop.say,
+    )
+    return evaluate(
+        model,
+        shop.data.validation,
+        (example.text for example in shop.data.train),
+        shop.config.evaluation,
+        encode=shop.base.encoder(shop.config.data.max_tokens).parts,
+        max_tokens=shop.config.data.max_tokens,
+        seed=shop.config.seed,
+        num_slots=EVALUATION_SLOTS,
+    )
+
+
+def _trained(shop: Workshop) -> TrainingHistory:
+    """The history of a training, which is run unless an earlier process finished it."""
+    kept = shop.folder / _HISTORY
+    if kept.is_file():
+        shop.say("The training is done already; going on with what comes after it.")
+        return _read_history(kept)
+    checkpoints = shop.folder / _CHECKPOINTS
+    if checkpoints.is_dir():
+        shop.say("Going on where an earlier training with the same options and data was.")
+    tokenizer = shop.base.tokenizer()
+    trainer = make_trainer(
+        shop.config,
+        shop.base.trainable(shop.config),
+        tokenizer,
+        shop.data.train_texts,
+        shop.data.validation_texts[: shop.config.training.checkpoint_examples],
+        checkpoints,
+    )
+    history = train(shop.config, trainer, checkpoints)
+    if PartialState().is_main_process:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        save_weights(model, tokenizer, shop.folder / _WEIGHTS)
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps(asdict(history)), encoding="utf-8")
+        part.rename(kept)
+    PartialState().wait_for_everyone()
+    return history
+
+
+def _read_history(path: Path) -> TrainingHistory:
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for side in ("training", "validation"):
+        document[side] = tuple((int(step), float(loss)) for step, loss in document[side])
+    return TrainingHistory(**document)
+
+
+def read_figures(folder: Path) -> Mapping[str, Any]:
+    """What a finished folder says of itself.
+
+    Raises:
+        ConfigError: it is no folder that a fine-tuning left.
+    """
+    try:
+        document = json.loads((folder / FINETUNE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} is no folder that `textmill finetune` left.") from error
+    if not isinstance(document, dict) or "metrics" not in document:
+        raise ConfigError(f"{folder / FINETUNE_FILE} holds no figures.")
+    return document
+
+
+def _quiet() -> None:
+    """Keep the libraries' bars and their advice to programmers out of a user's sight."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    disable_progress_bar()
+    disable_progress_bars()
+    for name in ("transformers", "datasets", "accelerate", "peft"):
+        logging.getLogger(name).setLevel(logging.ERROR)

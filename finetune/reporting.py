@@ -1,0 +1,179 @@
+"""What a fine-tuning says on the terminal: what it will do, what it would cost, what it gained."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.encoding import Encoded
+from finetune.errors import ConfigError
+from finetune.pipeline import Workshop, measure, read_figures
+from finetune.preparation import TokenCounts
+from finetune.training import device_words, make_trainer, peak_bytes, precision
+
+NUM_SHOWN = 3
+SHOWN_CHARACTERS = 600
+REPRODUCED_WITHIN = 0.002  # of bits per byte: kernels of other processors add in other orders
+_MEBIBYTE = 1 << 20
+
+
+def describe(shop: Workshop) -> Iterator[str]:
+    """What is learned, and what became of the rest."""
+    data, options = shop.data, shop.config.data
+    yield from _side("train", data.train_counts, options.max_tokens)
+    yield from _side("validation", data.validation_counts, options.max_tokens)
+    yield from data.holdout.sentences()
+    if data.is_packed:
+        yield (
+            "The texts have no prompts: they are packed behind one another, into rows of"
+            f" {options.max_tokens} tokens."
+        )
+
+
+def _side(name: str, counts: TokenCounts, max_tokens: int) -> Iterator[str]:
+    yield (
+        f"{name}: {counts.num_texts:,} texts, {counts.num_tokens:,} tokens,"
+        f" {counts.num_learned:,} of them learned; a text has {counts.median_tokens} in the"
+        f" middle, {counts.max_tokens} at most."
+    )
+    if counts.num_cut_texts:
+        yield (
+            f"{name}: {counts.num_cut_texts:,} texts are longer than {max_tokens} tokens and lose"
+            f" their ends, {counts.num_cut_tokens:,} tokens in all; data.max_tokens is the bound."
+        )
+    if counts.num_unlearnable:
+        yield (
+            f"{name}: {counts.num_unlearnable:,} texts are left out, as their prompts alone have"
+            f" {max_tokens} tokens."
+        )
+
+
+def estimate(shop: Workshop) -> Iterator[str]:
+    """Three examples as they are learned, and what the training would take.
+
+    Two batches are computed, the second is timed; nothing is changed or kept.
+    """
+    for number, example in enumerate(shop.data.train[:NUM_SHOWN], 1):
+        yield f"--- example {number} ({example.place.path}, line {example.place.line})"
+        for part in example.parts:
+            shown = part.text[:SHOWN_CHARACTERS]
+            more = "…" if len(part.text) > SHOWN_CHARACTERS else ""
+            yield f"[{'learned' if part.is_learned else 'given'}] {shown!r}{more}"
+    yield "---"
+    config, data = shop.config, shop.data
+    rate, num_steps, trainable = _trial(shop)
+    tokens = data.train_counts.num_tokens * config.training.epochs
+    if config.training.max_steps is not None:
+        tokens *= config.training.max_steps / max(1, num_steps)
+        num_steps = config.training.max_steps
+    yield (
+        f"{trainable:,} numbers would be trained ({config.method}) on {device_words()} in"
+        f" {precision(config)}: {num_steps:,} steps, {tokens:,.0f} tokens."
+    )
+    yield (
+        f"At {rate:,.0f} tokens/s, measured on one batch, that takes about"
+        f" {duration(tokens / rate)}, evaluation apart, and {_mebibytes()} of memory."
+    )
+
+
+def _trial(shop: Workshop) -> tuple[float, int, int]:
+    """Tokens a second, steps of all epochs, and how many numbers are trained."""
+    longest: list[Encoded] = sorted(shop.data.train_texts, key=lambda t: -len(t.ids))
+    size = shop.config.training.batch_size
+    middle = longest[len(longest) // 2 :][:size]
+    with tempfile.TemporaryDirectory() as folder:  # the Trainer makes one, and nothing in it
+        trainer = make_trainer(
+            shop.config,
+            shop.base.trainable(shop.config),
+            shop.base.tokenizer(),
+            shop.data.train_texts,
+            shop.data.validation_texts[:1],
+            Path(folder),
+        )
+    model: Any = trainer.model
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    seconds = 0.0
+    for batch in (longest[:size], middle):  # the longest for its memory, then a usual one
+        rows = [{"input_ids": text.ids, "labels": text.labels} for text in batch]
+        inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        trainer.training_step(model, inputs)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    batches = -(-len(shop.data.train_texts) // size)
+    steps = -(-batches // shop.config.training.accumulation)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_tokens = sum(len(text.ids) for text in middle)
+    return num_tokens / seconds, round(steps * shop.config.training.epochs), trainable
+
+
+def _mebibytes() -> str:
+    return f"{peak_bytes() / _MEBIBYTE:,.0f} MiB"
+
+
+def comparison(folder: Path) -> Iterator[str]:
+    """What was gained, from the folder's own figures."""
+    document = read_figures(folder)
+    before, after = document["metrics"]["before"], document["metrics"]["after"]
+    yield from table(before, after)
+    training = document["training"]
+    yield (
+        f"Trained {training['num_steps']:,} steps in {duration(training['seconds'])} at"
+        f" {training['tokens_per_second']:,.0f} tokens/s; most memory"
+        f" {training['peak_bytes'] / _MEBIBYTE:,.0f} MiB."
+    )
+    yield f"The model is in {folder}; serve it with: textmill register {folder}"
+
+
+def reproduced(shop: Workshop, folder: Path) -> Iterator[str]:
+    """A finished folder's figures, computed anew.
+
+    Raises:
+        ConfigError: they are not those that the folder tells.
+    """
+    told = read_figures(folder)["metrics"]
+    found = {name: metrics.as_json() for name, metrics in measure(shop, folder).items()}
+    yield from table(found["before"], found["after"])
+    for name in ("before", "after"):
+        differs = abs(found[name]["bits_per_byte"] - told[name]["bits_per_byte"])
+        if differs > REPRODUCED_WITHIN:
+            raise ConfigError(
+                f"{folder} says {told[name]['bits_per_byte']:.4f} bits per byte {name} training,"
+                f" and {found[name]['bits_per_byte']:.4f} were measured: other data, another base,"
+                " or other weights."
+            )
+    yield f"These are the figures that {folder} tells."
+
+
+def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Two models' figures beside each other."""
+    rows = [
+        ("bits per byte", before["bits_per_byte"], after["bits_per_byte"], "{:.4f}"),
+        ("perplexity", before["perplexity"], after["perplexity"], "{:.2f}"),
+    ]
+    if before["texts"] and after["texts"]:
+        for label, key in (("ROUGE-1", "rouge1"), ("ROUGE-2", "rouge2"), ("ROUGE-L", "rouge_l")):
+            both = before["texts"]["rouge"][key], after["texts"]["rouge"][key]
+            rows.append((label, *both, "{:.4f}"))
+        for label, key in (("distinct-2", "distinct2"), ("memorised 8-grams", "memorised")):
+            rows.append((label, before["texts"][key], after["texts"][key], "{:.4f}"))
+    yield f"{'held-out text':20}{'before':>10}{'after':>10}"
+    for label, old, new, form in rows:
+        yield f"{label:20}{form.format(old):>10}{form.format(new):>10}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,276 @@
+"""``textmill finetune`` from data to a served text, on a tiny model, in processes of its own."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from core.model_catalog import ModelSpec
+from core.strategies import DecodingParameters
+from tests.tiny_models import build_tiny_llama, tiny_model
+from worker.engine import Engine, GenerationRequest
+from worker.models.loading import load
+from worker.models.provenance import read_provenance
+
+PATIENCE_SECONDS = 240
+WORDS = ("red", "green", "blue", "black", "white")
+
+
+def write_csv(path: Path, count: int, first: int = 0) -> Path:
+    """Rows that are easy to learn: the answer repeats the question's colour."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "answer"])
+        for number in range(first, first + count):
+            word = WORDS[number % len(WORDS)]
+            writer.writerow([f"What is {word} number {number}?", f"It is {word} {word} {word}."])
+    return path
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("TEXTMILL_")}
+    return kept | {"TEXTMILL_HOME": str(home), "TEXTMILL_KERNELS": "off"}
+
+
+def finetune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "finetune", *arguments],
+        cwd=Path(__file__).parents[3],
+        env=environment(home),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_SECONDS,
+    )
+
+
+def options(tmp_path: Path, **changes: str) -> list[str]:
+    """Flags of a training that takes seconds."""
+    given = {
+        "base": str(tiny_model("llama")),
+        "name": "colours",
+        "output": str(tmp_path / "out"),
+        "train": str(write_csv(tmp_path / "train.csv", 40)),
+        "validation": str(write_csv(tmp_path / "held-out.csv", 10, first=100)),
+        "max-tokens": "96",
+        "rank": "8",
+        "learning-rate": "0.02",
+        "max-steps": "24",
+        "batch-size": "4",
+        "accumulation": "1",
+        "checkpoint-steps": "8",
+        "evaluation-texts": "4",
+        "evaluation-max-new-tokens": "12",
+        "precision": "float32",
+    } | {name.replace("_", "-"): value for name, value in changes.items()}
+    return [part for name, value in given.items() for part in (f"--{name}", value)]
+
+
+@contextmanager
+def writing(spec: ModelSpec, cache: Path) -> Iterator[Any]:
+    model = load(
+        spec, cache_dir=cache, dtype="float32", num_slots=2, report=lambda _: None, kernel_dir=None
+    )
+    engine = Engine({spec.name: model}, num_slots=2)
+    engine.start()
+    try:
+        yield lambda prompt: engine.submit(
+            GenerationRequest("j", spec.name, prompt, DecodingParameters("greedy", 12, seed=0))
+        ).result(PATIENCE_SECONDS)
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_csv_becomes_an_adapter_that_is_better_and_is_served(tmp_path: Path) -> None:
+    done = finetune(tmp_path / "home", *options(tmp_path))
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    names = {path.name for path in out.iterdir()}
+    assert names >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "finetune.toml",
+        "finetune.json",
+        "loss.svg",
+        "README.md",
+    }
+    figures = json.loads((out / "finetune.json").read_text())
+    before, after = (figures["metrics"][name]["bits_per_byte"] for name in ("before", "after"))
+    assert after < 0.7 * before
+    assert figures["training"]["num_steps"] == 24
+    assert [file["num_rows"] for file in figures["data"]["files"]] == [40, 10]
+    assert all(len(file["sha256"]) == 64 for file in figures["data"]["files"])
+    assert f"{after:.4f}" in done.stdout
+    ElementTree.fromstring((out / "loss.svg").read_text())
+    assert "bits per byte" in (out / "README.md").read_text()
+    said: list[str] = []
+    found = read_provenance([out], said.append)  # what is written is what the worker reads
+    assert said == []
+    assert found.finetuning is not None
+    assert found.finetuning.metrics.after.bits_per_byte == after
+    assert found.curve_svg == (out / "loss.svg").read_text()
+    assert found.card_markdown == (out / "README.md").read_text()
+    with writing(
+        ModelSpec("m", str(tiny_model("llama")), str(out), "float32", True, ""), tmp_path / "cache"
+    ) as write:
+        text = write("Question: What is blue number 3?\nAnswer:")
+    assert text.error is None
+    assert text.text.strip()
+    assert not (tmp_path / "home" / "finetune" / "colours").exists()
+    left = list((tmp_path / "home" / "finetune").glob("*"))
+    assert left == []
+
+
+def test_the_figures_of_a_folder_can_be_computed_again_and_another_folders_are_refused(
+    tmp_path: Path,
+) -> None:
+    given = options(tmp_path, evaluation_texts="0", max_steps="8")
+    assert finetune(tmp_path / "home", *given).returncode == 0
+    out = tmp_path / "out"
+    again = finetune(tmp_path / "home", *given, "--evaluate", str(out))
+    assert again.returncode == 0, again.stderr
+    assert "These are the figures" in again.stdout
+    figures = json.loads((out / "finetune.json").read_text())
+    figures["metrics"]["after"]["bits_per_byte"] += 0.1
+    (out / "finetune.json").write_text(json.dumps(figures))
+    wrong = finetune(tmp_path / "home", *given, "--evaluate", str(out))
+    assert wrong.returncode == 2
+    assert "were measured" in wrong.stderr
+
+
+def test_the_written_configuration_makes_the_same_weights_again(tmp_path: Path) -> None:
+    given = options(tmp_path, evaluation_texts="0", max_steps="8")
+    assert finetune(tmp_path / "home", *given).returncode == 0
+    first = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    config = tmp_path / "finetune.toml"
+    config.write_bytes((tmp_path / "out" / "finetune.toml").read_bytes())
+    again = finetune(tmp_path / "home", "--output", str(tmp_path / "again"), str(config))
+    assert again.returncode == 0, again.stderr
+    second = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
+    given = options(tmp_path, evaluation_texts="0", max_steps="40")
+    whole = finetune(tmp_path / "other", *given)
+    assert whole.returncode == 0, whole.stderr
+    undisturbed = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    (tmp_path / "out").rename(tmp_path / "undisturbed")
+
+    home = tmp_path / "home"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune", *given],
+        cwd=Path(__file__).parents[3],
+        env=environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not list(home.glob("finetune/*/checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # the file system has no event that every platform would tell
+    process.send_signal(signal.SIGKILL)
+    process.wait(PATIENCE_SECONDS)
+
+    resumed = finetune(home, *given)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on where an earlier training" in resumed.stderr
+    figures = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    assert figures["training"]["num_steps"] == 40
+    steps = [step for step, _ in figures["training"]["validation"]]
+    assert steps == [8, 16, 24, 32, 40]
+    found = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    for name, weights in undisturbed.items():
+        torch.testing.assert_close(found[name], weights, rtol=0.02, atol=1e-3)
+
+
+def test_all_weights_of_plain_text_can_be_trained_and_are_served_alone(tmp_path: Path) -> None:
+    base = build_tiny_llama(tmp_path / "base")
+    text = "\n\n".join(
+        f"The {word} fox jumps over number {i}." for i in range(30) for word in WORDS
+    )
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    home = tmp_path / "home"
+    done = finetune(
+        home,
+        *("--base", str(base), "--name", "fox", "--output", str(tmp_path / "fox")),
+        *("--train", str(tmp_path / "book.txt"), "--method", "full", "--learning-rate", "0.003"),
+        *("--max-steps", "20", "--max-tokens", "64", "--evaluation-texts", "3"),
+        *("--evaluation-max-new-tokens", "8"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "packed" in done.stdout
+    out = tmp_path / "fox"
+    assert (out / "model.safetensors").is_file()
+    assert not (out / "adapter_config.json").exists()
+    with writing(ModelSpec("m", str(out), None, "float32", True, ""), tmp_path / "cache") as write:
+        assert write("The red fox").error is None
+
+
+def test_a_dry_run_shows_examples_and_costs_and_leaves_nothing(tmp_path: Path) -> None:
+    done = finetune(tmp_path / "home", "--dry-run", *options(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("--- example") == 3
+    assert "[given] 'Question: What is red number 0?\\nAnswer:'" in done.stdout
+    assert "[learned] ' It is red red red.'" in done.stdout
+    assert "24 steps" in done.stdout
+    assert "tokens/s, measured" in done.stdout
+    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "home").glob("finetune/*"))
+
+
+def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    done = finetune(tmp_path / "home", *options(tmp_path))
+    assert done.returncode == 2
+    assert "is there already" in done.stderr
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "status"),
+    [
+        ({"train": "gone.csv"}, "gone.csv", 1),
+        ({"base": "/no/such/model"}, "There is no model at", 2),
+        ({"max_tokens": "5000"}, "lower it", 2),
+        ({"rank": "0"}, "lora.rank", 2),
+        ({"targets": "nothing"}, "lora.targets", 2),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_sentence(
+    changes: dict[str, str], words: str, status: int, tmp_path: Path
+) -> None:
+    done = finetune(tmp_path / "home", *options(tmp_path, **changes))
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gzipped_line_that_is_broken_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "papers.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write('{"title": "A", "abstract": "B"}\n{"title": "C"}\n')
+    done = finetune(tmp_path / "home", *options(tmp_path, train=str(path)))
+    assert done.returncode == 1
+    assert "line 2, field 'abstract'" in done.stderr

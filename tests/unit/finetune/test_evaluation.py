@@ -1,0 +1,147 @@
+"""All measurements together, on models with known logits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from finetune.config import EvaluationOptions
+from finetune.evaluation import OPENING_WORDS, PUBLISHED_MULTI_XSCIENCE, Metrics, evaluate
+from finetune.examples import Example, Part, Place
+from tests.fakes import VOCABULARY_SIZE, LogitsOf, fake_model, spelling
+
+PROMPT = "Say:"
+EIGHT = " one two three four five six seven eight"
+
+
+def asked(completion: str, prompt: str = PROMPT) -> Example:
+    return Example((Part(prompt, False), Part(completion, True)), Place("data.jsonl", 1))
+
+
+def plain(text: str) -> Example:
+    return Example((Part(text, True),), Place("data.txt", 1))
+
+
+def encode(example: Example) -> tuple[list[int], list[bool]]:
+    flags = [part.is_learned for part in example.parts for _ in part.text]
+    return [ord(character) for character in example.text], flags
+
+
+def measured(
+    logits_of: LogitsOf,
+    held_out: Sequence[Example],
+    training_texts: Iterable[str] = (),
+    *,
+    context_length: int = 1000,
+    **options: Any,
+) -> Metrics:
+    model, _ = fake_model(logits_of, context_length=context_length)
+    chosen = EvaluationOptions(**{"max_new_tokens": 100, **options})
+    return evaluate(
+        model,
+        held_out,
+        training_texts,
+        chosen,
+        encode=encode,
+        max_tokens=500,
+        seed=0,
+        num_slots=2,
+    )
+
+
+def even(ids: list[int]) -> torch.Tensor:
+    return torch.zeros(VOCABULARY_SIZE)
+
+
+def test_a_model_that_writes_what_is_held_out_has_all_of_it_and_nothing_of_the_training() -> None:
+    found = measured(spelling(f"{EIGHT}\0", PROMPT), [asked(EIGHT)], ["something else"])
+    assert found.texts is not None
+    assert found.texts.rouge.rouge1 == found.texts.rouge.rouge2 == found.texts.rouge.rouge_l == 1
+    assert found.texts.distinct1 == found.texts.distinct2 == found.texts.distinct3 == 1
+    assert found.texts.memorised == found.texts.reference_memorised == 0
+    assert found.score.perplexity == pytest.approx(1, abs=1e-6)
+
+
+def test_memorised_texts_stand_out_from_the_held_out_ones() -> None:
+    held_out = [asked(" eight seven six five four three two one")]
+    found = measured(spelling(f"{EIGHT}\0", PROMPT), held_out, [f"{PROMPT}{EIGHT}"])
+    assert found.texts is not None
+    assert (found.texts.memorised, found.texts.reference_memorised) == (1.0, 0.0)
+    assert found.texts.rouge.rouge1 == 1
+    assert found.texts.rouge.rouge2 == 0
+
+
+def test_scores_are_of_as_many_examples_and_texts_as_asked_for() -> None:
+    examples = [asked("ab"), asked("abcd"), asked("abcdef")]
+    found = measured(even, examples, examples=2, texts=1, max_new_tokens=5)
+    assert (found.num_examples, found.score.num_tokens) == (2, 6)
+    assert found.texts is not None
+    assert (found.texts.num_texts, found.texts.num_skipped) == (1, 0)
+
+
+def test_no_texts_are_written_where_none_are_asked_for() -> None:
+    found = measured(even, [asked("ab")], iter(()), texts=0)
+    assert found.texts is None
+    assert found.as_json()["texts"] is None
+
+
+def test_prompts_that_leave_no_room_are_passed_over_and_counted() -> None:
+    examples = [asked("ab", "p" * 20), asked("ab", "p" * 15), asked("  "), asked("ab", "p" * 16)]
+    found = measured(even, examples, context_length=20, texts=2, max_new_tokens=5)
+    assert found.texts is not None
+    assert (found.texts.num_texts, found.texts.num_skipped) == (1, 3)
+
+
+def test_where_no_prompt_can_be_continued_the_loss_is_still_there() -> None:
+    found = measured(even, [asked("ab", "p" * 20)], context_length=25, max_new_tokens=10)
+    assert found.texts is None
+    assert found.score.bits_per_byte == pytest.approx(7)
+
+
+def test_a_plain_text_is_continued_from_its_opening_and_compared_at_the_same_length() -> None:
+    opening = " ".join(["a"] * OPENING_WORDS)
+    text = f"{opening} b c d e f"
+    seen: list[str] = []
+
+    def logits_of(ids: list[int]) -> torch.Tensor:
+        seen.append("".join(map(chr, ids)))
+        return spelling(" b c", opening)(ids)
+
+    found = measured(logits_of, [plain(f"{text} {opening}")], max_new_tokens=4)
+    assert opening in seen
+    assert found.texts is not None
+    assert found.texts.rouge.rouge1 == 1  # with " b c" alone, and not with all that follows
+    short = measured(even, [plain("a b c d"), plain("word")], max_new_tokens=4)
+    assert short.texts is not None
+    assert (short.texts.num_texts, short.texts.num_skipped) == (1, 1)
+
+
+def test_metrics_go_into_a_report_as_json() -> None:
+    document = measured(even, [asked("ab")], max_new_tokens=5).as_json()
+    assert json.loads(json.dumps(document)) == document
+    assert document["num_examples"] == 1
+    assert document["num_tokens"] == document["num_bytes"] == 2
+    assert document["nats_per_token"] == pytest.approx(math.log(128))
+    assert document["perplexity"] == pytest.approx(128)
+    assert document["bits_per_byte"] == pytest.approx(7)
+    assert set(document["texts"]) == {
+        "num_texts",
+        "num_skipped",
+        "rouge",
+        "distinct1",
+        "distinct2",
+        "distinct3",
+        "memorised",
+        "reference_memorised",
+    }
+
+
+def test_what_is_published_names_its_source() -> None:
+    for row in PUBLISHED_MULTI_XSCIENCE:
+        assert row.source
+        assert 100 > row.rouge1 > row.rouge_l > row.rouge2 > 1

@@ -1,0 +1,102 @@
+"""The report that a fine-tuning writes is the one that a worker reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.finetuning import as_document, stored_finetuning
+from finetune.base_model import BaseModel
+from finetune.config import DataOptions, FinetuneConfig
+from finetune.evaluation import Metrics, TextMetrics
+from finetune.export import write_report
+from finetune.holdout import HoldoutReport, Repeats
+from finetune.overlap import Rouge
+from finetune.preparation import DataFile, Prepared, TokenCounts
+from finetune.scoring import Score
+from finetune.training import TrainingHistory
+from worker.models.provenance import Provenance, read_provenance
+
+COUNTS = TokenCounts(
+    num_texts=3, num_tokens=30, num_learned=20, median_tokens=10, max_tokens=12, num_cut_texts=0,
+    num_cut_tokens=0, num_unlearnable=0,
+)  # fmt: skip
+TEXTS = TextMetrics(
+    num_texts=4, num_skipped=0, rouge=Rouge(0.25, 0.05, 0.2), distinct1=0.2, distinct2=0.5,
+    distinct3=1.0, memorised=0.0, reference_memorised=0.01,
+)  # fmt: skip
+
+
+def write(folder: Path, config: FinetuneConfig, texts: TextMetrics | None) -> None:
+    base = BaseModel("/home/anna/models/mine", folder, "abc123", 512, 0)
+    data = Prepared(
+        train=(), validation=(), train_texts=(), validation_texts=(), is_packed=False,
+        files=(
+            DataFile("train.csv", "both", "ab" * 32, 40),
+            DataFile("multi_x_science_sum", "validation", "", 10),
+        ),
+        holdout=HoldoutReport(Repeats(2), Repeats(1), Repeats(4)),
+        train_counts=COUNTS, validation_counts=COUNTS,
+        format="question_answer", fingerprint="f",
+    )  # fmt: skip
+    history = TrainingHistory(
+        training=((1, 3.5), (2, 3.25)), validation=((2, 3.0),), num_steps=2, best_step=1,
+        num_tokens=600, seconds=1.5, tokens_per_second=400.0, peak_bytes=1 << 30, device="cpu",
+        precision="float32",
+    )  # fmt: skip
+    metrics = {
+        "before": Metrics(7, Score(90.0, 30, 120), texts),
+        "after": Metrics(7, Score(60.0, 30, 120), texts),
+    }
+    write_report(folder, config, base, data, history, metrics, "2 CPU cores (x86_64, AVX2)")
+
+
+def read(folder: Path) -> Provenance:
+    said: list[str] = []
+    found = read_provenance([folder], said.append)
+    assert said == []
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("texts", [TEXTS, None])
+def test_what_is_written_is_read_whole(
+    tmp_path: Path, method: str, texts: TextMetrics | None
+) -> None:
+    config = FinetuneConfig.model_validate(
+        {"base": "mine", "name": "tuned", "method": method, "data": {"train": ("train.csv",)}}
+    )
+    write(tmp_path, config, texts)
+    card = read(tmp_path).card_markdown
+    assert card is not None
+    assert "/home/anna" not in card  # it is shown to everybody
+    assert "Read as question" in card
+    assert 'format = "question_answer"' in (tmp_path / "finetune.toml").read_text()
+    found = read(tmp_path).finetuning
+    assert found is not None
+    assert (found.base, found.base_revision, found.method) == ("mine", "abc123", method)
+    assert [file.name for file in found.data.files] == ["train.csv", "multi_x_science_sum"]
+    assert [file.num_rows for file in found.data.files] == [40, 10]
+    assert (found.data.num_duplicates, found.data.num_overlapping) == (3, 4)
+    assert (found.training.num_steps, found.training.best_step) == (2, 1)
+    assert found.metrics.before.bits_per_byte == pytest.approx(
+        1.5 * found.metrics.after.bits_per_byte
+    )
+    assert (found.metrics.after.texts is None) == (texts is None)
+    if found.metrics.after.texts is not None:
+        assert found.metrics.after.texts.rouge.rouge_l == TEXTS.rouge.rouge_l
+        assert found.metrics.after.texts.reference_memorised == TEXTS.reference_memorised
+    assert stored_finetuning(as_document(found)) == found
+
+
+def test_curve_and_card_are_shown_as_they_were_written(tmp_path: Path) -> None:
+    hostile = 'a <script>alert(1)</script> & "b"'
+    config = FinetuneConfig(
+        base="mine", name="tuned", description=hostile, data=DataOptions(train=("train.csv",))
+    )
+    write(tmp_path, config, TEXTS)
+    found = read(tmp_path)
+    assert found.curve_svg == (tmp_path / "loss.svg").read_text(encoding="utf-8")
+    assert found.card_markdown == (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "![Loss over the steps](loss.svg)" in found.card_markdown
