@@ -17,7 +17,7 @@ from backend.services import Services
 from core.db import make_engine
 from core.events import EventBus
 from core.jobs import JobStore, Limits
-from core.model_catalog import load_catalog
+from core.live_catalog import LiveCatalog
 from core.settings import Settings
 from core.tickets import TicketPublisher, make_celery
 
@@ -60,7 +60,7 @@ def make_services(settings: Settings) -> Services:
         store=JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits),
         bus=EventBus(settings.redis_url),
         tickets=TicketPublisher(make_celery(settings)) if settings.redis_url else None,
-        catalog=load_catalog(settings),
+        catalog=LiveCatalog(settings),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import FieldError
+from core.schemas import MAX_VARIANTS
 from core.strategies import MAX_NEW_TOKENS
 
 Document = dict[str, Any]
@@ -28,7 +29,7 @@ class GenerateForm:
     """What stands in the form, as texts, with the messages beside the fields."""
 
     prompt: str = ""
-    model: str = ""
+    models: list[str] = field(default_factory=list)
     ticked: list[str] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
     samples: str = "1"
@@ -49,7 +50,8 @@ class GenerateForm:
         strategy = self.ticked[0] if len(self.ticked) == 1 else ""
         if parts[0] == "variants" and len(parts) > 2 and parts[1].isdecimal():
             index = int(parts[1])
-            strategy = self.ticked[index] if index < len(self.ticked) else ""
+            pairs = self._pairs()
+            strategy = pairs[index][0] if index < len(pairs) else ""
             parts = parts[2:]
         if parts[0] in COMMON_FIELDS:
             return parts[0]
@@ -59,7 +61,11 @@ class GenerateForm:
     def num_texts(self) -> int:
         """How many texts the form asks for."""
         samples = int(self.samples) if re.fullmatch(r"[0-9]{1,2}", self.samples) else 1
-        return sum(1 if self._is_drawn_once(name) else samples for name in self.ticked)
+        return sum(1 if self._is_drawn_once(name) else samples for name, _ in self._pairs())
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The variants: every strategy on every model, a strategy's models beside each other."""
+        return [(name, model) for name in self.ticked for model in self.models or [""]]
 
     def _is_drawn_once(self, strategy: str) -> bool:
         return (
@@ -71,13 +77,13 @@ class GenerateForm:
     @property
     def is_single(self) -> bool:
         """Whether one job does, without a run around it."""
-        return len(self.ticked) == 1 and self.samples.strip() in ("", "1")
+        return len(self._pairs()) == 1 and self.samples.strip() in ("", "1")
 
     def payload(self) -> Document:
         """The body of ``POST /jobs`` or, for several texts, of ``POST /runs``."""
         common: Document = {"prompt": self.prompt}
-        if self.model:
-            common["model"] = self.model
+        if len(self.models) == 1:
+            common["model"] = self.models[0]
         for name, text in (("max_new_tokens", self.max_new_tokens), ("seed", self.seed)):
             if text.strip():
                 common[name] = _number(text)
@@ -86,7 +92,7 @@ class GenerateForm:
             common["stop"] = stop
         if self.trace:
             common["trace"] = True
-        variants = [self._variant(name) for name in self.ticked]
+        variants = [self._variant(name, model) for name, model in self._pairs()]
         if self.is_single:
             return common | variants[0]
         samples = _number(self.samples) if self.samples.strip() else 1
@@ -98,6 +104,14 @@ class GenerateForm:
             self.errors["prompt"] = "write something for the model to continue"
         if not self.ticked:
             self.errors["strategy"] = "tick at least one strategy"
+        if not self.models:
+            self.errors["model"] = "tick at least one model"
+        num_variants = len(self._pairs())
+        if num_variants > MAX_VARIANTS:
+            self.errors["strategy"] = (
+                f"{len(self.ticked)} strategies on {len(self.models)} models are {num_variants}"
+                f" columns, and a page shows {MAX_VARIANTS} at most; tick fewer"
+            )
         numbers = {"samples": self.samples, "max_new_tokens": self.max_new_tokens}
         numbers["seed"] = self.seed
         for name in self.ticked:
@@ -107,14 +121,15 @@ class GenerateForm:
                 self.errors[name] = "must be a number"
         return not self.errors
 
-    def _variant(self, strategy: str) -> Document:
+    def _variant(self, strategy: str, model: str) -> Document:
         prefix = f"{strategy}."
         own = {
             name.removeprefix(prefix): _number(text)
             for name, text in self.values.items()
             if name.startswith(prefix) and text.strip()
         }
-        return {"strategy": strategy} | own
+        own_model = {"model": model} if len(self.models) > 1 else {}
+        return {"strategy": strategy} | own_model | own
 
 
 def blank_form(strategies: Sequence[Document], models: Sequence[Document]) -> GenerateForm:
@@ -124,15 +139,15 @@ def blank_form(strategies: Sequence[Document], models: Sequence[Document]) -> Ge
         for strategy in strategies
         for parameter in own_parameters(strategy)
     }
-    default = next((model["name"] for model in models if model["default"]), "")
-    return GenerateForm(model=default, ticked=list(PRESET), values=values)
+    default = [model["name"] for model in models if model["default"]]
+    return GenerateForm(models=default, ticked=list(PRESET), values=values)
 
 
 def form_from_job(blank: GenerateForm, job: Document, *, is_continued: bool) -> GenerateForm:
     """The form that makes a job again, or goes on from its text."""
     parameters = job["parameters"]
     blank.prompt = job["prompt"] + (job["text"] if is_continued else "")
-    blank.model = job["model"]
+    blank.models = [job["model"]]
     blank.ticked = [job["strategy"]]
     blank.max_new_tokens = as_text(parameters.get("max_new_tokens", blank.max_new_tokens))
     blank.seed = "" if is_continued else as_text(parameters.get("seed", ""))
@@ -146,16 +161,21 @@ def form_from_job(blank: GenerateForm, job: Document, *, is_continued: bool) -> 
 
 
 def form_from_browser(
-    blank: GenerateForm, sent: Mapping[str, str], ticked: Sequence[str]
+    blank: GenerateForm, sent: Mapping[str, str], ticked: Sequence[str], models: Sequence[str]
 ) -> GenerateForm:
-    """The form as it was sent; unknown fields are passed over."""
+    """The form as it was sent; unknown fields are passed over.
+
+    Boxes that are not ticked send nothing, so the page sends an empty model along: without any
+    field ``model`` the default one is meant.
+    """
 
     def lines(name: str, default: str = "") -> str:
         return sent.get(name, default).replace("\r\n", "\n").replace("\r", "\n")
 
     known = {name.split(".")[0] for name in blank.values}
     blank.prompt = lines("prompt")
-    blank.model = sent.get("model", blank.model)
+    if models:
+        blank.models = [name for name in dict.fromkeys(models) if name]
     blank.ticked = [name for name in dict.fromkeys(ticked) if name in known]
     blank.samples = sent.get("samples", blank.samples)
     blank.max_new_tokens = sent.get("max_new_tokens", blank.max_new_tokens)

@@ -105,14 +105,16 @@ def columns_of(
         variant = job.get("variant_index")
         key = variant if by_variant and variant is not None else job["id"]
         groups.setdefault(key, []).append(job)
+    has_models = len({job["model"] for job in jobs}) > 1
     columns = []
     for group in groups.values():
         first = group[0]
+        strategy = titles.get(first["strategy"], first["strategy"])
         columns.append(
             {
-                "title": titles.get(first["strategy"], first["strategy"]),
+                "title": f"{strategy}, {first['model']}" if has_models else strategy,
                 "words": parameters_in_words(first["parameters"]),
-                "model": first["model"],
+                "model": None if has_models else first["model"],  # or in the title
                 "prompt": first["prompt"],
                 "samples": [{"job": job} for job in group],
             }

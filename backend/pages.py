@@ -112,11 +112,11 @@ def generate() -> Response:
     """Submit the form: one text is a job, several are a run."""
     refuse_cross_site()
     blank = _blank_form(models=_models_if_known())
-    form = form_from_browser(blank, request.form, request.form.getlist("strategy"))
-    if not form.ticked or not form.prompt.strip():
-        form.check()
-        return _generate_page(form, 422)
+    sent = request.form
+    form = form_from_browser(blank, sent, sent.getlist("strategy"), sent.getlist("model"))
     form.check()
+    if not form.ticked or not form.models or not form.prompt.strip():
+        return _generate_page(form, 422)
     owner = owner_id(request)
     try:
         # A number that is none goes along as text: it is refused with all the others at once.
@@ -166,7 +166,7 @@ def _generate_page(
     page = render_template(
         "generate.html",
         form=form,
-        models=_models_if_known() or [_unknown_model(form.model)],
+        models=_models_if_known() or [_unknown_model(name) for name in form.models],
         strategies=[
             strategy | {"own": [p | {"slider": slider(p)} for p in own_parameters(strategy)]}
             for strategy in strategies

@@ -11,14 +11,16 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import ValidationError
+from sqlalchemy import Engine
 
 from backend.openapi import openapi_document
 from backend.presenting import (
     Document,
+    base_names,
     instant,
     job_document,
     model_document,
@@ -30,7 +32,8 @@ from core.errors import FieldError, NotFound, ValidationFailed
 from core.events import EventBus, EventsUnavailable
 from core.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, History, decode_cursor, parse_instant
 from core.jobs import JobStore, NewJob, Origin
-from core.model_cards import ModelCard, cards, tokenizer_json
+from core.live_catalog import LiveCatalog
+from core.model_cards import ModelCard, card_markdown, cards, curve_svg, tokenizer_json
 from core.model_catalog import Catalog
 from core.records import JobRecord, RunRecord
 from core.schemas import (
@@ -62,14 +65,14 @@ class Services:
         store: JobStore,
         bus: EventBus,
         tickets: TicketPublisher | None,
-        catalog: Catalog,
+        catalog: LiveCatalog,
     ) -> None:
         """Keep what the actions work on."""
         self.store = store
         self.bus = bus
         self.history = History(store.engine)
         self._tickets = tickets
-        self._catalog = catalog
+        self._live_catalog = catalog
         self._tokenizers = TokenizerCache()
         self._cards: dict[str, ModelCard] = {}
         self._cards_until = 0.0
@@ -211,16 +214,41 @@ class Services:
         """The models of the models file."""
         known = self._known_cards()
         workers = self._workers()
-        default = self._catalog.default.name
+        catalog = self._catalog
+        default = catalog.default.name
+        bases = base_names(catalog, known)
         return [
             model_document(
                 spec,
                 known.get(spec.name),
                 sum(spec.name in worker.models for worker in workers),
                 is_default=spec.name == default,
+                base_model=bases.get(spec.name),
             )
-            for spec in self._catalog
+            for spec in catalog
         ]
+
+    def model_curve(self, name: str) -> str:
+        """The losses of a model's training as an SVG that is not to be trusted.
+
+        Raises:
+            NotFound: there is no such model, or it has none.
+        """
+        return self._model_text(name, curve_svg, "loss curve")
+
+    def model_card(self, name: str) -> str:
+        """What a model's folder tells readers, as Markdown that is not to be trusted.
+
+        Raises:
+            NotFound: there is no such model, or it has none.
+        """
+        return self._model_text(name, card_markdown, "card")
+
+    def _model_text(self, name: str, read: Callable[[Engine, str], str | None], what: str) -> str:
+        text = read(self.store.engine, name) if name in self._catalog.names else None
+        if text is None:
+            raise NotFound(f"There is no model of that name, or it has no {what}.")
+        return text
 
     def list_strategies(self) -> list[Document]:
         """The strategies with their parameters."""
@@ -267,9 +295,10 @@ class Services:
             request = TokenizeRequest.model_validate(dict(payload))
         except ValidationError as error:
             raise ValidationFailed(field_errors(error)) from None
-        name = request.model or self._catalog.default.name
-        if name not in self._catalog.names:
-            known = ", ".join(self._catalog.names)
+        catalog = self._catalog
+        name = request.model or catalog.default.name
+        if name not in catalog.names:
+            known = ", ".join(catalog.names)
             message = f"there is no model of that name; the models are: {known}"
             raise ValidationFailed([FieldError("model", message)])
         if not self._ensure_tokenizer(name):
@@ -312,6 +341,11 @@ class Services:
         return last
 
     # ---- parts ------------------------------------------------------------------------------
+
+    @property
+    def _catalog(self) -> Catalog:
+        """As it stands; whoever looks twice keeps it, or it may be another."""
+        return self._live_catalog.current
 
     def _publish(self, job: JobRecord) -> None:
         """After the commit, and without it: a lost ticket costs two seconds."""
@@ -375,8 +409,9 @@ class Services:
 
     def _context(self) -> RequestContext:
         known = self._known_cards()
+        catalog = self._catalog
         limits = {}
-        for name in self._catalog.names:
+        for name in catalog.names:
             card = known.get(name)
             counts = self._ensure_tokenizer(name)
             limits[name] = ModelLimits(
@@ -384,7 +419,7 @@ class Services:
                 vocabulary_size=card.vocabulary_size if card else None,
                 count_tokens=self._counter(name) if counts else None,
             )
-        return RequestContext(self._catalog.default.name, limits)
+        return RequestContext(catalog.default.name, limits)
 
     def _counter(self, name: str) -> Any:
         return lambda text: self._tokenizers.count(name, text)

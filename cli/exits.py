@@ -5,6 +5,7 @@ from __future__ import annotations
 from core.errors import TextmillError
 
 EXIT_FAILED = 1
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: all is well, but start me anew, with what has changed
 EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: a restart cannot mend it, so nobody tries
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells report
 

@@ -13,6 +13,7 @@ import click
 
 from cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 from cli.generate import generate
+from cli.register import register
 from core.errors import SettingsError, TextmillError
 from core.settings import Settings
 
@@ -112,7 +113,19 @@ def doctor() -> None:
         sys.exit(EXIT_FAILED)
 
 
+@textmill.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def finetune(arguments: tuple[str, ...]) -> NoReturn:
+    """Fine-tune a model on a dataset, measure the gain, and leave a folder to serve."""
+    # In place of this process: what trains must set up its memory before it starts.
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "finetune", *arguments])  # noqa: S606 - ourselves
+
+
 textmill.add_command(generate)
+textmill.add_command(register)
 
 
 def _settings() -> Settings:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cli.child import Child, ChildSpec
 from cli.console import Console
-from cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
+from cli.exits import EXIT_AGAIN, EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 
 Probe = Callable[[], Awaitable[str | None]]
 """Answers ``None`` when what it looks at is ready, else a few words on what is missing."""
@@ -148,7 +148,12 @@ class Supervisor:
             status = await child.wait()
             if status == EXIT_CONFIGURATION:
                 raise _fatal(child, status)
-            failures = 1 if time.monotonic() - born >= self._pace.steady else failures + 1
+            lived = time.monotonic() - born
+            # One that asks as soon as it is born would keep the machine busy with nothing else.
+            if status == EXIT_AGAIN and lived >= self._pace.first_pause:
+                self._console.note(f"{child.spec.name} starts again, with what has changed.")
+                continue
+            failures = 1 if lived >= self._pace.steady else failures + 1
             pause = min(self._pace.first_pause * 2 ** (failures - 1), self._pace.longest_pause)
             self._console.note(
                 f"{child.spec.name} {_ending(status)}; starting it again in {pause:g} s "

@@ -5,6 +5,7 @@ Reads and checks the TOML alone; loading weights is ``worker.models``.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from core.errors import SettingsError
 from core.settings import Settings
 
 DEFAULT_PATH = Path(__file__).with_name("default_models.toml")
+OWN_FILE = "models.toml"  # in the state folder; `textmill register` makes it
+FINETUNE_FILE = "finetune.json"  # in a model's folder: what a fine-tuning says of itself
 DTYPES = ("auto", "float32", "bfloat16", "int8")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEYS = {"name", "source", "adapter", "dtype", "default", "description"}
@@ -77,19 +80,54 @@ class Catalog:
         return Catalog(tuple(model for model in self.models if model.name in names))
 
 
+def models_file(settings: Settings) -> Path:
+    """The file that lists the models: the one set, else the state folder's, else the packaged one.
+
+    A file of the state folder that is there and cannot be read is not passed over: whoever made it
+    wants to hear of that.
+    """
+    if settings.models_path is not None:
+        return settings.models_path
+    own = settings.home / OWN_FILE
+    return own if os.path.lexists(own) else DEFAULT_PATH
+
+
 def load_catalog(settings: Settings) -> Catalog:
-    """Read the models file that the settings name, or the packaged one.
+    """Read the models file.
 
     Raises:
         SettingsError: the file is missing, is not TOML, or describes a model wrongly.
     """
-    path = settings.models_path or DEFAULT_PATH
+    return read_catalog(models_file(settings))
+
+
+def read_catalog(path: Path) -> Catalog:
+    """Read one models file.
+
+    Raises:
+        SettingsError: the file is missing, is not TOML, or describes a model wrongly.
+    """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         reason = error.strerror or "it cannot be read"
-        raise SettingsError(f"TEXTMILL_MODELS: {path}: {reason}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"The models file {path}: {reason}. TEXTMILL_MODELS may name another one."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"The models file {path} is not valid TOML: {error}.") from error
+    return parse_catalog(text, path)
+
+
+def parse_catalog(text: str, path: Path) -> Catalog:
+    """Read a models file's text; what is relative in it is so to ``path``.
+
+    Raises:
+        SettingsError: it is not TOML, or describes a model wrongly.
+    """
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"The models file {path} is not valid TOML: {error}.") from error
     entries = document.get("models")
     if not isinstance(entries, list) or not entries or set(document) != {"models"}:

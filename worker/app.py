@@ -7,13 +7,16 @@ its jobs. The order of the start: settings → schema → models → engine → 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import uuid
 import warnings
+from functools import partial
 from typing import Any
 
 import structlog
+import torch
 from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
 from prometheus_client import start_http_server
@@ -22,19 +25,22 @@ from core.db import make_engine
 from core.errors import SettingsError, StorageUnavailable
 from core.events import EventBus
 from core.jobs import JobStore, Limits
+from core.live_catalog import LiveCatalog
 from core.logs import configure_logs
 from core.model_cards import ModelCard, register_card
-from core.model_catalog import load_catalog
+from core.model_catalog import ModelSpec
 from core.settings import Settings
-from core.tickets import TASK_NAME, TicketPublisher, make_celery
+from core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
 from core.workers import forget, worker_host
 from worker.cancels import CancelListener
 from worker.engine import Engine, EngineError
 from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, Watchdog
 from worker.metrics import WorkerMetrics
+from worker.model_watch import WATCH_MODELS_SECONDS, Actions, ModelWatch
 from worker.models.errors import ModelLoadError
 from worker.models.loading import LoadedModel, default_num_slots, load
 from worker.models.memory import cache_bytes
+from worker.models.sources import prepare
 from worker.poller import POLL_SECONDS, Poller
 from worker.publishing import Publisher
 from worker.sweeper import SWEEP_SECONDS, Sweeper
@@ -43,6 +49,7 @@ from worker.termination import Termination
 
 EX_CONFIG = 78  # sysexits.h: a restart cannot help; the supervisor stops everything
 EX_SOFTWARE = 70  # a hang: a restart does help
+EX_TEMPFAIL = 75  # in good order, and to be started again at once: the models are others now
 WATCH_SECONDS = 10.0
 DATABASE_CONNECTIONS = 6  # as many again under load; claims come one by one, results seldom
 log = structlog.get_logger(__name__)
@@ -51,16 +58,16 @@ log = structlog.get_logger(__name__)
 class WorkerProcess:
     """Everything that one worker process holds, and the order of its start and end."""
 
-    def __init__(
-        self, settings: Settings, models: dict[str, LoadedModel], termination: Termination
-    ) -> None:
+    def __init__(self, settings: Settings, watch: ModelWatch, termination: Termination) -> None:
         """Put the parts together; nothing runs yet."""
         self.settings = settings
+        self.model_watch = watch
+        self.is_outdated = False  # whether it ends since the models file asks for another
         self._termination = termination
         self.worker_id = f"{worker_host()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
         self.engine = Engine(
-            models, num_slots=num_slots, cache_bytes=cache_bytes(settings.cache_mib << 20)
+            watch.models, num_slots=num_slots, cache_bytes=cache_bytes(settings.cache_mib << 20)
         )
         self.store = make_store(settings)
         self.metrics = WorkerMetrics()
@@ -72,12 +79,13 @@ class WorkerProcess:
             publisher=self.publisher,
             metrics=self.metrics,
             worker_id=self.worker_id,
-            revisions={name: model.info.revision for name, model in models.items()},
+            revisions={name: model.info.revision for name, model in watch.models.items()},
             on_dead_engine=lambda: _end_process("the engine's thread has died"),
         )
-        self.celery = make_celery(settings, self.runner.models)
-        self._models = models
+        self._first_models = self.runner.models
+        self.celery = make_celery(settings, self._first_models)
         self._tickets = TicketPublisher(self.celery)
+        self._consumer: Any = None  # Celery's, once it is made
         self._loops = self._make_loops(num_slots)
         self._listener = (
             CancelListener(settings.redis_url, self._progress_loop.stir)
@@ -99,10 +107,13 @@ class WorkerProcess:
         )
         self._progress_loop = Loop("progress", PROGRESS_SECONDS, heartbeat.save_progress)
         self._poll_loop = Loop("poller", POLL_SECONDS, self._poller.look)
+        self._heartbeat_loop = Loop("heartbeat", HEARTBEAT_SECONDS, heartbeat.beat)
+        watch = partial(self.model_watch.look, Actions(self._add_model, self._renew, self._ask_end))
         return [
-            Loop("heartbeat", HEARTBEAT_SECONDS, heartbeat.beat),
+            self._heartbeat_loop,
             self._progress_loop,
             self._poll_loop,
+            Loop("models", WATCH_MODELS_SECONDS, watch),
             Loop("sweeper", SWEEP_SECONDS, sweeper.sweep),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
         ]
@@ -111,8 +122,8 @@ class WorkerProcess:
         """Warm the engine, then say that this worker is there."""
         self.engine.start()
         self.engine.warm_up()
-        for name, model in self._models.items():
-            register_card(self.store.engine, card_of(name, model))
+        for model in self.model_watch.models.values():
+            self._renew(model)
         self._termination.hold_jobs()
         self.publisher.start()
         for loop in self._loops:
@@ -130,7 +141,7 @@ class WorkerProcess:
         self._termination.hand_over()
         self.celery.task(name=TASK_NAME, ignore_result=True)(self._on_ticket)
         signals.worker_shutting_down.connect(self._on_shutting_down, weak=False)
-        self.celery.Worker(
+        celery_worker = self.celery.Worker(
             pool="threads",
             concurrency=self.engine.num_slots,
             hostname=f"celery@{self.worker_id}",
@@ -139,7 +150,12 @@ class WorkerProcess:
             without_heartbeat=True,
             quiet=True,
             loglevel="WARNING",
-        ).start()
+        )
+        self._consumer = celery_worker.consumer
+        for name in self.runner.models:
+            if name not in self._first_models:  # it came while Celery was made
+                self._consume(name)
+        celery_worker.start()
 
     def stop(self) -> None:
         """Drain, then close everything; jobs that do not end in time go back to the queue."""
@@ -160,6 +176,30 @@ class WorkerProcess:
             self.bus.close()
             self.store.engine.dispose()
         log.info("worker_stopped", worker_id=self.worker_id)
+
+    def _add_model(self, model: LoadedModel) -> None:
+        """Serve one more model; called on the thread that loaded it."""
+        self.engine.add_model(model)
+        self._renew(model)
+        self.runner.add_model(model.name, model.info.revision)
+        self._consume(model.name)
+        self._heartbeat_loop.stir()
+        self._poll_loop.stir()
+        log.info("model_added", model=model.name, revision=model.info.revision)
+
+    def _renew(self, model: LoadedModel) -> None:
+        register_card(self.store.engine, card_of(model.name, model))
+
+    def _consume(self, model: str) -> None:
+        """Take a model's tickets; its jobs are found by polling too, but tickets would pile up."""
+        if self._consumer is not None:
+            self._consumer.call_soon(_take_tickets, self._consumer, queue_name(model))
+
+    def _ask_end(self, reason: str) -> None:
+        """End as after SIGTERM, with a status that says why."""
+        log.info("worker_outdated", reason=reason)
+        self.is_outdated = True
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _publish(self, model: str) -> None:
         """Repeat a ticket; where nothing is free it would only wait in Redis with the others."""
@@ -198,6 +238,9 @@ def card_of(name: str, model: LoadedModel) -> ModelCard:
         vocabulary_size=info.vocabulary_size,
         dtype=info.dtype,
         tokenizer_json=info.tokenizer_json,
+        finetuning=model.provenance.finetuning,
+        curve_svg=model.provenance.curve_svg,
+        card_markdown=model.provenance.card_markdown,
     )
 
 
@@ -205,7 +248,8 @@ def main(settings: Settings) -> int:
     """Run a worker until SIGTERM.
 
     Returns:
-        The exit code: 0 after a clean stop, ``EX_CONFIG`` where a restart cannot help.
+        The exit code: 0 after a clean stop, ``EX_CONFIG`` where a restart cannot help,
+        ``EX_TEMPFAIL`` where the models file asks for one.
     """
     configure_logs(settings)
     # Celery warns of pickle when run as root, and of a default we have set: neither is ours.
@@ -230,25 +274,55 @@ def main(settings: Settings) -> int:
         process.run()
     finally:
         process.stop()
-    return 0
+    status = EX_TEMPFAIL if process.is_outdated else 0
+    if process.model_watch.is_loading:  # a thread deep in torch would spoil the interpreter's end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
-def load_models(settings: Settings) -> dict[str, LoadedModel]:
-    """Load what this worker serves, telling what takes time."""
-    catalog = load_catalog(settings).served(settings.serve)
+def load_models(settings: Settings) -> ModelWatch:
+    """Load what this worker serves, telling what takes time.
+
+    Raises:
+        SettingsError, ModelLoadError: one sentence on what cannot be served.
+    """
+    catalog = LiveCatalog(settings, settings.serve)
     num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
-    models = {}
-    for spec in catalog:
+    cache_dir = settings.home / "models"
+
+    def report(sentence: str) -> None:
+        log.info("model_progress", step=sentence)
+
+    def load_one(spec: ModelSpec) -> LoadedModel:
         log.info("model_loading", model=spec.name, source=spec.source)
-        models[spec.name] = load(
+        return load(
             spec,
-            cache_dir=settings.home / "models",
+            cache_dir=cache_dir,
             dtype=spec.dtype,
             num_slots=num_slots,
             kernel_dir=settings.kernel_dir,
-            report=lambda sentence: log.info("model_progress", step=sentence),
+            report=report,
         )
-    return models
+
+    def check(spec: ModelSpec) -> object:
+        return prepare(spec.source, spec.adapter, cache_dir, report)
+
+    # While a step is being recorded on a GPU, no other thread may use it: models come with a new
+    # process there.
+    is_shared = not torch.cuda.is_available()
+    watch = ModelWatch(lambda: catalog.current, load_one, None if is_shared else check)
+    watch.load_all()
+    return watch
+
+
+def _take_tickets(consumer: Any, queue: str) -> None:
+    """On Celery's own thread; a connection that was lost asks for all queues when it is back."""
+    try:
+        consumer.add_task_queue(queue)
+    except Exception as error:  # it would end Celery's loop
+        log.warning("queue_not_consumed", queue=queue, reason=type(error).__name__)
 
 
 def _end_process(reason: str) -> None:

@@ -257,6 +257,11 @@ class JobRunner:
                 with self._lock:
                     self._unwritten -= 1
 
+    def add_model(self, name: str, revision: str) -> None:
+        """Claim jobs of one more model, which the engine holds by now."""
+        self._revisions[name] = revision
+        self.models = (*(model for model in self.models if model != name), name)
+
     # ---- what the heartbeat and the drain need ------------------------------------------------
 
     @property

@@ -182,6 +182,39 @@ def test_the_presets_are_compared_from_an_example(page: Page) -> None:
     expect(page.locator("#status")).to_have_text("All 3 texts have ended", timeout=60_000)
 
 
+@pytest.mark.parametrize("has_scripts", [True, False])
+def test_two_models_stand_side_by_side(
+    open_context: Callable[..., BrowserContext], has_scripts: bool
+) -> None:
+    page = open_context(java_script_enabled=has_scripts).new_page()
+    fill(page, "The quick brown", "greedy", 12)
+    page.get_by_role("checkbox", name="tiny-neo").check()
+    if has_scripts:
+        expect(page.locator("#submit-label")).to_have_text("Generate 2")
+        expect(page.locator("#token-count")).to_have_text(re.compile(r"^\d+ / 512 tokens$"))
+        page.get_by_role("checkbox", name="tiny-llama").uncheck()
+        page.get_by_role("checkbox", name="tiny-neo").uncheck()
+        expect(page.locator("#submit-label")).to_have_text("Generate")
+        page.get_by_role("checkbox", name="tiny-llama").check()
+        page.get_by_role("checkbox", name="tiny-neo").check()
+    page.locator("#submit").click()
+    page.wait_for_url("**/runs/*")
+    headings = page.locator(".run-heading h2")
+    expect(headings).to_have_text(["Greedy, tiny-llama", "Greedy, tiny-neo"])
+    expect(page.locator("#status")).to_have_text("All 2 texts have ended", timeout=60_000)
+    expect(page.locator('[data-part="note"]').nth(1)).to_contain_text("Greedy, tiny-llama")
+
+
+def test_a_form_with_no_model_ticked_is_kept_and_leads_to_the_models(page: Page) -> None:
+    fill(page, "kept")
+    page.get_by_role("checkbox", name="tiny-llama").uncheck()
+    page.locator("#submit").click()
+    expect(page.locator("#summary")).to_contain_text("tick at least one model")
+    expect(page.locator("#prompt")).to_have_value("kept")
+    page.locator("#summary a").click()
+    expect(page.locator("#models")).to_be_focused()
+
+
 def test_an_example_needs_no_javascript(open_context: Callable[..., BrowserContext]) -> None:
     page = open_context(java_script_enabled=False).new_page()
     page.goto("/")

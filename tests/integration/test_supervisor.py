@@ -196,6 +196,30 @@ def test_a_child_that_lived_long_is_forgiven(
     assert running.finish() == 0
 
 
+def test_a_child_that_asks_for_it_is_started_again_at_once(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    changing = child(tmp_path, "worker-1", "import sys; sys.exit(75)")
+    running = supervise(services=[changing], pace={"first_pause": 0.0, "longest_pause": 600.0})
+    for _ in range(3):
+        note = running.read_until("worker-1 ")
+        assert note.endswith("worker-1 starts again, with what has changed.")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    assert not any("failure" in line for line in running.lines)
+
+
+def test_a_child_that_asks_as_soon_as_it_is_born_has_to_wait(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    hasty = child(tmp_path, "worker-1", "import sys; sys.exit(75)")
+    running = supervise(services=[hasty], pace={"first_pause": 600.0, "longest_pause": 600.0})
+    note = running.read_until("starting it again")
+    assert "worker-1 ended with status 75; starting it again in 600 s (failure 1" in note
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
 def test_a_killed_child_comes_back_and_ready_is_said_once(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from functools import partial
 
 import structlog
@@ -74,6 +75,7 @@ class Engine:
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()  # guarded by _wake
+        self._changes: deque[tuple[Callable[[], None], Future[None]]] = deque()  # guarded by _wake
         self._is_stopping = False  # guarded by _wake
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -131,12 +133,45 @@ class Engine:
         Raises:
             EngineError: a model cannot write.
         """
-        for name in self._models:
-            parameters = DecodingParameters(strategy="sampling", max_new_tokens=4, seed=0)
-            request = GenerationRequest("warm-up", name, "Hello", parameters)
-            result = self.submit(request).result(WARM_UP_SECONDS)
-            if result.error is not None:
-                raise EngineError(f"The model {name} cannot write: {result.error}")
+        for name in list(self._models):
+            self._try_out(name, WARM_UP_SECONDS)
+
+    def add_model(self, model: LoadedModel) -> None:
+        """Hold one more model, and write a few tokens on it; other texts go on meanwhile.
+
+        Args:
+            model: one of the same name is replaced, which may have no texts then.
+
+        Raises:
+            EngineError: it cannot write, and is not held; or the engine is not running.
+        """
+        self._between_steps(partial(self._take_model, model))
+        try:
+            self._try_out(model.name, None)  # behind running texts it may wait for long
+        except EngineStopped:
+            raise
+        except EngineError:
+            self._between_steps(partial(self._drop_model, model.name))
+            raise
+
+    def _try_out(self, name: str, timeout_seconds: float | None) -> None:
+        parameters = DecodingParameters(strategy="sampling", max_new_tokens=4, seed=0)
+        request = GenerationRequest("warm-up", name, "Hello", parameters)
+        result = self.submit(request).result(timeout_seconds)
+        if isinstance(result.error, EngineStopped):
+            raise result.error
+        if result.error is not None:
+            raise EngineError(f"The model {name} cannot write: {result.error}")
+
+    def _between_steps(self, change: Callable[[], None]) -> None:
+        """Let the engine's thread change what no step may see half done, and wait for it."""
+        done: Future[None] = Future()
+        with self._wake:
+            if self._is_stopping or not self._thread.is_alive():
+                raise EngineStopped("The engine is not running; restart the worker.")
+            self._changes.append((change, done))
+            self._wake.notify_all()
+        done.result()
 
     def _sequence(
         self, request: GenerationRequest, on_delta: Callable[[Delta], None] | None
@@ -177,13 +212,27 @@ class Engine:
     def _take_in(self) -> bool:
         """Wait for work and fetch what was submitted; false when the engine is to stop."""
         with self._wake:
-            if not self._inbox and not self._scheduler.has_work:
+            if not self._inbox and not self._changes and not self._scheduler.has_work:
                 for model in self._models.values():
                     model.runner.rest()
-                self._wake.wait_for(lambda: self._inbox or self._is_stopping)
+                self._wake.wait_for(lambda: self._inbox or self._changes or self._is_stopping)
+            while self._changes:
+                change, done = self._changes.popleft()
+                try:
+                    done.set_result(change())
+                except Exception as error:  # the engine edge: it fails for whoever asked for it
+                    done.set_exception(error)
             while self._inbox:
                 self._scheduler.add(self._inbox.popleft())
             return not self._is_stopping
+
+    def _take_model(self, model: LoadedModel) -> None:
+        self._choosers[model.name] = _chooser(model.runner)
+        self._scheduler.weigh(model.name, model.runner.bytes_per_token)
+        self._models[model.name] = model  # at last: whoever submits looks here
+
+    def _drop_model(self, name: str) -> None:
+        del self._models[name], self._choosers[name]
 
     def _step(self) -> None:
         """Drop → admit → for each model with work: prefill, decode a token a row."""
@@ -307,7 +356,11 @@ class Engine:
             self._is_stopping = True
             left = [*self._scheduler.clear(), *self._inbox]
             self._inbox.clear()
+            changes = [done for _, done in self._changes]
+            self._changes.clear()
         error = EngineStopped("The engine has stopped before the text was done.")
+        for done in changes:
+            done.set_exception(error)
         for sequence in left:
             if is_dead:
                 sequence.generation.abandon(error)

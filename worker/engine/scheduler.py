@@ -37,7 +37,7 @@ class Scheduler:
         """
         self._num_slots = num_slots
         self._cache_bytes = cache_bytes
-        self._bytes_per_token = bytes_per_token or {}
+        self._bytes_per_token = dict(bytes_per_token or {})
         self._waiting: deque[Sequence] = deque()
         self._active: list[Sequence] = []  # in the order of admission
 
@@ -59,6 +59,10 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Let a sequence wait its turn."""
         self._waiting.append(sequence)
+
+    def weigh(self, model: str, bytes_per_token: int) -> None:
+        """Take note of a model that came later."""
+        self._bytes_per_token[model] = bytes_per_token
 
     def num_bytes(self, sequence: Sequence) -> int:
         """What a sequence's keys and values may grow to."""

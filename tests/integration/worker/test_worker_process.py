@@ -19,7 +19,7 @@ from core.models import Job, JobEvent
 from core.records import JobRecord
 from core.settings import Settings
 from core.workers import seen_workers
-from tests.tiny_models import build_tiny_llama
+from tests.tiny_models import build_tiny_gpt2, build_tiny_llama
 from worker.app import WorkerProcess, load_models
 from worker.termination import Termination
 
@@ -71,10 +71,10 @@ def store(database_url: str) -> Iterator[JobStore]:
     engine.dispose()
 
 
-def submit(store: JobStore, length: int = 8) -> JobRecord:
+def submit(store: JobStore, length: int = 8, model: str = "tiny") -> JobRecord:
     """Greedy, since this model's likeliest token is never the end: the length is what was asked."""
     parameters = {"max_new_tokens": length, "seed": 1, "stop": [], "repetition_penalty": 1.0}
-    return store.submit(NewJob("tiny", "Once", "greedy", parameters), Origin("anna"))
+    return store.submit(NewJob(model, "Once", "greedy", parameters), Origin("anna"))
 
 
 def look(store: JobStore, job: JobRecord) -> JobRecord:
@@ -120,6 +120,25 @@ def _await_workers(store: JobStore, num: int) -> list[object]:
         assert time.monotonic() < deadline
         time.sleep(0.01)  # the heartbeat is a thread with a database between
     return list(found)
+
+
+def test_a_model_that_comes_later_is_announced_and_its_jobs_are_found_by_polling(
+    start_worker: Callable[..., WorkerProcess], store: JobStore, models_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(f'[[models]]\nname = "tiny"\nsource = "{models_file.parent / "llama"}"\n')
+    process = start_worker(TEXTMILL_MODELS=str(path))
+    job = submit(store, model="late")  # nobody serves it yet
+    with path.open("a") as file:
+        file.write(f'[[models]]\nname = "late"\nsource = "{build_tiny_gpt2(tmp_path / "gpt2")}"\n')
+    done = await_job(store, job, lambda j: j.is_final)
+    assert done.status == "succeeded"
+    assert done.model_revision == cards(store.engine)["late"].revision
+    deadline = time.monotonic() + WAIT_SECONDS
+    while [seen.models for seen in seen_workers(store.engine)] != [("tiny", "late")]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # the heartbeat is a thread with a database between
+    assert not process.is_outdated
 
 
 def test_a_cancellation_in_the_row_alone_stops_the_text(

@@ -250,6 +250,76 @@ def test_several_samples_of_one_strategy_are_a_run(
     assert services.submitted[0]["samples"] == 3
 
 
+def test_several_models_make_a_variant_each_of_every_strategy(
+    client: FlaskClient, services: StubServices
+) -> None:
+    ticks = {"model": ["", "tiny", "other", "tiny"], "strategy": ["greedy", "top_k"]}
+    answer = send(client, **ticks, **{"top_k.top_k": "5"})
+    assert (answer.status_code, answer.location) == (303, "/runs/new")
+    [made] = services.submitted
+    assert "model" not in made
+    assert [(v["strategy"], v["model"]) for v in made["variants"]] == [
+        ("greedy", "tiny"),
+        ("greedy", "other"),
+        ("top_k", "tiny"),
+        ("top_k", "other"),
+    ]
+    assert [v.get("top_k") for v in made["variants"]] == [None, None, 5, 5]
+
+
+def test_one_strategy_on_two_models_is_a_run(client: FlaskClient, services: StubServices) -> None:
+    answer = send(client, model=["", "tiny", "other"])
+    assert answer.location == "/runs/new"
+    assert [v["model"] for v in services.submitted[0]["variants"]] == ["tiny", "other"]
+
+
+def test_models_are_ticked_where_there_are_several_and_chosen_where_there_is_one(
+    client: FlaskClient, services: StubServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = client.get("/").text
+    boxes = re.findall(r'<input type="(\w+)" name="model" value="(\w*)"', page)
+    assert boxes == [("hidden", ""), ("checkbox", "tiny"), ("checkbox", "other")]
+    assert re.findall(r'name="model" value="(\w+)"[^>]* checked', page) == ["tiny"]
+    only = services.list_models()[:1]
+    monkeypatch.setattr(services, "list_models", lambda: only)
+    page = client.get("/").text
+    assert re.findall(r'<input type="(\w+)" name="model" value="(\w*)"', page) == [
+        ("radio", "tiny")
+    ]
+
+
+def test_a_refused_form_keeps_every_model_and_says_how_many_texts_it_asks_for(
+    client: FlaskClient,
+) -> None:
+    page = send(
+        client, prompt=" ", model=["", "other", "tiny"], strategy=["greedy", "top_k"], samples="3"
+    ).text
+    assert re.findall(r'name="model" value="(\w+)"[^>]* checked', page) == ["tiny", "other"]
+    assert "Generate 8" in page  # greedy once a model, top-k three times
+
+
+def test_a_fault_of_one_variant_stands_beside_its_strategy(client: FlaskClient) -> None:
+    changes = {"top_k.top_k": "0", "model": ["", "tiny", "other"]}
+    answer = send(client, strategy=["greedy", "top_k"], **changes)
+    assert answer.status_code == 422
+    assert 'id="error-top_k.top_k"' in answer.text
+    assert 'id="error-strategy"' not in answer.text
+
+
+def test_more_columns_than_a_run_has_are_refused_in_words(client: FlaskClient) -> None:
+    every = [spec.name for spec in STRATEGIES]
+    answer = send(client, strategy=every, model=["", "tiny", "other", "third"])
+    assert answer.status_code == 422
+    assert "7 strategies on 3 models are 21 columns" in answer.text
+
+
+def test_a_form_without_a_field_for_models_means_the_default_one(
+    client: FlaskClient, services: StubServices
+) -> None:
+    client.post("/generate", data={"prompt": "Hello", "strategy": "greedy"})
+    assert services.submitted[0]["model"] == "tiny"
+
+
 def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> None:
     answer = send(
         client,
@@ -285,6 +355,7 @@ def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> N
         ({"prompt": "  "}, "prompt"),
         ({"strategy": []}, "strategy"),
         ({"strategy": ["beams"]}, "strategy"),
+        ({"model": [""]}, "model"),
         ({"max_new_tokens": "inf"}, "max_new_tokens"),
         ({"max_new_tokens": "9" * 5000}, "max_new_tokens"),
         ({"stop": "x" * 65}, "stop"),

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from cli.main import textmill
 
-COMMANDS = ["doctor", "generate", "migrate", "up", "web", "worker"]
+COMMANDS = ["doctor", "finetune", "generate", "migrate", "register", "up", "web", "worker"]
 
 
 @pytest.mark.parametrize("command", ["up", "web", "worker", "migrate", "doctor"])

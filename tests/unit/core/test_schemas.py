@@ -363,6 +363,13 @@ def test_a_variant_takes_from_the_run_what_it_leaves_out() -> None:
     assert plan.request.trace
 
 
+def test_variants_may_differ_by_model() -> None:
+    planned = parse_run_request(
+        {"prompt": "a", "model": "unloaded", "variants": [{"model": "small"}, {}]}, CONTEXT
+    )
+    assert [plan.request.model for plan in planned] == ["small", "unloaded"]
+
+
 @pytest.mark.parametrize(
     ("payload", "fields"),
     [
@@ -385,6 +392,7 @@ def test_a_variant_takes_from_the_run_what_it_leaves_out() -> None:
         ({"prompt": "a", "variants": [{}, {}], "seed": -1}, ["seed"]),
         ({"prompt": " ", "variants": [{}, {}]}, ["prompt"]),
         ({"prompt": "a", "model": "other", "variants": [{}, {}]}, ["model"]),
+        ({"prompt": "a", "variants": [{}, {"model": "other"}]}, ["variants.1.model"]),
         (
             {"prompt": "a", "seed": -1, "variants": [{"seed": -2}, {}]},
             ["variants.0.seed", "seed"],

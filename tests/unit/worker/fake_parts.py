@@ -123,6 +123,7 @@ class FakeStore:
     renewed: list[dict[str, int]] = field(default_factory=list)
     answer: Standing = field(default_factory=lambda: Standing(frozenset(), frozenset()))
     num_claims: int = 0
+    asked_for: list[tuple[str, ...]] = field(default_factory=list)
     refused: threading.Event = field(default_factory=threading.Event)
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -133,6 +134,7 @@ class FakeStore:
 
     def claim(self, worker_id: str, models: Sequence[str], *, is_idle: bool) -> JobRecord | None:
         self.num_claims += 1
+        self.asked_for.append(tuple(models))
         self._check()
         if not self.queued or (self.queued[0].lost_count and not is_idle):
             return None

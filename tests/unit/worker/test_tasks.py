@@ -43,6 +43,25 @@ def end(bench: RunnerBench, job_id: str = "job-1", **values: object) -> None:
     bench.join()
 
 
+# ---- models that come later -------------------------------------------------------------------
+
+
+def test_a_model_that_came_later_is_claimed_for_and_its_revision_is_written(
+    bench: RunnerBench,
+) -> None:
+    bench.start(make_job(1))
+    bench.runner.add_model("late", "r2")
+    bench.runner.add_model("late", "r3")  # the same, after a database that was away
+    bench.start(make_job(2, model="late"))
+    assert bench.store.asked_for[0] == ("m",)
+    assert bench.store.asked_for[-1] == bench.runner.models == ("m", "late")
+    for job_id in ("job-1", "job-2"):
+        bench.engine.end(job_id, result())
+    bench.join()
+    revisions = {job_id: outcome.model_revision for job_id, outcome in bench.store.finished}
+    assert revisions == {"job-1": "r1", "job-2": "r3"}
+
+
 # ---- how a text ends --------------------------------------------------------------------------
 
 

@@ -23,15 +23,14 @@ const numberOf = (name) => {
   return field instanceof HTMLInputElement && field.value !== "" ? Number(field.value) : null;
 };
 
-const ticked = () =>
-  [...form.querySelectorAll('input[name="strategy"]:checked')].map(
-    (box) => /** @type {HTMLInputElement} */ (box).value,
-  );
+/** @param {"strategy" | "model"} name */
+const ticked = (name) =>
+  /** @type {HTMLInputElement[]} */ ([...form.querySelectorAll(`input[name="${name}"]:checked`)]);
 
 const showCount = () => {
   const each = Math.max(1, Math.trunc(Number(samples.value)) || 1);
   let total = 0;
-  for (const name of ticked()) {
+  for (const { value: name } of ticked("strategy")) {
     const once =
       name === "greedy" ||
       name === "beam" ||
@@ -39,6 +38,7 @@ const showCount = () => {
       numberOf(`${name}.top_k`) === 1;
     total += once ? 1 : each;
   }
+  total *= ticked("model").length;
   const label = document.getElementById("submit-label");
   if (label) label.textContent = total ? `Generate ${total}` : "Generate";
 };
@@ -60,34 +60,42 @@ for (const slider of form.querySelectorAll("input[type=range][data-for]")) {
 form.addEventListener("input", showCount);
 showCount();
 
-// Tokens, by the model's own tokenizer.
+// Tokens, by the model's own tokenizer; of several models, for the one that has least room left.
+/**
+ * @param {HTMLInputElement} model
+ * @param {AbortSignal} signal
+ */
+const tokensOf = async (model, signal) => {
+  const answer = await fetch("/api/v1/tokenize", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ model: model.value, text: prompt.value }),
+    signal,
+  });
+  if (!answer.ok) throw new Error(String(answer.status));
+  const context = Number(model.dataset.context) || Infinity;
+  return { name: model.value, tokens: Number((await answer.json()).count), context };
+};
 /** @type {AbortController | null} */
 let counting = null;
 let countTimer = 0;
 const count = async () => {
   counting?.abort();
   const request = (counting = new AbortController());
-  const model = /** @type {HTMLInputElement | null} */ (
-    form.querySelector('input[name="model"]:checked')
-  );
-  if (!prompt.value || !model) {
+  const models = ticked("model");
+  if (!prompt.value || !models.length) {
     counter.textContent = "";
     return;
   }
   try {
-    const answer = await fetch("/api/v1/tokenize", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ model: model.value, text: prompt.value }),
-      signal: request.signal,
-    });
-    if (!answer.ok) throw new Error(String(answer.status));
-    const context = model.dataset.context;
-    const tokens = Number((await answer.json()).count);
-    const isTooLong = context !== undefined && context !== "" && tokens >= Number(context);
+    const counts = await Promise.all(models.map((model) => tokensOf(model, request.signal)));
+    const [{ name, tokens, context }] = counts.sort(
+      (one, other) => other.tokens / other.context - one.tokens / one.context,
+    );
+    const isTooLong = tokens >= context;
     counter.textContent =
-      (context ? `${tokens} / ${context} tokens` : `${tokens} tokens`) +
-      (isTooLong ? ": too long for this model" : "");
+      (context < Infinity ? `${tokens} / ${context} tokens` : `${tokens} tokens`) +
+      (isTooLong ? `: too long for ${models.length > 1 ? name : "this model"}` : "");
     counter.classList.toggle("field__error", isTooLong);
   } catch {
     if (!request.signal.aborted) counter.textContent = "";

@@ -13,7 +13,7 @@ import torch
 
 from core.strategies import DecodingParameters
 from tests.fakes import EOS, LogitsOf, fake_model, one_hot, spelling
-from worker.engine import Delta, Engine, Generation, GenerationRequest
+from worker.engine import Delta, Engine, EngineError, Generation, GenerationRequest
 from worker.engine.requests import (
     EngineStopped,
     ModelFault,
@@ -313,6 +313,108 @@ def test_several_models_take_turns() -> None:
         asked = [engine.submit(request(model=name)) for name in ("first", "second") * 5]
         texts = [generation.result(PATIENCE_SECONDS).text for generation in asked]
     assert texts == ["abc", "xyz"] * 5
+
+
+def test_a_model_joins_while_another_writes() -> None:
+    first, runner = fake_model(spelling("abc", "p"), name="first")
+    runner.gate = threading.Event()
+    second, _ = fake_model(spelling("xyz", "p"), name="second")
+    with running(first) as engine:
+        begun = threading.Event()
+        long = engine.submit(request(model="first", max_new_tokens=90_000), lambda _: begun.set())
+        runner.gate.set()
+        assert begun.wait(PATIENCE_SECONDS)
+        with pytest.raises(UnknownModel):
+            engine.submit(request(model="second"))
+        engine.add_model(second)
+        assert not long.done()
+        assert written(engine, request(model="second", max_new_tokens=3)) == ("xyz", "length")
+        long.cancel()
+        assert long.result(PATIENCE_SECONDS).finish_reason == "canceled"
+
+
+def test_a_model_that_joins_is_weighed_against_the_memory() -> None:
+    first, _ = fake_model(spelling("a", "p"), name="first")
+    second, runner = fake_model(spelling("b", "p"), name="second")
+    runner.gate = threading.Event()
+    engine = Engine({"first": first}, num_slots=8, cache_bytes=2 * 21 * runner.bytes_per_token)
+    engine.start()
+    try:
+        runner.gate.set()
+        engine.add_model(second)
+        runner.gate.clear()
+        runner.batch_sizes.clear()
+        texts = [engine.submit(request(model="second", max_new_tokens=20)) for _ in range(4)]
+        runner.gate.set()
+        assert [text.result(PATIENCE_SECONDS).text for text in texts] == ["b" * 20] * 4
+        assert max(runner.batch_sizes) == 2
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+
+
+def test_a_model_that_cannot_write_is_not_held_and_harms_nobody() -> None:
+    good, _ = fake_model(spelling("abc", "p"), name="good")
+
+    def broken(ids: list[int]) -> torch.Tensor:
+        raise RuntimeError("no such layer")
+
+    bad, _ = fake_model(broken, name="bad")
+    with running(good) as engine:
+        with pytest.raises(EngineError, match=r"The model bad cannot write: .*no such layer"):
+            engine.add_model(bad)
+        with pytest.raises(UnknownModel):
+            engine.submit(request(model="bad"))
+        assert written(engine, request(model="good", max_new_tokens=3)) == ("abc", "length")
+
+
+def test_a_change_that_fails_fails_for_whoever_asked_for_it() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+
+    def change() -> None:
+        raise MemoryError("not enough")
+
+    with running(model) as engine:
+        with pytest.raises(MemoryError):
+            engine._between_steps(change)
+        assert written(engine, request(max_new_tokens=3)) == ("abc", "length")
+
+
+def test_no_model_joins_an_engine_that_has_stopped() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+    late, _ = fake_model(spelling("abc", "p"), name="late")
+    with running(model) as engine:
+        pass
+    with pytest.raises(EngineStopped):
+        engine.add_model(late)
+
+
+def test_an_engine_that_stops_leaves_nobody_waiting_for_a_model_to_join() -> None:
+    """The model is tried out when the stop comes."""
+    model, _ = fake_model(spelling("abc", "p"))
+    late, runner = fake_model(spelling("abc", "p"), name="late")
+    runner.gate = threading.Event()
+    failures: list[Exception] = []
+
+    def add() -> None:
+        try:
+            engine.add_model(late)
+        except Exception as error:
+            failures.append(error)
+
+    with running(model) as engine:
+        thread = threading.Thread(target=add)
+        thread.start()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not engine.num_active:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        stop = threading.Thread(target=engine.stop, args=(PATIENCE_SECONDS,))
+        stop.start()
+        runner.gate.set()
+        stop.join(PATIENCE_SECONDS)
+        thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+    assert not failures or isinstance(failures[0], EngineStopped)
 
 
 def test_numbers_are_counted() -> None:

@@ -1,0 +1,192 @@
+"""Writes a model into the models file, for good or not at all, keeping what people wrote there.
+
+The file is edited as text with its comments, checked by the code that serves from it, and put in
+its place whole: a worker never reads half of it. Knows nothing of what lies in a model's folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT
+
+from cli.exits import CommandFailed
+from cli.preflight import prepare_home
+from core.errors import SettingsError
+from core.model_catalog import OWN_FILE, Catalog, models_file, parse_catalog, read_catalog
+from core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model as it is to stand in the file; what is ``None`` stays as it is there.
+
+    Attributes:
+        source: a Hub id, ``package:NAME``, or an absolute path.
+        adapter: absolute; ``None`` is for none.
+    """
+
+    name: str
+    source: str
+    adapter: str | None
+    dtype: str | None
+    description: str | None
+
+
+class Outcome(enum.Enum):
+    """What became of the file."""
+
+    ADDED = "Added"
+    REPLACED = "Replaced"
+    UNCHANGED = "Unchanged"
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What was done, and how the file reads now."""
+
+    path: Path
+    outcome: Outcome
+    catalog: Catalog
+
+
+def put_model(settings: Settings, entry: ModelEntry, *, makes_default: bool) -> Registration:
+    """Write a model into the file that is served from.
+
+    Where the packaged file is served, the state folder gets one of its own that begins with it.
+
+    Raises:
+        SettingsError: the file is wrong already, or would be with this model; nothing was changed.
+        CommandFailed: it cannot be written.
+    """
+    target = settings.models_path or settings.home / OWN_FILE
+    try:
+        if settings.models_path is None:
+            prepare_home(settings.home)
+        with _locked(target):
+            path = models_file(settings)
+            served = read_catalog(path)
+            was_there = entry.name in served.names
+            before = path.read_text(encoding="utf-8")
+            begun = before if path == target else _moved(before, served)
+            after = _edited(begun, entry, target.parent, makes_default=makes_default)
+            catalog = parse_catalog(after, target)
+            if path == target and after == before:
+                return Registration(target, Outcome.UNCHANGED, catalog)
+            _replace(target, after)
+    except OSError as error:
+        raise CommandFailed(f"{target} cannot be written: {error.strerror or error}.") from error
+    return Registration(target, Outcome.REPLACED if was_there else Outcome.ADDED, catalog)
+
+
+def _moved(text: str, catalog: Catalog) -> str:
+    """The packaged file for another folder: what is relative in it would mean something else."""
+    document = tomlkit.parse(text)
+    tables: Any = document["models"]
+    for table, spec in zip(tables, catalog, strict=True):
+        for key, value in (("source", spec.source), ("adapter", spec.adapter)):
+            if value is not None and table[key] != value:
+                table[key] = value
+    return tomlkit.dumps(document)
+
+
+def _edited(text: str, entry: ModelEntry, folder: Path, *, makes_default: bool) -> str:
+    try:
+        document = tomlkit.parse(text)
+        models: Any = document["models"]
+        table = next((table for table in models if table["name"] == entry.name), None)
+        is_new = table is None
+        if table is None:
+            table = tomlkit.table() if isinstance(models, AoT) else tomlkit.inline_table()
+        _fill(table, entry, folder)
+        if makes_default:
+            for other in models:
+                if other["name"] != entry.name:
+                    other.pop("default", None)
+            if table.get("default") is not True:
+                table["default"] = True
+        if is_new:
+            models.append(table)
+        return _spaced(tomlkit.dumps(document)) if is_new else tomlkit.dumps(document)
+    except (TOMLKitError, ValueError) as error:
+        raise CommandFailed(f"The models file cannot be edited: {error}.") from error
+
+
+def _fill(table: Any, entry: ModelEntry, folder: Path) -> None:
+    values = {
+        "name": entry.name,
+        "source": _written(entry.source, folder),
+        "adapter": None if entry.adapter is None else _written(entry.adapter, folder),
+    }
+    given = {"dtype": entry.dtype, "description": entry.description}
+    for name, value in (values | {k: v for k, v in given.items() if v is not None}).items():
+        if value is None:
+            table.pop(name, None)
+        elif table.get(name) != value:
+            table[name] = value
+
+
+def _written(source: str, folder: Path) -> str:
+    """A path below the file's folder is written so that both can be moved together."""
+    path = Path(source)
+    if not path.is_absolute() or not path.is_relative_to(folder):
+        return source
+    inner = path.relative_to(folder).as_posix()
+    return source if inner.startswith("~") else f"./{inner}"
+
+
+def _spaced(text: str) -> str:
+    """An empty line before the last table, as people write it."""
+    head, mark, last = text.rpartition("[[models]]")
+    return head.rstrip("\n") + "\n\n" + mark + last if mark and head.strip() else text
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """One writer at a time; the kernel lets go when the process dies."""
+    real = Path(os.path.realpath(target))
+    with real.with_name(f".{real.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(target: Path, text: str) -> None:
+    """Write beside the file, read that back, and let it take the file's place at one stroke."""
+    real = Path(os.path.realpath(target))  # a link stays one
+    part = real.with_name(f".{real.name}.{os.getpid()}.part")
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        with open(descriptor, "w", encoding="utf-8", newline="") as file:
+            _take_rights(descriptor, real)
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        if parse_catalog(part.read_text(encoding="utf-8"), target) != parse_catalog(text, target):
+            raise SettingsError(f"{part} does not read as it was written; is the disk full?")
+        part.replace(real)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(real.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name too must outlive a loss of power
+    finally:
+        os.close(folder)
+
+
+def _take_rights(descriptor: int, old: Path) -> None:
+    """Whoever could read the file can read the new one."""
+    with contextlib.suppress(FileNotFoundError):
+        found = old.stat()
+        os.fchmod(descriptor, stat.S_IMODE(found.st_mode))
+        with contextlib.suppress(PermissionError):
+            os.fchown(descriptor, found.st_uid, found.st_gid)

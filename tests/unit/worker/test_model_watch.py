@@ -1,0 +1,321 @@
+"""What a change of the models file, or of a model's files, makes a worker do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from core.errors import StorageUnavailable
+from core.model_catalog import Catalog, ModelSpec
+from tests.fakes import fake_model, one_hot
+from worker.engine import EngineError
+from worker.engine.requests import EngineStopped
+from worker.model_watch import Actions, ModelState, ModelWatch
+from worker.models.errors import ModelLoadError
+from worker.models.loading import LoadedModel
+
+
+@pytest.fixture(autouse=True)
+def _reset_structlog() -> None:
+    structlog.reset_defaults()
+
+
+@dataclass
+class Bench:
+    """A watch over folders; what it does is written down, and what is loaded is a fake.
+
+    Attributes:
+        broken: models that cannot be loaded.
+        revisions: of the weights, where they are to differ from ``r``.
+        refuses: raised instead of serving a model.
+    """
+
+    folder: Path
+    catalog: Catalog = field(default_factory=lambda: Catalog(()))
+    broken: set[str] = field(default_factory=set)
+    revisions: dict[str, str] = field(default_factory=dict)
+    refuses: Exception | None = None
+    has_gpu: bool = False
+    done: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        check = self.load if self.has_gpu else None
+        self.watch = ModelWatch(lambda: self.catalog, self.load, check)
+        self.actions = Actions(self._add, self._renew, self._end)
+
+    def write(self, *names: str, default: str = "a", **changes: str) -> None:
+        """Put the models file down anew; a model's folder is made where there is none."""
+        for name in names:
+            folder = self.folder / name
+            if not folder.exists():
+                folder.mkdir()
+                (folder / "model.safetensors").write_bytes(b"weights")
+        spec = ModelSpec("", "", None, changes.get("dtype", "auto"), False, "")
+        self.catalog = Catalog(
+            tuple(
+                replace(spec, name=name, source=str(self.folder / name), is_default=name == default)
+                for name in names
+            )
+        )
+
+    def start(self, *names: str) -> None:
+        self.write(*names)
+        self.watch.load_all()
+        self.done.clear()
+        self.look(2)
+        assert self.done == []
+
+    def look(self, times: int = 1) -> list[str]:
+        """Look, and say what has been done so far."""
+        for _ in range(times):
+            self.watch.look(self.actions)
+        return self.done
+
+    def load(self, spec: ModelSpec) -> LoadedModel:
+        self.done.append(f"load {spec.name}")
+        if spec.name in self.broken:
+            raise ModelLoadError(f"{spec.name} has no weights.")
+        model, _ = fake_model(lambda ids: one_hot(0), name=spec.name)
+        revision = self.revisions.get(spec.name, "r")
+        return replace(model, info=replace(model.info, revision=revision))
+
+    def _add(self, model: LoadedModel) -> None:
+        if self.refuses is not None:
+            raise self.refuses
+        self.done.append(f"add {model.name}")
+
+    def _renew(self, model: LoadedModel) -> None:
+        self.done.append(f"renew {model.name}")
+
+    def _end(self, reason: str) -> None:
+        self.done.append(f"end: {reason}")
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def touch(path: Path, content: bytes = b"other weights") -> None:
+    path.write_bytes(content)
+
+
+# ---- the start ------------------------------------------------------------------------------
+
+
+def test_the_start_leaves_out_what_cannot_be_loaded_and_says_so(bench: Bench) -> None:
+    bench.broken = {"b"}
+    bench.write("a", "b", "c")
+    with capture_logs() as logs:
+        bench.watch.load_all()
+    assert list(bench.watch.models) == ["a", "c"]
+    [said] = [entry for entry in logs if entry["event"] == "model_not_loaded"]
+    assert (said["model"], said["reason"]) == ("b", "b has no weights.")
+    assert bench.look(3) == ["load a", "load b", "load c"]  # and does not try again and again
+
+
+def test_the_start_needs_the_default_model(bench: Bench) -> None:
+    bench.broken = {"a"}
+    bench.write("a", "b")
+    with pytest.raises(ModelLoadError, match="a has no weights"):
+        bench.watch.load_all()
+
+
+# ---- new models -----------------------------------------------------------------------------
+
+
+def test_a_new_model_is_loaded_and_served(bench: Bench) -> None:
+    bench.start("a")
+    bench.write("a", "b")
+    assert bench.look() == ["load b", "add b"]
+    assert list(bench.watch.models) == ["a", "b"]
+    assert bench.look(5) == ["load b", "add b"]
+    assert not bench.watch.is_loading
+
+
+def test_a_new_model_that_cannot_be_loaded_is_tried_again_when_the_file_changes(
+    bench: Bench,
+) -> None:
+    bench.start("a")
+    bench.broken = {"b"}
+    bench.write("a", "b")
+    with capture_logs() as logs:
+        assert bench.look(5) == ["load b"]
+    assert [entry["event"] for entry in logs] == ["model_not_loaded"]
+    bench.broken = set()
+    bench.write("a", "b")
+    assert bench.look(5) == ["load b", "load b", "add b"]
+
+
+def test_a_new_model_that_cannot_be_loaded_is_tried_again_when_its_files_change(
+    bench: Bench,
+) -> None:
+    bench.start("a")
+    bench.broken = {"b"}
+    bench.write("a", "b")
+    assert bench.look(2) == ["load b"]
+    bench.broken = set()
+    touch(bench.folder / "b" / "model.safetensors")
+    assert bench.look(5) == ["load b", "load b", "add b"]
+
+
+@pytest.mark.parametrize("failure", [EngineError("It cannot write."), MemoryError(), OSError()])
+def test_a_new_model_that_cannot_be_served_is_left_alone(bench: Bench, failure: Exception) -> None:
+    bench.start("a")
+    bench.refuses = failure
+    bench.write("a", "b")
+    assert bench.look(5) == ["load b"]
+    assert list(bench.watch.models) == ["a"]
+
+
+def test_a_new_model_waits_for_a_database_that_is_away(bench: Bench) -> None:
+    bench.start("a")
+    bench.refuses = StorageUnavailable("away", retry_after_seconds=1)
+    bench.write("a", "b")
+    with pytest.raises(StorageUnavailable):
+        bench.look()
+    bench.refuses = None
+    assert bench.look() == ["load b", "load b", "add b"]
+
+
+def test_a_worker_that_ends_takes_nothing_up_and_blames_no_model(bench: Bench) -> None:
+    bench.start("a")
+    bench.refuses = EngineStopped("The engine is not running.")
+    bench.write("a", "b")
+    with capture_logs() as logs:
+        bench.look()
+    assert logs == []
+
+
+def test_whatever_a_loader_raises_the_watch_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(spec: ModelSpec) -> LoadedModel:
+        raise KeyError("rope")
+
+    bench.start("a")
+    monkeypatch.setattr(bench.watch, "_load", explode)
+    bench.write("a", "b")
+    assert bench.look(3) == []
+    assert not bench.watch.is_loading
+
+
+# ---- changed and removed models -------------------------------------------------------------
+
+
+def test_a_changed_entry_asks_for_a_new_process_once_it_is_proven_to_load(bench: Bench) -> None:
+    bench.start("a", "b")
+    bench.revisions["b"] = "other"
+    touch(bench.folder / "b" / "model.safetensors")
+    assert bench.look() == []  # somebody may still be copying
+    assert bench.look() == ["load b", "end: the model b is changed"]
+    assert bench.look(3) == ["load b", "end: the model b is changed"]
+
+
+def test_the_same_weights_written_again_are_no_other_model(bench: Bench) -> None:
+    bench.start("a")
+    touch(bench.folder / "a" / "model.safetensors")
+    assert bench.look(5) == ["load a", "renew a"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "loss.svg", "finetune.json", "notes"])
+def test_what_no_loader_reads_may_change_at_will(bench: Bench, name: str) -> None:
+    bench.start("a")
+    touch(bench.folder / "a" / name)
+    assert bench.look(3) == []
+
+
+def test_another_description_or_default_asks_for_nothing(bench: Bench) -> None:
+    bench.start("a", "b")
+    bench.write("a", "b", default="b")
+    bench.catalog = Catalog(tuple(replace(m, description="new") for m in bench.catalog))
+    assert bench.look(3) == []
+
+
+def test_a_changed_model_that_cannot_be_loaded_changes_nothing(bench: Bench) -> None:
+    bench.start("a", "b")
+    bench.broken = {"b"}
+    touch(bench.folder / "b" / "model.safetensors")
+    bench.write("b")  # and a is taken out; but the new process would be without b
+    assert bench.look(5) == ["load b"]
+    bench.broken = set()
+    bench.revisions["b"] = "other"
+    touch(bench.folder / "b" / "model.safetensors", b"weights that can be read")
+    assert bench.look(5)[1:] == [
+        "load b",
+        "end: the model b is changed, the model a was taken out",
+    ]
+
+
+def test_a_model_that_was_taken_out_asks_for_a_new_process(bench: Bench) -> None:
+    bench.start("a", "b")
+    bench.write("a")
+    assert bench.look() == []
+    assert bench.look() == ["end: the model b was taken out"]
+
+
+def test_a_model_that_was_never_held_holds_up_no_other_ones_change(bench: Bench) -> None:
+    bench.broken = {"c"}
+    bench.start("a", "b", "c")
+    bench.write("a", "c")
+    assert bench.look(3) == ["load c", "end: the model b was taken out"]
+
+
+def test_no_new_process_is_asked_for_that_could_not_start(bench: Bench) -> None:
+    """The new default model cannot be loaded, and without one no worker starts."""
+    bench.start("a", "b")
+    bench.broken = {"c"}
+    bench.write("b", "c", default="c")
+    assert bench.look(5) == ["load c"]
+
+
+def test_on_a_gpu_a_new_model_takes_a_new_process(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, has_gpu=True)
+    bench.start("a")
+    bench.write("a", "b")
+    assert bench.look() == []
+    assert bench.look() == ["load b", "end: the model b is new"]
+    assert list(bench.watch.models) == ["a"]
+
+
+def test_on_a_gpu_a_model_whose_files_cannot_be_used_ends_nothing(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, has_gpu=True)
+    bench.start("a")
+    bench.broken = {"b"}
+    bench.write("a", "b")
+    assert bench.look(5) == ["load b"]
+
+
+# ---- what a model is made of ----------------------------------------------------------------
+
+
+Change = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_other"),
+    [
+        (lambda folder: (folder / "config.json").write_text("{}"), True),
+        (lambda folder: (folder / "model.safetensors").unlink(), True),
+        (lambda folder: os.utime(folder / "model.safetensors", ns=(1, 1)), True),
+        (lambda folder: (folder / "README.md").write_text("#"), False),
+        (lambda folder: (folder / "checkpoints").mkdir(), False),
+    ],
+)
+def test_a_models_state_is_in_its_files(tmp_path: Path, change: Change, is_other: bool) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    spec = ModelSpec("a", "some/model", str(tmp_path), "auto", False, "")
+    before = ModelState.of(spec)
+    change(tmp_path)
+    assert (ModelState.of(spec) != before) is is_other
+
+
+def test_a_state_can_be_told_of_what_is_not_there(tmp_path: Path) -> None:
+    spec = ModelSpec("a", str(tmp_path / "gone"), None, "auto", False, "")
+    assert ModelState.of(spec).files == ()
