@@ -17,6 +17,7 @@ from flask import (
     request,
 )
 
+from backend import page_models
 from backend.owner import owner_id
 from backend.page_docs import groups
 from backend.page_origin import refuse_cross_site
@@ -28,7 +29,6 @@ from backend.page_words import (
     has_ended,
     ids_of,
     is_restarted,
-    number_in_words,
     parameters_in_words,
     request_of_run,
     seconds_in_words,
@@ -61,9 +61,9 @@ def register(pages: Blueprint) -> None:
     pages.get("/compare")(compare_page)
     pages.get("/history")(history_page)
     pages.post("/history/delete")(delete_selected)
-    pages.get("/models")(models_page)
     pages.get("/queue")(queue_page)
     pages.get("/docs")(docs_page)
+    page_models.register(pages)
 
 
 def _services() -> Services:
@@ -207,16 +207,7 @@ def delete_selected() -> Response:
     return _see_other(_with_query("/history", kept))
 
 
-# ---- models, queue, API ---------------------------------------------------------------------
-
-
-def models_page() -> Response:
-    """The models and who has loaded them."""
-    models = [
-        model | {"parameters_words": number_in_words(model["parameters"])}
-        for model in _services().list_models()
-    ]
-    return make_response(render_template("models.html", models=models))
+# ---- queue, API -----------------------------------------------------------------------------
 
 
 def queue_page() -> Response:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from backend.event_stream import Place, run_id_of
+from core.finetuning import as_document
 from core.model_cards import ModelCard
 from core.model_catalog import ModelSpec
 from core.records import JobRecord, RunRecord
@@ -106,10 +107,43 @@ def run_document(run: RunRecord, jobs: list[Document]) -> Document:
     }
 
 
+def base_names(specs: Iterable[ModelSpec], cards: Mapping[str, ModelCard]) -> dict[str, str]:
+    """For each fine-tuned model whose base is served too, the name of that."""
+    known = list(specs)
+    found = {}
+    for spec in known:
+        card = cards.get(spec.name)
+        if card is None or card.finetuning is None:
+            continue
+        for other in known:
+            base = cards.get(other.name)
+            if base is None and other.adapter is not None:
+                continue  # its source alone would be another model
+            revision = base.revision if base else None
+            if other is not spec and card.finetuning.is_from(
+                source=other.source, revision=revision
+            ):
+                found[spec.name] = other.name
+                break
+    return found
+
+
 def model_document(
-    spec: ModelSpec, card: ModelCard | None, num_loaded: int, *, is_default: bool
+    spec: ModelSpec,
+    card: ModelCard | None,
+    num_loaded: int,
+    *,
+    is_default: bool,
+    base_model: str | None = None,
 ) -> Document:
-    """A model of the models file, with what a worker found out about it."""
+    """A model of the models file, with what a worker found out about it.
+
+    ``base_model`` is the name of the model that it was fine-tuned from, where that is served.
+    """
+    finetuning = None
+    if card is not None and card.finetuning is not None:
+        finetuning = as_document(card.finetuning) | {"base_model": base_model}
+    page = f"/models/{spec.name}"
     return {
         "name": spec.name,
         "description": spec.description,
@@ -122,6 +156,11 @@ def model_document(
         "dtype": card.dtype if card else None,
         "revision": card.revision if card else None,
         "loaded_by": num_loaded,
+        "finetuning": finetuning,
+        "links": {
+            "curve": f"{page}/loss.svg" if card is not None and card.has_curve else None,
+            "card": f"{page}/card" if card is not None and card.has_text else None,
+        },
     }
 
 

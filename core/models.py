@@ -187,3 +187,7 @@ class LoadedModelCard(Base):
     # tokenizer.json, so that the web side counts tokens as the worker does; null: it has none.
     tokenizer_json: Mapped[str | None] = mapped_column(Text)
     loaded_at: Mapped[int] = mapped_column(BigInteger)
+    # What the folder of a fine-tuned model says of itself: see core.finetuning. Null: nothing.
+    finetuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    curve_svg: Mapped[str | None] = mapped_column(Text)
+    card_markdown: Mapped[str | None] = mapped_column(Text)

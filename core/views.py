@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from core.finetuning import Finetuning
+
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 FinishReason = Literal["stop", "length", "canceled", "deadline", "error"]
 FINAL_STATUSES = ("succeeded", "failed", "canceled")
@@ -119,6 +121,19 @@ class RunView(BaseModel):
     links: RunLinks
 
 
+class FinetuningView(Finetuning):
+    """Where a model comes from; ``base_model`` is the base's name where that is served too."""
+
+    base_model: str | None
+
+
+class ModelLinks(BaseModel):
+    """Pages that belong to a model, as paths on this host; null where it has none."""
+
+    curve: str | None
+    card: str | None
+
+
 class ModelView(BaseModel):
     """A model of the models file; what its weights tell is null until a worker has loaded it."""
 
@@ -133,6 +148,11 @@ class ModelView(BaseModel):
     dtype: str | None
     revision: str | None
     loaded_by: int
+    finetuning: Annotated[
+        FinetuningView | None,
+        Field(description="What the folder of a fine-tuned model says of itself, else null."),
+    ]
+    links: ModelLinks
 
 
 class ParameterView(BaseModel):

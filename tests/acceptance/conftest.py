@@ -9,17 +9,26 @@ import pytest
 
 from migrations.upgrade import upgrade
 from tests.acceptance.stack import Stack
+from tests.finetunings import CARD, CURVE, HOSTILE_MARKDOWN, finetune_json
 from tests.servers import RedisServer, running_redis
 
 
 @pytest.fixture(scope="session")
 def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models file with a Llama and a GPT-Neo, long enough in context to be watched."""
+    """A models file with a Llama and a GPT-Neo, long enough in context to be watched.
+
+    The GPT-Neo's folder says that it was fine-tuned from the Llama, and has a hostile card.
+    """
     from tests.tiny_models import build_patient_llama, build_tiny_gpt_neo
+    from worker.models.sources import prepare
 
     folder = tmp_path_factory.mktemp("models")
     build_patient_llama(folder / "llama")
-    build_tiny_gpt_neo(folder / "neo", context_length=512)
+    neo = build_tiny_gpt_neo(folder / "neo", context_length=512)
+    base = prepare(str(folder / "llama"), None, folder / "unused", lambda _: None)
+    (neo / "finetune.json").write_bytes(finetune_json(base="llama", base_revision=base.revision))
+    (neo / "loss.svg").write_text(CURVE, encoding="utf-8")
+    (neo / "README.md").write_text(CARD + HOSTILE_MARKDOWN, encoding="utf-8")
     path = folder / "models.toml"
     path.write_text(
         '[[models]]\nname = "tiny-llama"\nsource = "./llama"\ndefault = true\n'

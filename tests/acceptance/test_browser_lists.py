@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-PATHS = ("/history", "/models", "/queue", "/docs")
+PATHS = ("/history", "/models", "/models/tiny-neo/card", "/queue", "/docs")
 PATIENCE_MS = 30_000
 THREE = [
     {"strategy": "greedy"},
@@ -218,6 +218,38 @@ def test_the_model_cards_say_how_large_they_are(page: Page) -> None:
     card = page.locator(".model-card", has_text="tiny-llama").first
     expect(card).to_contain_text("parameters")
     expect(card).to_contain_text("Loaded by 1 worker")
+
+
+@pytest.mark.parametrize("has_script", [True, False])
+def test_a_fine_tuned_model_stands_beside_its_base_and_has_a_card(
+    browser: Browser, live_server: str, has_script: bool
+) -> None:
+    context = browser.new_context(base_url=live_server, java_script_enabled=has_script)
+    try:
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.goto("/models")
+        names = page.locator(".model-family .model-card h2")
+        assert names.all_text_contents() == ["tiny-llama", "tiny-neo"]
+        tuned = page.locator(".model-card", has_text="Fine-tuned from")
+        expect(tuned).to_contain_text("26,000 examples learned, 990 held out")
+        expect(tuned.get_by_role("row", name="Bits per byte")).to_contain_text("−0.145")
+        curve = tuned.get_by_role("img")
+        curve.scroll_into_view_if_needed()
+        expect(curve).to_be_visible()
+        tuned.get_by_role("link", name="Its card").click()
+        page.wait_for_url("**/models/tiny-neo/card")
+        expect(page.get_by_role("heading", level=1)).to_have_text("tiny-neo")
+        expect(page.get_by_text("<script>alert(1)</script>")).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        assert all(address.startswith(live_server) for address in asked)
+        assert f"{live_server}/models/tiny-neo/loss.svg" in asked
+        page.goto("/models/tiny-neo/loss.svg")
+        assert not page.locator("script").count()
+    finally:
+        context.close()
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])

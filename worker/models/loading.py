@@ -19,6 +19,7 @@ from worker.models.families import describe, take_weights
 from worker.models.graphs import GraphRunner
 from worker.models.native import NativeDecoder
 from worker.models.placement import Placement, place
+from worker.models.provenance import NO_PROVENANCE, Provenance, read_provenance
 from worker.models.runner import KernelRunner, Runner, TorchRunner
 from worker.models.sources import prepare, weight_files
 from worker.models.tokenizer import TextTokenizer
@@ -62,6 +63,7 @@ class LoadedModel:
     runner: Runner
     tokenizer: TextTokenizer
     info: ModelInfo
+    provenance: Provenance = NO_PROVENANCE
 
 
 def default_num_slots(kernel_dir: Path | None) -> int:
@@ -116,7 +118,9 @@ def load(
         eos_token_ids=_eos_ids(folder, config),
         tokenizer_json=tokenizer.json,
     )
-    return LoadedModel(spec.name, made.runner, tokenizer, info)
+    # With an adapter, what the source says of itself is of another model.
+    folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]
+    return LoadedModel(spec.name, made.runner, tokenizer, info, read_provenance(folders, say))
 
 
 @dataclass(frozen=True, slots=True)

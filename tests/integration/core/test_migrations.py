@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from alembic import command
-from sqlalchemy import inspect
+from sqlalchemy import inspect, text
 
 from core.db import make_engine, writing
+from core.finetuning import parse_finetuning
 from core.history import Filters, History
 from core.jobs import JobStore, NewJob, Origin
+from core.model_cards import ModelCard, cards, register_card
 from migrations.upgrade import alembic_config, is_at_head, upgrade
+from tests.finetunings import CARD, CURVE, finetune_json
+
+OLD_CARD = """
+    INSERT INTO model_cards (name, revision, family, path, num_parameters, context_length,
+                             vocabulary_size, dtype, tokenizer_json, loaded_at)
+    VALUES ('old', 'r1', 'llama', 'native', 7, 8, 9, 'float32', NULL, 0)
+"""
 
 
 def test_the_models_and_the_migrated_schema_agree(database_url: str) -> None:
@@ -66,10 +76,49 @@ def test_the_way_down_and_up_again_leaves_a_database_that_works(database_url: st
     assert [item.id for item in found] == [job.id]
 
 
-def _downgrade(url: str) -> None:
+def test_a_database_of_the_first_release_keeps_its_cards_and_takes_where_models_come_from(
+    database_url: str,
+) -> None:
+    _downgrade(database_url, "0001")
+    engine = make_engine(database_url)
+    with writing(engine) as connection:
+        connection.execute(text(OLD_CARD))
+    assert not is_at_head(database_url)
+    upgrade(database_url)
+    assert is_at_head(database_url)
+    old = ModelCard("old", "r1", "llama", "native", 7, 8, 9, "float32", None)
+    assert cards(engine) == {"old": old}
+    finetuning = parse_finetuning(finetune_json())
+    register_card(engine, replace(old, finetuning=finetuning, curve_svg=CURVE, card_markdown=CARD))
+    assert cards(engine)["old"].finetuning == finetuning
+    with writing(engine) as connection:
+        connection.execute(text(OLD_CARD.replace("'old'", "'older'")))  # a worker of that release
+    assert cards(engine)["older"].finetuning is None
+    engine.dispose()
+
+
+def test_the_way_down_leaves_the_cards_as_the_first_release_had_them(database_url: str) -> None:
+    engine = make_engine(database_url)
+    card = ModelCard(
+        "tuned", "r1", "llama", "native", 7, 8, 9, "float32", "{}",
+        parse_finetuning(finetune_json()), CURVE, CARD,
+    )  # fmt: skip
+    register_card(engine, card)
+    engine.dispose()
+    _downgrade(database_url, "0001")
+    engine = make_engine(database_url)
+    columns = {column["name"] for column in inspect(engine).get_columns("model_cards")}
+    with writing(engine) as connection:
+        row = connection.execute(text("SELECT * FROM model_cards")).mappings().one()
+    engine.dispose()
+    assert not columns & {"finetuning", "curve_svg", "card_markdown"}
+    assert (row["name"], row["tokenizer_json"]) == ("tuned", "{}")
+
+
+def _downgrade(url: str, revision: str = "base") -> None:
     engine = make_engine(url)
     with writing(engine) as connection:
         config = alembic_config(url)
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        command.downgrade(config, revision)
     engine.dispose()

@@ -186,10 +186,11 @@ class StubServices:
             "name": "arxiv-abstracts", "description": HOSTILE, "default": True, "family": "llama",
             "path": "native", "parameters": 134_515_008, "context_length": 8192,
             "vocabulary_size": 49_152, "dtype": "float32", "revision": "0123456789abcdef",
-            "loaded_by": 1,
+            "loaded_by": 1, "finetuning": None, "links": {"curve": None, "card": None},
         }  # fmt: skip
         unknown = dict.fromkeys(known) | {
             "name": "smollm2-135m", "description": "", "default": False, "loaded_by": 0,
+            "links": known["links"],
         }  # fmt: skip
         return [known | ({} if self.workers else {"loaded_by": 0}), unknown]
 

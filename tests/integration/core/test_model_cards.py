@@ -1,0 +1,65 @@
+"""Model cards on both databases: what a worker stores, and what the web side reads of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, update
+
+from core.db import make_engine, writing
+from core.finetuning import parse_finetuning
+from core.model_cards import (
+    ModelCard,
+    card_markdown,
+    cards,
+    curve_svg,
+    register_card,
+    tokenizer_json,
+)
+from core.models import LoadedModelCard
+from tests.finetunings import CARD, CURVE, finetune_json
+
+PLAIN = ModelCard("tuned", "r1", "llama", "native", 7, 8, 9, "float32", "{}")
+TUNED = replace(
+    PLAIN,
+    finetuning=parse_finetuning(finetune_json()),
+    curve_svg=CURVE,
+    card_markdown=CARD,
+)
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    made = make_engine(database_url)
+    yield made
+    made.dispose()
+
+
+def test_the_large_texts_come_only_when_asked_for(engine: Engine) -> None:
+    register_card(engine, TUNED)
+    found = cards(engine)["tuned"]
+    assert found.finetuning == TUNED.finetuning
+    assert (found.tokenizer_json, found.curve_svg, found.card_markdown) == (None, "", "")
+    assert (found.has_curve, found.has_text) == (True, True)
+    assert tokenizer_json(engine, "tuned") == "{}"
+    assert curve_svg(engine, "tuned") == CURVE
+    assert card_markdown(engine, "tuned") == CARD
+
+
+def test_a_model_of_that_name_without_an_origin_takes_the_place(engine: Engine) -> None:
+    register_card(engine, TUNED)
+    register_card(engine, PLAIN)
+    assert cards(engine) == {"tuned": replace(PLAIN, tokenizer_json=None)}
+    assert (curve_svg(engine, "tuned"), card_markdown(engine, "absent")) == (None, None)
+    register_card(engine, TUNED)
+    assert cards(engine)["tuned"].finetuning == TUNED.finetuning
+
+
+def test_what_a_later_release_wrote_differently_is_left_out(engine: Engine) -> None:
+    register_card(engine, TUNED)
+    with writing(engine) as connection:
+        connection.execute(update(LoadedModelCard).values(finetuning={"base": {"name": "x"}}))
+    assert cards(engine)["tuned"].finetuning is None
+    assert cards(engine)["tuned"].has_curve
