@@ -23,10 +23,15 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = _parser().parse_args(arguments)
 
-    from benchmarks.engine_runs import Bench  # noqa: PLC0415 - after the environment is set
+    from benchmarks.engine_runs import NUM_SLOTS, Bench  # noqa: PLC0415 - after the environment is set
 
     bench = Bench(
-        options.source, options.cache, options.dtype, started, natural_ends=options.natural_ends
+        options.source,
+        options.cache,
+        options.dtype,
+        started,
+        num_slots=max(NUM_SLOTS, *options.batches, *options.traces, 0),
+        natural_ends=options.natural_ends,
     )
     _say("loaded", **bench.facts())
     for batch in options.batches:

@@ -21,10 +21,17 @@ TRACE_ROUNDS = 3
 
 
 class Bench:
-    """A model in an engine of 64 slots."""
+    """A model in an engine."""
 
     def __init__(
-        self, source: str, cache: Path, dtype: str, started: float, *, natural_ends: bool = False
+        self,
+        source: str,
+        cache: Path,
+        dtype: str,
+        started: float,
+        *,
+        num_slots: int = NUM_SLOTS,
+        natural_ends: bool = False,
     ) -> None:
         """Load, warm up and write a first token.
 
@@ -33,6 +40,7 @@ class Bench:
             cache: folder of converted models.
             dtype: as in the models file.
             started: when the process began.
+            num_slots: texts at once.
             natural_ends: whether end tokens end a text.
         """
         self._natural_ends = natural_ends
@@ -41,7 +49,7 @@ class Bench:
             spec,
             cache_dir=cache,
             dtype=dtype,
-            num_slots=NUM_SLOTS,
+            num_slots=num_slots,
             kernel_dir=cache / "kernels",
             report=lambda _: None,
         )
@@ -52,7 +60,7 @@ class Bench:
         )
         self._clock: dict[str, float] = {}
         self._time_calls()
-        self._engine = Engine({"m": self._model}, num_slots=NUM_SLOTS)
+        self._engine = Engine({"m": self._model}, num_slots=num_slots)
         self._engine.start()
         self._engine.warm_up()
         self._number = 0
