@@ -254,6 +254,8 @@ def test_a_gguf_file_is_converted_once(
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
         file.name for file in first.folder.iterdir()
     }
+    # The numbers are plain now; with the mark transformers would neither train nor save them.
+    assert "quantization_config" not in json.loads((first.folder / "config.json").read_text())
     assert prepare(str(path), None, tmp_path / "cache", said.append) == first
     assert len(said) == 1
     model = loaded(path, tmp_path / "cache")
@@ -264,6 +266,30 @@ def test_a_gguf_file_is_converted_once(
     with torch.inference_mode():
         wanted = original.eval()(torch.tensor([ids])).logits[0, -1]
     torch.testing.assert_close(model.runner.decode([row])[0], wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_a_gguf_file_is_converted_once_for_all_its_adapters(
+    tiny_gguf: tuple[Path, LlamaForCausalLM], tmp_path: Path
+) -> None:
+    path, original = tiny_gguf
+    tuned = get_peft_model(
+        original,
+        LoraConfig(
+            r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+        ),
+    )
+    for name in ("one", "two"):
+        tuned.save_pretrained(tmp_path / name)
+    said: list[str] = []
+    adapted = [
+        prepare(str(path), str(tmp_path / name), tmp_path / "cache", said.append)
+        for name in ("one", "two")
+    ]
+    assert sum("tiny.gguf" in sentence for sentence in said) == 1
+    assert len(said) == 3
+    assert adapted[0].folder != adapted[1].folder
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
 def test_a_second_start_imports_no_transformers(tmp_path: Path) -> None:
