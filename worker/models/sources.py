@@ -82,7 +82,9 @@ def plain_config(folder: Path) -> Any:
 
 def _drop_gguf_mark(config: Any) -> None:
     mark = getattr(config, "quantization_config", None)  # a dict where it was read from a file
-    method = mark.get("quant_method") if isinstance(mark, dict) else getattr(mark, "quant_method", None)
+    method = getattr(mark, "quant_method", None)
+    if isinstance(mark, dict):
+        method = mark.get("quant_method")
     if method == "gguf":
         del config.quantization_config
 
