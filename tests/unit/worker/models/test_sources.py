@@ -275,9 +275,7 @@ def test_a_gguf_file_is_converted_once_for_all_its_adapters(
     path, original = tiny_gguf
     tuned = get_peft_model(
         original,
-        LoraConfig(
-            r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
-        ),
+        LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
     )
     for name in ("one", "two"):
         tuned.save_pretrained(tmp_path / name)
