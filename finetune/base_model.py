@@ -99,6 +99,8 @@ def find_base(
     known = {spec.name: spec for spec in catalog}
     spec = known.get(config.base)
     source = spec.source if spec is not None else config.base
+    if spec is None and Path(source).expanduser().exists():  # the reports must lead there too
+        source = str(Path(source).expanduser().absolute())
     adapter = spec.adapter if spec is not None else None
     if adapter is not None:
         raise ConfigError(

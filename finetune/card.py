@@ -261,6 +261,8 @@ def _published(facts: CardFacts, texts: TextMetrics) -> str:
 
 
 def _use(facts: CardFacts) -> str:
+    has_own = any(file.role == "validation" for file in facts.data.files)
+    files = "--train FILE --validation FILE" if has_own else "--train FILE"
     return f"""\
 ## How to use
 
@@ -274,8 +276,8 @@ textmill generate "Your prompt" --model {_code(facts.name)}
 ## How to reproduce
 
 ```
-textmill finetune finetune.toml --train FILE --validation FILE
-textmill finetune finetune.toml --train FILE --validation FILE --evaluate FOLDER
+textmill finetune finetune.toml {files}
+textmill finetune finetune.toml {files} --evaluate FOLDER
 ```
 
 The first command trains anew, the second computes the figures above again for the folder that holds

@@ -138,3 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TextmillError as error:
         click.echo(f"textmill: {error}", err=True)
         raise SystemExit(1) from None
+    except OSError as error:  # a full disk, most of all
+        click.echo(
+            f"textmill: {error.filename or 'a file'}: {error.strerror or error}. Mend that, and the"
+            " same command goes on.",
+            err=True,
+        )
+        raise SystemExit(1) from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -49,18 +51,29 @@ def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
         model.config.use_cache = True
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):  # which only its owner could read
+        path.chmod((folder / "tokenizer_config.json").stat().st_mode)
 
 
 def check_output(folder: Path) -> None:
-    """Refuse to write over something.
+    """Refuse to write over something, and what could not be written in the end.
 
     Raises:
-        ConfigError: the folder is there and not empty.
+        ConfigError: the folder is there and not empty, or cannot be made.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"{folder} is there already; name another folder with --output, or move it away."
         )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be written: {error.strerror or error}; name another folder with"
+            " --output."
+        ) from error
 
 
 def write_report(
@@ -93,17 +106,23 @@ def write_report(
 
 
 def move_into_place(work: Path, folder: Path) -> None:
-    """Rename, or copy where the state folder is on another disk; never half a folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Rename, or copy where the state folder is on another disk; never half a folder.
+
+    Raises:
+        ConfigError: something came to lie there during the training.
+    """
+    check_output(folder)
     if folder.exists():
-        folder.rmdir()  # empty, as was checked
+        folder.rmdir()
     try:
         work.rename(folder)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
         copy = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(copy, ignore_errors=True)  # of one that was interrupted
         shutil.copytree(work, copy)
         copy.rename(folder)
-        shutil.rmtree(work)
 
 
 def config_toml(config: FinetuneConfig, base: BaseModel, data: Prepared) -> str:

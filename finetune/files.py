@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -44,9 +45,11 @@ def read_records(path: str, *, is_plain: bool = False) -> Iterator[Record]:
     Raises:
         DataError: the file cannot be read; here, or while the records are taken.
     """
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise DataError(path, "is a folder. Name the files in it, one by one.")
-    if not Path(path).exists():
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(path, "is no plain file. Write what comes out of it into one.")
+    if not os.path.exists(path):
         raise DataError(path, "there is no such file. Mend the path.")
     extension = ".txt" if is_plain else extension_of(path)
     if extension == ".txt":

@@ -8,6 +8,7 @@ train. Knows nothing of files or tokens.
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -20,6 +21,7 @@ _NUM_SAMPLES = 3
 # A short completion (yes, 42, a label) is rightly the answer to many prompts; a longer one that
 # stands in validation too was seen.
 _SHORT_CHARACTERS = 50
+_SHARED = 4  # prompts of train with one completion, from which on it is an answer, not a copy
 # 128 bits: among a billion texts, two different ones share a digest with probability 2e-21.
 _DIGEST_BYTES = 16
 
@@ -124,17 +126,37 @@ def _without_repeats(examples: Sequence[Example]) -> tuple[list[Example], Repeat
 
 
 def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, validation), each in the order of ``examples``; the lowest digests are held out."""
+    """(train, validation), each in the order of ``examples``; the lowest digests are held out.
+
+    The share is what comes nearest from below with whole groups of equal long completions, and one
+    group at least.
+    """
     if len(examples) < 2:
         raise DataError(
             examples[0].place.path,
             "holds a single text, of which no share can be held out. Give more examples, or"
             " validation files.",
         )
-    num_held = min(max(1, round(share * len(examples))), len(examples) - 1)
+    wanted = min(max(1, round(share * len(examples))), len(examples) - 1)
     key = seed.to_bytes(8, "big")  # core.strategies.MAX_SEED is below 2**63
-    order = sorted(range(len(examples)), key=lambda i: _digest(examples[i].text, key))
-    held = set(order[:num_held])
+    # What answers alike stays together, or it would be dropped again as an overlap.
+    groups: dict[bytes, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        is_long = _is_long(example.completion)
+        groups[_digest(example.completion if is_long else example.text, key)].append(index)
+    if len(groups) == 1:
+        raise DataError(
+            examples[0].place.path,
+            "all examples have the same completion, so that none can be held out. Give more"
+            " examples, or validation files.",
+        )
+    held: set[int] = set()
+    for _, group in sorted(groups.items()):
+        if len(held) + len(group) <= wanted:
+            held.update(group)
+    if not held:
+        smallest = min(groups.values(), key=len)
+        held.update(smallest)
     train = [example for index, example in enumerate(examples) if index not in held]
     return train, [examples[index] for index in sorted(held)]
 
@@ -142,17 +164,26 @@ def _split(examples: list[Example], share: float, seed: int) -> tuple[list[Examp
 def _without_overlaps(
     train: Sequence[Example], validation: Sequence[Example]
 ) -> tuple[list[Example], Repeats]:
+    """Drop from train what validation has: the text, or a long completion that few prompts share.
+
+    A completion that many prompts share is an answer to learn, not a copy of one example.
+    """
     texts = {_digest(example.text): example.place for example in reversed(validation)}
     completions = {
         _digest(example.completion): example.place
         for example in reversed(validation)
         if _is_long(example.completion)
     }
+    counts = Counter(_digest(example.completion) for example in train)
     kept: list[Example] = []
     overlaps = Repeats()
     for example in train:
         place = texts.get(_digest(example.text))
-        if place is None and _is_long(example.completion):
+        if (
+            place is None
+            and counts[_digest(example.completion)] < _SHARED
+            and _is_long(example.completion)
+        ):
             place = completions.get(_digest(example.completion))
         if place is None:
             kept.append(example)

@@ -5,9 +5,9 @@ Gives records, as ``finetune.files`` does; knows nothing of what the fields mean
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from finetune.errors import DataError
@@ -25,7 +25,7 @@ _PARQUET_REVISION = "refs/convert/parquet"
 def is_hub_name(name: str) -> bool:
     """Whether an entry of the data is to be fetched: no path here, and no file's name either."""
     is_file_name = extension_of(name) in EXTENSIONS or name.lower().endswith(".gz")
-    return bool(_NAME.fullmatch(name)) and not is_file_name and not Path(name).exists()
+    return bool(_NAME.fullmatch(name)) and not is_file_name and not os.path.exists(name)
 
 
 def read_hub_records(name: str, split: str) -> Iterator[Record]:

@@ -102,6 +102,7 @@ def run(shop: Workshop) -> Path | None:
         hardware_words(history.device),
     )
     move_into_place(shop.folder / _WEIGHTS, shop.output)
+    (shop.folder / _HISTORY).unlink()  # first: it says that there are weights
     shutil.rmtree(shop.folder)
     return shop.output
 
@@ -154,7 +155,7 @@ def _measure(shop: Workshop, spec: ModelSpec, cache_dir: Path) -> Metrics:
 def _trained(shop: Workshop) -> TrainingHistory:
     """The history of a training, which is run unless an earlier process finished it."""
     kept = shop.folder / _HISTORY
-    if kept.is_file():
+    if kept.is_file() and any((shop.folder / _WEIGHTS).glob("*.safetensors")):
         shop.say("The training is done already; going on with what comes after it.")
         return _read_history(kept)
     checkpoints = shop.folder / _CHECKPOINTS

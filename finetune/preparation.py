@@ -18,6 +18,7 @@ from finetune.errors import DataError
 from finetune.examples import Example
 from finetune.formats import format_read, read_examples
 from finetune.holdout import HoldoutReport, hold_out
+from finetune.hub import is_hub_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +156,23 @@ def _counts(texts: Sequence[Encoded], num_unlearnable: int) -> TokenCounts:
 def _files(config: FinetuneConfig, num_rows: Counter[str]) -> tuple[DataFile, ...]:
     """What was read; of what comes from the Hub its name is all there is."""
     role: Literal["training", "both"] = "training" if config.data.validation else "both"
-    files = [_file(path, role, num_rows[path]) for path in config.data.train]
-    files += [_file(path, "validation", num_rows[path]) for path in config.data.validation]
+    files = [_file(path, role, "train", num_rows) for path in config.data.train]
+    files += [_file(path, "validation", "validation", num_rows) for path in config.data.validation]
     return tuple(files)
 
 
-def _file(path: str, role: Literal["training", "validation", "both"], num_rows: int) -> DataFile:
+def _file(
+    path: str,
+    role: Literal["training", "validation", "both"],
+    split: str,
+    num_rows: Counter[str],
+) -> DataFile:
     place = Path(path)
-    if not place.is_file():
-        return DataFile(path, role, "", num_rows)
+    if is_hub_name(path):  # whose rows are counted under the name and the split
+        return DataFile(path, role, "", num_rows[path] or num_rows[f"{path}:{split}"])
     with place.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return DataFile(place.name, role, digest, num_rows)
+    return DataFile(place.name, role, digest, num_rows[path])
 
 
 def _fingerprint(config: FinetuneConfig, base: BaseModel, files: Iterable[DataFile]) -> str:

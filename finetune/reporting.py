@@ -12,6 +12,7 @@ import torch
 
 from finetune.encoding import Encoded
 from finetune.errors import ConfigError
+from finetune.export import FINETUNE_FILE
 from finetune.pipeline import Workshop, measure, read_figures
 from finetune.preparation import TokenCounts
 from finetune.training import device_words, make_trainer, peak_bytes, precision
@@ -19,6 +20,8 @@ from finetune.training import device_words, make_trainer, peak_bytes, precision
 NUM_SHOWN = 3
 SHOWN_CHARACTERS = 600
 REPRODUCED_WITHIN = 0.002  # of bits per byte: kernels of other processors add in other orders
+TEXTS_WITHIN = 0.02  # of a share: greedy texts part where two tokens are nearly as likely
+_ADAM_BYTES = 8  # a number that is trained: two means in float32
 _MEBIBYTE = 1 << 20
 
 
@@ -77,7 +80,8 @@ def estimate(shop: Workshop) -> Iterator[str]:
     )
     yield (
         f"At {rate:,.0f} tokens/s, measured on one batch, that takes about"
-        f" {duration(tokens / rate)}, evaluation apart, and {_mebibytes()} of memory."
+        f" {duration(tokens / rate)}, evaluation apart, and about"
+        f" {(peak_bytes() + _ADAM_BYTES * trainable) / _MEBIBYTE:,.0f} MiB of memory."
     )
 
 
@@ -116,10 +120,6 @@ def _trial(shop: Workshop) -> tuple[float, int, int]:
     return num_tokens / seconds, round(steps * shop.config.training.epochs), trainable
 
 
-def _mebibytes() -> str:
-    return f"{peak_bytes() / _MEBIBYTE:,.0f} MiB"
-
-
 def comparison(folder: Path) -> Iterator[str]:
     """What was gained, from the folder's own figures."""
     document = read_figures(folder)
@@ -143,15 +143,39 @@ def reproduced(shop: Workshop, folder: Path) -> Iterator[str]:
     told = read_figures(folder)["metrics"]
     found = {name: metrics.as_json() for name, metrics in measure(shop, folder).items()}
     yield from table(found["before"], found["after"])
-    for name in ("before", "after"):
-        differs = abs(found[name]["bits_per_byte"] - told[name]["bits_per_byte"])
-        if differs > REPRODUCED_WITHIN:
+    agreed = dict.fromkeys(words for name in found for words in _agreed(told, found, name, folder))
+    yield f"These are the figures that {folder} tells: {', '.join(agreed)}."
+
+
+def _agreed(
+    told: Mapping[str, Any], found: Mapping[str, Any], name: str, folder: Path
+) -> Iterator[str]:
+    try:
+        old, new = told[name], found[name]
+        pairs = [("bits per byte", old["bits_per_byte"], new["bits_per_byte"], REPRODUCED_WITHIN)]
+        if old["num_examples"] != new["num_examples"]:
             raise ConfigError(
-                f"{folder} says {told[name]['bits_per_byte']:.4f} bits per byte {name} training,"
-                f" and {found[name]['bits_per_byte']:.4f} were measured: other data, another base,"
-                " or other weights."
+                f"{folder} was measured on {old['num_examples']} examples, and now"
+                f" {new['num_examples']} were: other data, or another evaluation.examples."
             )
-    yield f"These are the figures that {folder} tells."
+        if old["texts"] and new["texts"] and old["texts"]["num_texts"] == new["texts"]["num_texts"]:
+            pairs += [
+                (words, old["texts"]["rouge"][key], new["texts"]["rouge"][key], TEXTS_WITHIN)
+                for words, key in (("ROUGE-1", "rouge1"), ("ROUGE-L", "rouge_l"))
+            ]
+            pairs.append(
+                ("memorisation", old["texts"]["memorised"], new["texts"]["memorised"], TEXTS_WITHIN)
+            )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / FINETUNE_FILE} lacks the figure {error}.") from error
+    for words, before, after, limit in pairs:
+        if not abs(after - before) <= limit:
+            raise ConfigError(
+                f"{folder} says {before:.4f} {words} {name} training, and {after:.4f} were"
+                " measured: other data, another base, other weights, or other options of"
+                " evaluation."
+            )
+        yield words
 
 
 def table(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:

@@ -5,10 +5,8 @@ Takes encoded texts and a model; knows nothing of files of data, evaluation or e
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,13 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
+from finetune.checkpoints import (
+    FiniteLosses,
+    Stopwatch,
+    WholeCheckpoints,
+    usable_checkpoint,
+)
 from finetune.config import FinetuneConfig
 from finetune.encoding import Encoded
 from finetune.errors import TrainingError
@@ -39,13 +42,13 @@ class TrainingHistory:
     """What a training did.
 
     Attributes:
-        training: (step, loss a learned token in nats), in order.
-        validation: the same on held-out text.
+        training: (step, mean loss a learned token in nats since the last entry), in order.
+        validation: (step, loss) on held-out text; the mean of batches, whatever their tokens.
         num_steps: steps made, those before an interruption included.
         best_step: the step whose weights were kept.
         num_tokens: tokens seen, padding left out.
-        seconds: time of this process in the loop.
-        tokens_per_second: of this process.
+        seconds: time in the loop, before interruptions included.
+        tokens_per_second: over all of it.
         peak_bytes: most memory that was held: the device's, or the process's on a CPU.
         device: ``cpu``, or the GPU's kind.
         precision: of the products.
@@ -114,6 +117,7 @@ def make_trainer(
         restore_callback_states_from_checkpoint=True,
         logging_strategy="steps",
         logging_steps=min(10, options.checkpoint_steps),
+        logging_nan_inf_filter=False,
         prediction_loss_only=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=True,
@@ -125,7 +129,13 @@ def make_trainer(
         train_dataset=_dataset(train),
         eval_dataset=_dataset(validation),
         data_collator=DataCollatorForSeq2Seq(tokenizer),
-        callbacks=[EarlyStoppingCallback(options.patience), *callbacks],
+        callbacks=[
+            EarlyStoppingCallback(options.patience),
+            WholeCheckpoints(),
+            FiniteLosses(),
+            Stopwatch(),
+            *callbacks,
+        ],
     )
     for callback in [c for c in trainer.callback_handler.callbacks if _prints(c)]:
         trainer.remove_callback(callback)
@@ -140,23 +150,23 @@ def train(config: FinetuneConfig, trainer: Trainer, folder: Path) -> TrainingHis
         TrainingError: the loss is no number any more, or memory is short.
     """
     set_seed(config.seed % (1 << 32))
-    checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    with trainer.accelerator.main_process_first():
+        checkpoint = usable_checkpoint(folder)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    started = time.monotonic()
-    before = _tokens_of(checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     except (torch.cuda.OutOfMemoryError, MemoryError) as error:
         raise TrainingError(
             "There is not memory enough; halve training.batch_size and double"
             " training.accumulation, which learns the same."
         ) from error
-    seconds = time.monotonic() - started
-    history = _history(config, trainer, seconds, before)
-    if not all(math.isfinite(loss) for _, loss in history.training):
-        raise TrainingError("The loss is not a number any more; lower training.learning_rate.")
-    return history
+    except OSError as error:
+        raise TrainingError(
+            f"A checkpoint could not be written to {folder}: {error.strerror or error}. Mend that,"
+            " and the same command goes on."
+        ) from error
+    return _history(config, trainer)
 
 
 def precision(config: FinetuneConfig) -> str:
@@ -196,22 +206,12 @@ def _prints(callback: object) -> bool:
     return type(callback).__name__ in {"PrinterCallback", "ProgressCallback"}
 
 
-def _tokens_of(checkpoint: str | None) -> int:
-    """Tokens that were seen before the interruption."""
-    if checkpoint is None:
-        return 0
-    from transformers import TrainerState  # noqa: PLC0415 - only after an interruption
-
-    state = TrainerState.load_from_json(str(Path(checkpoint, "trainer_state.json")))
-    return int(state.num_input_tokens_seen)
-
-
-def _history(
-    config: FinetuneConfig, trainer: Trainer, seconds: float, tokens_before: int
-) -> TrainingHistory:
+def _history(config: FinetuneConfig, trainer: Trainer) -> TrainingHistory:
     log = trainer.state.log_history
     best = trainer.state.best_global_step or trainer.state.global_step
     num_tokens = int(trainer.state.num_input_tokens_seen)
+    watches = [c for c in trainer.callback_handler.callbacks if isinstance(c, Stopwatch)]
+    seconds = watches[0].total()
     return TrainingHistory(
         training=tuple((int(line["step"]), line["loss"]) for line in log if "loss" in line),
         validation=tuple(
@@ -221,7 +221,7 @@ def _history(
         best_step=best,
         num_tokens=num_tokens,
         seconds=seconds,
-        tokens_per_second=(num_tokens - tokens_before) / seconds,
+        tokens_per_second=num_tokens / seconds,
         peak_bytes=peak_bytes(),
         device=device_words(),
         precision=precision(config),

@@ -184,12 +184,15 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
         stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not list(home.glob("finetune/*/checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(home.glob("finetune/*/checkpoints/checkpoint-*/whole")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)  # the file system has no event that every platform would tell
     process.send_signal(signal.SIGKILL)
     process.wait(PATIENCE_SECONDS)
+    [checkpoints] = home.glob("finetune/*/checkpoints")
+    (checkpoints / "checkpoint-39").mkdir()  # as a power cut leaves one
+    (checkpoints / "checkpoint-39" / "trainer_state.json").write_text('{"epoch": 1.')
 
     resumed = finetune(home, *given)
     assert resumed.returncode == 0, resumed.stderr

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,9 @@ import pytest
 from core.finetuning import as_document, stored_finetuning
 from finetune.base_model import BaseModel
 from finetune.config import DataOptions, FinetuneConfig
+from finetune.errors import ConfigError
 from finetune.evaluation import Metrics, TextMetrics
-from finetune.export import write_report
+from finetune.export import check_output, move_into_place, write_report
 from finetune.holdout import HoldoutReport, Repeats
 from finetune.overlap import Rouge
 from finetune.preparation import DataFile, Prepared, TokenCounts
@@ -100,3 +103,43 @@ def test_curve_and_card_are_shown_as_they_were_written(tmp_path: Path) -> None:
     assert found.curve_svg == (tmp_path / "loss.svg").read_text(encoding="utf-8")
     assert found.card_markdown == (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "![Loss over the steps](loss.svg)" in found.card_markdown
+
+
+def test_a_copy_to_another_disk_that_was_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, folder = tmp_path / "state" / "weights", tmp_path / "models" / "faq"
+    work.mkdir(parents=True)
+    (work / "adapter_model.safetensors").write_text("whole")
+    torn = folder.with_name(".faq.part")
+    torn.mkdir(parents=True)
+    (torn / "adapter_model.safetensors").write_text("who")
+
+    def rename(path: Path, target: Path) -> Path:
+        if path == work:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        os.rename(path, target)
+        return target
+
+    monkeypatch.setattr(Path, "rename", rename)
+    move_into_place(work, folder)
+    assert (folder / "adapter_model.safetensors").read_text() == "whole"
+    assert os.listdir(folder.parent) == ["faq"]
+
+
+def test_what_came_to_lie_in_the_output_meanwhile_is_not_touched(tmp_path: Path) -> None:
+    work, folder = tmp_path / "weights", tmp_path / "faq"
+    for path in (work, folder):
+        path.mkdir()
+    (folder / "thesis.txt").touch()
+    with pytest.raises(ConfigError, match="is there already"):
+        move_into_place(work, folder)
+    assert work.is_dir()
+
+
+def test_an_output_that_cannot_be_made_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written: "):
+        check_output(tmp_path / "file" / "faq")

@@ -132,12 +132,33 @@ def test_this_split_stays_what_it_was() -> None:
     assert read(validation) == ["2", "4", "8", "15"]
 
 
-def test_a_share_leaves_out_of_train_what_completes_alike() -> None:
-    given = answers(*((f"Q{number}", LONG + str(number // 2)) for number in range(40)))
-    train, validation, report = hold_out(given, [], share=0.25, seed=0)
+@pytest.mark.parametrize("num_alike", [2, 4, 50])
+def test_what_completes_alike_is_held_out_together_and_nothing_is_lost(num_alike: int) -> None:
+    given = answers(*((f"Q{number}", LONG + str(number // num_alike)) for number in range(1000)))
+    train, validation, report = hold_out(given, [], share=0.05, seed=0)
     assert not {e.completion for e in train} & {e.completion for e in validation}
-    assert len(validation) == 10
-    assert len(train) == 30 - report.overlaps.count < 30
+    assert len(validation) == 50 // num_alike * num_alike
+    assert len(train) + len(validation) == 1000
+    assert report.overlaps.count == 0
+
+
+def test_a_group_larger_than_the_share_is_held_out_where_all_are() -> None:
+    given = answers(*((f"Q{number}", LONG + str(number > 30)) for number in range(100)))
+    train, validation, _ = hold_out(given, [], share=0.05, seed=0)
+    assert (len(train), len(validation)) == (69, 31)
+
+
+def test_one_answer_to_everything_cannot_be_shared_out() -> None:
+    given = answers(*((f"Q{number}", LONG) for number in range(9)))
+    with pytest.raises(DataError, match="all examples have the same completion"):
+        hold_out(given, [], share=0.1, seed=0)
+
+
+def test_an_answer_that_many_prompts_share_is_no_copy_of_validations() -> None:
+    given = answers(*((f"Q{number}", LONG + str(number // 4)) for number in range(8)))
+    held = answers(("Q", LONG + "0"), path="v.csv")
+    train, _, report = hold_out(given, held, share=0.1, seed=0)
+    assert (len(train), report.overlaps.count) == (8, 0)
 
 
 @pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 1), (9, 1), (10, 1), (30, 2)])
