@@ -120,7 +120,7 @@ def doctor() -> None:
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def finetune(arguments: tuple[str, ...]) -> NoReturn:
     """Fine-tune a model on a dataset, measure the gain, and leave a folder to serve."""
-    # In place of this process: what trains must set up its memory before it starts.
+    # In place of this process, which would only wait.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "finetune", *arguments])  # noqa: S606 - ourselves
 
 
