@@ -152,8 +152,8 @@ class Product:
             TEXTMILL_DATABASE_URL=database_url,
             TEXTMILL_REDIS_URL=redis_url or space.redis_url(),
             TEXTMILL_MAX_QUEUED=UNLIMITED,
-            TEXTMILL_SERVE=serve,
             **({"TEXTMILL_MODELS": str(models_path)} if models_path else {}),
+            **({"TEXTMILL_SERVE": serve} if serve else {}),
         )
 
     @contextlib.contextmanager

@@ -19,6 +19,7 @@ from tests.kernels import KERNEL_DIR
 from tests.servers import RedisServer, free_port
 
 READY_SECONDS = 90
+EX_SOFTWARE = 70  # the exit status of a worker that cannot start for a reason that may pass
 STOP_SECONDS = 40
 
 
@@ -69,6 +70,12 @@ class Stack:
         worker = self._run("worker", **settings)
         self.workers.append(worker)
         return worker
+
+    def restart_failed(self) -> None:
+        """Start anew what could not start, as the supervisor would: the storage was busy, say."""
+        for worker in [w for w in self.workers if w.poll() == EX_SOFTWARE]:
+            self.workers.remove(worker)
+            self.add_worker()
 
     def kill_worker(self, worker: subprocess.Popen[bytes]) -> None:
         """SIGKILL: it has no chance to say anything."""

@@ -112,6 +112,7 @@ def test_every_accepted_job_ends_exactly_once(
     for disturb in disturbances:
         clients.go_on.release(share)
         disturb()
+        stack.restart_failed()
         while len(stack.workers) < 2:
             stack.add_worker()
     clients.go_on.release(NUM_JOBS)
@@ -227,6 +228,7 @@ def _await(stack: Stack, condition: Callable[[], bool], complaint: str) -> None:
     deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline, complaint + stack.logs()
+        stack.restart_failed()
         time.sleep(0.02)
 
 

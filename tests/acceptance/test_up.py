@@ -127,10 +127,17 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
+def described(pid: int) -> str:
+    """A process's command, and where its threads stand in the kernel."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return f"{pid} {command} {[(thread / 'wchan').read_text() for thread in threads]}"
+
+
 def await_gone(pids: list[int], limit_seconds: float) -> None:
     deadline = time.monotonic() + limit_seconds
     while left := [pid for pid in pids if is_alive(pid)]:
-        assert time.monotonic() < deadline, f"still running: {left}"
+        assert time.monotonic() < deadline, f"still running: {[described(pid) for pid in left]}"
         time.sleep(0.05)  # they are nobody's children any more: there is no event to wait for
 
 

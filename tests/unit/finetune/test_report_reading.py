@@ -24,6 +24,7 @@ def test_the_report_of_a_fine_tuning_can_be_read() -> None:
     data = SimpleNamespace(
         files=FACTS.data.files, train=(1, 2), validation=(3,), train_counts=COUNTS,
         validation_counts=COUNTS, is_packed=False, fingerprint="f",
+        format="title_abstract",
         holdout=SimpleNamespace(
             train_repeats=repeats, validation_repeats=repeats, overlaps=repeats
         ),
