@@ -6,7 +6,7 @@ import functools
 import sys
 import time
 
-from sqlalchemy import func, select
+from sqlalchemy import Engine, Select, func, select
 
 from benchmarks.client import Connection
 from benchmarks.engine import DEFAULT_SOURCE
@@ -87,12 +87,10 @@ def _rate(product: Product) -> float:
     open_jobs = select(func.count()).select_from(Job).where(Job.status.in_(("queued", "running")))
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
-        with reading(engine) as connection:
-            while connection.execute(open_jobs).scalar_one():
-                if time.monotonic() > deadline:
-                    raise BenchmarkError("The jobs were not done in time.")
-                connection.rollback()
-                time.sleep(0.5)
+        while _read(engine, open_jobs):
+            if time.monotonic() > deadline:
+                raise BenchmarkError("The jobs were not done in time.")
+            time.sleep(0.5)
         query = select(
             func.count(),
             func.sum(Job.num_completion_tokens),
@@ -106,6 +104,12 @@ def _rate(product: Product) -> float:
     if count != NUM_JOBS:
         raise BenchmarkError(f"{count} of {NUM_JOBS} jobs succeeded.")
     return float(tokens * 1000 / (last - first))
+
+
+def _read(engine: Engine, query: Select[tuple[int]]) -> int:
+    """In a transaction of its own, which sees what has ended since."""
+    with reading(engine) as connection:
+        return connection.execute(query).scalar_one()
 
 
 def _alone(space: Workspace, rates: list[float]) -> None:

@@ -9,6 +9,7 @@ positions. The stream is only speed: losing it loses nothing.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from core.errors import TextmillError
 SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the heartbeat
 MAX_BLOCK_MS = 1_000  # below the socket time-out, or a quiet stream would look like a dead server
 STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry this is over ten minutes of one text
+MAX_RENEWALS = 4096
+STREAM_RENEWAL_SECONDS = 60.0  # between two looks at a running text's time to live
 STREAM_TTL_SECONDS = 900  # the row has the whole text; watchers come within minutes or read that
 CANCEL_CHANNEL = "textmill:cancel"
 
@@ -94,6 +97,7 @@ class EventBus:
         """Keep the address; connections are opened when first needed."""
         self._redis = make_redis(redis_url) if redis_url else None
         self._breaker = breaker or CircuitBreaker()
+        self._renewals: dict[str, float] = {}  # when a running text's stream is due, by job
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -124,12 +128,26 @@ class EventBus:
                     maxlen=STREAM_MAX_ENTRIES,
                     approximate=True,
                 )
-            for job_id in {entry.job_id for entry in entries}:
+            for job_id in self._due(entries):
                 pipe.expire(_key(job_id), STREAM_TTL_SECONDS)
             results = pipe.execute(raise_on_error=False)
         for result in results:
             if isinstance(result, RedisError) and not _is_refused_duplicate(result):
                 raise EventsUnavailable(f"Redis did not take the events: {result}")
+
+    def _due(self, entries: Sequence[StreamEntry]) -> list[str]:
+        """Jobs whose streams are to live longer; to ask at every entry would double the work."""
+        now = time.monotonic()
+        due = []
+        if len(self._renewals) > MAX_RENEWALS:  # texts that another worker finished
+            self._renewals.clear()
+        for job_id, kind in {entry.job_id: entry.kind for entry in entries}.items():
+            if kind != "token" or now >= self._renewals.get(job_id, 0.0):
+                due.append(job_id)
+                self._renewals[job_id] = now + STREAM_RENEWAL_SECONDS
+            if kind == "done":
+                self._renewals.pop(job_id, None)
+        return due
 
     def read(self, positions: Mapping[str, str], block_ms: int) -> list[StreamEntry]:
         """Entries after the given ids, waiting for the first at most ``block_ms``.
