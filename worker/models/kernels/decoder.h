@@ -287,17 +287,37 @@ private:
             }
     }
 
-    // Attention of a few queries that share keys and values.
+    // What a row sees of a head, from the block of sixteen positions in which it begins.
+    template <class T>
+    struct Seen {
+        int first, first_block;
+        const T* keys;
+        const T* values;
+    };
+
+    template <class T>
+    Seen<T> seen(const Layer& layer, int row, int head) const {
+        const int first = layer.window ? std::max(0, positions_[row] - layer.window + 1) : 0;
+        const int block = first / LANES;
+        const size_t region = (size_t(slots_[row]) * spec_.num_kv_heads + head) * spec_.capacity;
+        const size_t at = (region + size_t(block) * LANES) * head_dim_;
+        return {first, block, static_cast<const T*>(layer.keys) + at,
+                static_cast<const T*>(layer.values) + at};
+    }
+
+    // Attention of a few queries that share keys and values. Texts lie far apart in the cache, and
+    // the processor foresees no such jump: keys and values of the next pair of row and head are
+    // fetched while those of this one are used, as many as these are.
     template <class T, int QUERIES>
     void attend_heads(const Layer& layer, int row, int head, int first_query, int rank) {
         const int dim = spec_.head_dim, position = positions_[row];
         const int group = spec_.num_heads / spec_.num_kv_heads;
-        const int first = layer.window ? std::max(0, position - layer.window + 1) : 0;
-        const int first_block = first / LANES, num_blocks = position / LANES - first_block + 1;
-        const size_t at = (size_t(slots_[row]) * spec_.num_kv_heads + head) * spec_.capacity;
-        const T* keys = static_cast<const T*>(layer.keys) +
-                        (at + size_t(first_block) * LANES) * head_dim_;
-        const T* values = static_cast<const T*>(layer.values) + at * head_dim_;
+        const auto [first, first_block, keys, values] = seen<T>(layer, row, head);
+        const int num_blocks = position / LANES - first_block + 1;
+        const int next_pair = std::min(row * spec_.num_kv_heads + head + 1,
+                                       num_rows_ * spec_.num_kv_heads - 1);
+        const Seen<T> next = seen<T>(layer, next_pair / spec_.num_kv_heads,
+                                     next_pair % spec_.num_kv_heads);
         const size_t query_at = size_t(head * group + first_query) * dim;
         const float* query = qkv_.get() + size_t(row) * qkv_width_ + query_at;
         float* out = mixed_.get() + size_t(row) * mixed_width_ + query_at;
@@ -309,8 +329,11 @@ private:
         const Floats lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
         for (int block = 0; block < num_blocks; ++block) {
             Floats sum[QUERIES] = {};
-            const T* key = keys + size_t(block) * LANES * head_dim_;
+            const size_t at = size_t(block) * LANES * head_dim_;
+            const T* key = keys + at;
             for (int i = 0; i < dim; ++i) {
+                if (i % (LINE_BYTES / (LANES * sizeof(T))) == 0)
+                    fetch(next.keys + at + size_t(i) * LANES);
                 const Floats column = widened(key + size_t(i) * LANES);
 #pragma GCC unroll 4
                 for (int q = 0; q < QUERIES; ++q)
@@ -337,34 +360,50 @@ private:
             inverse[q] = 1.0f / sum_of(total);
         }
         const int skipped = first_block * LANES;
-        for (int i = 0; i < dim; i += 4 * LANES)
-            switch (std::min(4, (dim - i + LANES - 1) / LANES)) {
-                case 1: mix<T, QUERIES, 1>(values, scores, stride, first, position, skipped, i, inverse, out); break;
-                case 2: mix<T, QUERIES, 2>(values, scores, stride, first, position, skipped, i, inverse, out); break;
-                case 3: mix<T, QUERIES, 3>(values, scores, stride, first, position, skipped, i, inverse, out); break;
-                default: mix<T, QUERIES, 4>(values, scores, stride, first, position, skipped, i, inverse, out);
+        for (int i = 0; i < dim; i += 4 * LANES) {
+            const Mix<T> of{values + i, next.values + i, scores, stride, first - skipped,
+                            position - skipped, inverse, out + i, std::min(4 * LANES, dim - i)};
+            switch ((of.width + LANES - 1) / LANES) {
+                case 1: mix<T, QUERIES, 1>(of); break;
+                case 2: mix<T, QUERIES, 2>(of); break;
+                case 3: mix<T, QUERIES, 3>(of); break;
+                default: mix<T, QUERIES, 4>(of);
             }
+        }
     }
 
-    // Weighted sums of values, for VECTORS * LANES of a head's columns.
+    // Positions are counted from the first block's begin.
+    template <class T>
+    struct Mix {
+        const T* values;
+        const T* next_values;
+        const float* weights;  // (queries, stride)
+        int stride, first, last;
+        const float* inverse;  // of the weights' sum, a query
+        float* out;
+        int width;
+    };
+
+    // Weighted sums of values, for at most VECTORS * LANES of a head's columns.
     template <class T, int QUERIES, int VECTORS>
-    void mix(const T* values, const float* weights, int stride, int first, int last, int skipped,
-             int column, const float* inverse, float* out) const {
+    void mix(const Mix<T>& of) const {
         Floats sum[QUERIES][VECTORS] = {};
-        for (int position = first; position <= last; ++position) {
-            const T* value = values + size_t(position) * head_dim_ + column;
+        for (int position = of.first; position <= of.last; ++position) {
+            const size_t at = size_t(position) * head_dim_;
             Floats parts[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) parts[v] = widened(value + v * LANES);
+            for (int v = 0; v < VECTORS; ++v) parts[v] = widened(of.values + at + v * LANES);
+            for (size_t v = 0; v < VECTORS; v += LINE_BYTES / (LANES * sizeof(T)))
+                fetch(of.next_values + at + v * LANES);
             for (int q = 0; q < QUERIES; ++q) {
-                const Floats weight = all(weights[q * stride + position - skipped]);
+                const Floats weight = all(of.weights[q * of.stride + position]);
                 for (int v = 0; v < VECTORS; ++v) sum[q][v] = fused(weight, parts[v], sum[q][v]);
             }
         }
-        const int count = std::min(VECTORS * LANES, spec_.head_dim - column);
         for (int q = 0; q < QUERIES; ++q) {
             float part[VECTORS * LANES];
-            for (int v = 0; v < VECTORS; ++v) store(part + v * LANES, sum[q][v] * all(inverse[q]));
-            std::memcpy(out + q * spec_.head_dim + column, part, sizeof(float) * count);
+            for (int v = 0; v < VECTORS; ++v)
+                store(part + v * LANES, sum[q][v] * all(of.inverse[q]));
+            std::memcpy(of.out + q * spec_.head_dim, part, sizeof(float) * of.width);
         }
     }
 

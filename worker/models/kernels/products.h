@@ -122,11 +122,14 @@ struct Rows {
     const int32_t* offsets = nullptr;  // 128 times a row's sum: what unsigned weights add too much
 };
 
+// A tile is a block's products with a few rows. Meanwhile half a block is fetched from ahead.
 template <int ROWS>
-void tile_small(const uint8_t* weights, int depth, const int8_t* x, int stride, int32_t* out) {
+void tile_small(const uint8_t* weights, int depth, const int8_t* x, int stride, int32_t* out,
+                const uint8_t* ahead) {
     Ints sum[ROWS][2];
     for (auto& row : sum) row[0] = row[1] = Ints{};
-    for (int k = 0; k < depth; k += 4, weights += COLUMNS * 4) {
+    for (int k = 0; k < depth; k += 4, weights += COLUMNS * 4, ahead += LINE_BYTES) {
+        fetch(ahead);
 #pragma GCC unroll 12
         for (int row = 0; row < ROWS; ++row) {
             const int8_t* four = x + size_t(row) * stride + k;
@@ -138,10 +141,12 @@ void tile_small(const uint8_t* weights, int depth, const int8_t* x, int stride, 
 }
 
 template <int ROWS>
-void tile_full(const float* weights, int depth, const float* x, int stride, float* out) {
+void tile_full(const float* weights, int depth, const float* x, int stride, float* out,
+               const float* ahead) {
     Floats sum[ROWS][2];
     for (auto& row : sum) row[0] = row[1] = Floats{};
-    for (int k = 0; k < depth; ++k, weights += COLUMNS) {
+    for (int k = 0; k < depth; ++k, weights += COLUMNS, ahead += COLUMNS / 2) {
+        fetch(ahead);
         const Floats left = load(weights), right = load(weights + LANES);
 #pragma GCC unroll 12
         for (int row = 0; row < ROWS; ++row) {
@@ -153,8 +158,8 @@ void tile_full(const float* weights, int depth, const float* x, int stride, floa
     std::memcpy(out, sum, sizeof sum);
 }
 
-using SmallTile = void (*)(const uint8_t*, int, const int8_t*, int, int32_t*);
-using FullTile = void (*)(const float*, int, const float*, int, float*);
+using SmallTile = void (*)(const uint8_t*, int, const int8_t*, int, int32_t*, const uint8_t*);
+using FullTile = void (*)(const float*, int, const float*, int, float*, const float*);
 constexpr SmallTile SMALL_TILES[MAX_ROWS] = {
     tile_small<1>, tile_small<2>, tile_small<3>, tile_small<4>,  tile_small<5>,  tile_small<6>,
     tile_small<7>, tile_small<8>, tile_small<9>, tile_small<10>, tile_small<11>, tile_small<12>};
@@ -204,18 +209,22 @@ void multiply(const Product& product, const Rows& rows, int num_rows, Range bloc
     alignas(64) int32_t ints[MAX_ROWS * COLUMNS];
     alignas(64) float floats[MAX_ROWS * COLUMNS];
     for (int block = blocks.first; block < blocks.end; ++block) {
-        const size_t at = size_t(block) * COLUMNS * product.depth;
+        const size_t size = size_t(COLUMNS) * product.depth, at = block * size;
+        const bool has_next = num_tiles > 1 && block + 1 < product.num_blocks;
         for (int tile = 0; tile < num_tiles; ++tile) {
+            // The first two tiles fetch the next block. Where there is but one tile, the processor
+            // sees a plain stream and does as well by itself.
+            const size_t ahead = has_next && tile < 2 ? at + size + tile * (size / 2) : at;
             const Range of = share(num_rows, tile, num_tiles);
             const int count = of.end - of.first;
             if (product.is_int8)
                 SMALL_TILES[count - 1](product.small.get() + at, product.depth,
                                        rows.small + size_t(of.first) * rows.stride, rows.stride,
-                                       ints);
+                                       ints, product.small.get() + ahead);
             else
                 FULL_TILES[count - 1](product.full.get() + at, product.depth,
                                       rows.full + size_t(of.first) * rows.stride, rows.stride,
-                                      floats);
+                                      floats, product.full.get() + ahead);
             for (int i = 0; i < count; ++i) {
                 const int row = of.first + i;
                 Floats left, right;

@@ -36,13 +36,15 @@ inline Range share(int count, int rank, int size) {
 
 // A few threads that run one function together, share out its parts, and meet at barriers within it.
 //
-// Parts go to whoever asks first, and who waits long sleeps instead of spinning: where another
-// process has taken one of the cores, the others then do most of the work, and a thread that lost
-// its core is moved to the one that fell free. Threads that wake each other tend to be put on one
+// Each thread goes through a range of its own from end to end, so that what comes next can be fetched
+// while it computes, and then takes parts of the others' ranges; who waits long sleeps instead of
+// spinning. Where another process has taken one of the cores, the others then do most of the work,
+// and a thread that lost its core is moved to the one that fell free. Threads that wake each other tend to be put on one
 // core, where they would take turns for ever; who finds itself beside another moves away.
 class Team {
 public:
-    explicit Team(int size) : size_(size), cores_(new std::atomic<int>[size]) {
+    explicit Team(int size)
+        : size_(size), cores_(new std::atomic<int>[size]), taken_{Taken(size), Taken(size)} {
         for (int rank = 0; rank < size; ++rank) cores_[rank] = -1 - rank;
         for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
     }
@@ -68,14 +70,29 @@ public:
     template <class Work>
     void divide(int rank, int count, const Work& work) {
         note_core(rank);
-        const int size = std::max(1, count / (size_ * 6));
-        std::atomic<int>& next = next_[phase_.load(std::memory_order_acquire) % 2];
-        for (int first; (first = next.fetch_add(size, std::memory_order_relaxed)) < count;)
-            work(Range{first, std::min(count, first + size)});
+        const int size = std::max(1, count / (size_ * 16));
+        Taken& taken = taken_[phase_.load(std::memory_order_acquire) % 2];
+        for (int i = 0; i < size_; ++i) {
+            const int owner = (rank + i) % size_;
+            const Range range = share(count, owner, size_);
+            for (int first; (first = range.first + taken[owner].take(size)) < range.end;)
+                work(Range{first, std::min(range.end, first + size)});
+        }
         meet(rank);
     }
 
 private:
+    // How much of a range is taken, on a cache line of its own.
+    class alignas(64) Count {
+    public:
+        int take(int size) { return taken_.fetch_add(size, std::memory_order_relaxed); }
+        void reset() { taken_.store(0, std::memory_order_relaxed); }
+
+    private:
+        std::atomic<int> taken_{0};
+    };
+    using Taken = std::vector<Count>;  // by owner
+
     static constexpr int SPINS = 2000;  // some 30 microseconds; most waits are shorter
 
     // Wait until all have come here.
@@ -83,7 +100,7 @@ private:
         const uint32_t phase = phase_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
             arrived_.store(0, std::memory_order_relaxed);
-            next_[phase % 2].store(0, std::memory_order_relaxed);  // the next phase has the other
+            for (auto& count : taken_[phase % 2]) count.reset();  // the next phase has the others
             phase_.store(phase + 1, std::memory_order_release);
             if (size_ > 1) phase_.notify_all();
             return;
@@ -144,10 +161,10 @@ private:
 
     const int size_;
     std::unique_ptr<std::atomic<int>[]> cores_;  // where each rank was seen last
+    Taken taken_[2];
     std::vector<std::thread> helpers_;
     const std::function<void(int)>* task_ = nullptr;
     alignas(64) std::atomic<uint32_t> epoch_{0};
-    alignas(64) std::atomic<int> next_[2] = {0, 0};
     alignas(64) std::atomic<int> arrived_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
 };
