@@ -28,6 +28,7 @@ from backend.presenting import (
     strategy_document,
 )
 from backend.tokenizing import TokenizerCache
+from backend.waiting_line import WaitingLine
 from core.errors import FieldError, NotFound, ValidationFailed
 from core.events import EventBus, EventsUnavailable
 from core.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, History, decode_cursor, parse_instant
@@ -71,6 +72,7 @@ class Services:
         self.store = store
         self.bus = bus
         self.history = History(store.engine)
+        self._line = WaitingLine(store.engine, self.history)
         self._tickets = tickets
         self._live_catalog = catalog
         self._tokenizers = TokenizerCache()
@@ -360,27 +362,8 @@ class Services:
         return [job_document(job, places.get(job.id)) for job in jobs]
 
     def places(self, jobs: Iterable[JobRecord]) -> dict[str, Document]:
-        """The position of each queued job, and when it may be done by recent jobs of its model.
-
-        Asks one query for the positions, one for the workers and one for each model, however many
-        jobs there are.
-        """
-        queued = [job for job in jobs if job.status == "queued"]
-        if not queued:
-            return {}
-        positions = self.history.positions(queued)
-        models = {job.model for job in queued}
-        means = {model: self.history.mean_seconds(model) for model in models}
-        workers = self._workers()
-        slots = {
-            model: sum(worker.num_slots for worker in workers if model in worker.models)
-            for model in models
-        }
-        # One that is no longer in the line has just been claimed: it was the first.
-        return {
-            job.id: _place(positions.get(job.id, 1), means[job.model], slots[job.model])
-            for job in queued
-        }
+        """Where each queued job stands in the line; see ``WaitingLine``."""
+        return self._line.places(jobs)
 
     def _run_document(self, run: RunRecord) -> Document:
         return run_document(run, self._documents(run.jobs))
@@ -444,13 +427,6 @@ class Services:
 
     def _workers(self) -> list[SeenWorker]:
         return seen_workers(self.store.engine)
-
-
-def _place(position: int, mean_seconds: float | None, num_slots: int) -> Document:
-    eta = None
-    if mean_seconds is not None and num_slots:
-        eta = round(mean_seconds * (1 + (position - 1) // num_slots), 1)
-    return {"position": position, "eta_seconds": eta}
 
 
 def _checked_id(text: str) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select, text
 
 from core.db import now_ms
 from core.errors import FieldError, QueueFull, RateLimited, ValidationFailed
-from core.models import Job, Run
+from core.models import JOBS, Job, Run
 from core.search import search_text
 from core.settings import Settings
 from core.transitions import append_event
@@ -131,7 +131,7 @@ def insert_queued(
     for offset, new in enumerate(jobs):
         job_id = str(uuid.uuid4())
         connection.execute(
-            insert(Job).values(
+            insert(JOBS).values(
                 id=job_id,
                 run_id=run_id,
                 variant_index=new.variant_index,

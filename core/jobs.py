@@ -27,7 +27,7 @@ from core.admission import (
 )
 from core.db import now_ms, reading, writing
 from core.errors import Conflict
-from core.models import Job, JobTrace, Run
+from core.models import JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
 from core.transitions import held, job_record, locked_rows, move, run_record
@@ -174,7 +174,7 @@ class JobStore:
                 self._end_queued(connection, was, "canceled", "canceled", actor)
             else:
                 connection.execute(
-                    update(Job)
+                    update(JOBS)
                     .where(Job.id == job_id, Job.cancel_requested_at.is_(None))
                     .values(cancel_requested_at=now_ms())
                 )
@@ -193,7 +193,7 @@ class JobStore:
             if was.status not in _FINAL:
                 changed = move(
                     connection,
-                    update(Job).where(Job.id == job_id, Job.status == was.status),
+                    update(JOBS).where(Job.id == job_id, Job.status == was.status),
                     was,
                     "canceled",
                     actor,
@@ -240,7 +240,7 @@ class JobStore:
                 return None
             taken = move(
                 connection,
-                update(Job).where(
+                update(JOBS).where(
                     Job.id == was.id,
                     Job.status == "queued",
                     Job.attempt == was.attempt,
@@ -337,7 +337,7 @@ class JobStore:
                     ms = int(item.first_token_seconds * 1000)
                     values["first_token_at"] = Job.started_at + ms
                 connection.execute(
-                    update(Job)
+                    update(JOBS)
                     .where(
                         Job.id == item.job_id,
                         Job.status == "running",
@@ -357,7 +357,7 @@ class JobStore:
         with writing(self.engine) as connection:
             if attempts:
                 connection.execute(
-                    update(Job)
+                    update(JOBS)
                     .where(
                         Job.id.in_(attempts),
                         Job.worker_id == worker_id,
@@ -416,13 +416,13 @@ class JobStore:
         if status == "failed":
             values["error_code"] = "deadline"
             values["error_message"] = "No worker could take the job before its deadline."
-        guard = update(Job).where(Job.id == was.id, Job.status == "queued")
+        guard = update(JOBS).where(Job.id == was.id, Job.status == "queued")
         return move(connection, guard, was, status, actor, **values)
 
     def _take_back(
         self, connection: Connection, was: JobRecord, actor: str, report: SweepReport
     ) -> None:
-        guard = update(Job).where(
+        guard = update(JOBS).where(
             Job.id == was.id,
             Job.status == "running",
             Job.attempt == was.attempt,

@@ -6,7 +6,7 @@ and one order on both databases.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -20,6 +20,7 @@ from sqlalchemy import (
     Integer,
     MetaData,
     String,
+    Table,
     Text,
     UniqueConstraint,
     text,
@@ -191,3 +192,8 @@ class LoadedModelCard(Base):
     finetuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     curve_svg: Mapped[str | None] = mapped_column(Text)
     card_markdown: Mapped[str | None] = mapped_column(Text)
+
+
+# For the hot paths: the detour over the mapped class was a fifth of what a submission cost.
+JOBS = cast(Table, Job.__table__)
+JOB_EVENTS = cast(Table, JobEvent.__table__)

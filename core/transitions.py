@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Update, insert, select, update
 
 from core.db import now_ms
 from core.errors import NotFound
-from core.models import Job, JobEvent, Run
+from core.models import JOB_EVENTS, JOBS, Job, Run
 from core.records import JobRecord, RunRecord
 
 
@@ -41,7 +41,7 @@ def append_event(
 ) -> None:
     """One row of the account that is never rewritten."""
     connection.execute(
-        insert(JobEvent).values(
+        insert(JOB_EVENTS).values(
             job_id=job_id,
             attempt=attempt,
             from_status=from_status,
@@ -54,7 +54,7 @@ def append_event(
 
 def held(job: JobRecord) -> Update:
     """The fence: only the attempt that was claimed, and only while it runs."""
-    return update(Job).where(Job.id == job.id, Job.status == "running", Job.attempt == job.attempt)
+    return update(JOBS).where(Job.id == job.id, Job.status == "running", Job.attempt == job.attempt)
 
 
 def locked_rows(connection: Connection, condition: Any) -> list[JobRecord]:
