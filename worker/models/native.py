@@ -57,7 +57,7 @@ class NativeDecoder:
         num_threads: int,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        """Pack the weights; the embedding alone is kept as it is given.
+        """Pack the weights; of the embedding alone a copy is kept as it is given.
 
         Args:
             spec: what the decoder is made of.
@@ -77,8 +77,10 @@ class NativeDecoder:
         self._library = library
         self._num_slots = num_slots
         self._logits: Tensor | None = None
-        self._embedding = weights.embedding
-        self._position_embedding = weights.position_embedding
+        # Copies: one view into the file's mapping would keep all that was read of it in memory.
+        self._embedding = weights.embedding.clone()
+        table = weights.position_embedding
+        self._position_embedding = None if table is None else table.clone()
         self.cache = SlotCache(
             num_layers=spec.num_layers,
             num_slots=num_slots,

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from core.model_catalog import ModelSpec
+from tests.kernels import KERNEL_DIR
 from tests.tiny_models import tiny_model
 from worker.models import sources
 from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound
@@ -117,6 +118,23 @@ def test_weights_kept_small_are_computed_with_in_float32(
     model, _ = loaded(folder, tmp_path)
     assert model.info.dtype == "float32"
     torch.testing.assert_close(logits(model), reference(folder), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mappings")
+@pytest.mark.parametrize("family", ["gpt_neo", "llama"])
+def test_packed_weights_leave_nothing_of_their_file_in_memory(family: str, tmp_path: Path) -> None:
+    folder = copied(family, tmp_path)
+    spec = ModelSpec("tiny", str(folder), None, "int8", True, "")
+    model = load(
+        spec,
+        cache_dir=tmp_path,
+        dtype="int8",
+        num_slots=1,
+        report=lambda _: None,
+        kernel_dir=KERNEL_DIR,
+    )
+    assert model.info.dtype == "int8"
+    assert str(folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 def test_weights_in_several_files_are_one_model(tmp_path: Path) -> None:
