@@ -45,6 +45,7 @@ class Stack:
     redis: RedisServer | None
     models_file: Path
     settings: dict[str, str] = field(default_factory=dict)
+    log: Path | None = None  # where everything is logged; absent, a file a process
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -134,7 +135,7 @@ class Stack:
 
     def _run(self, command: str, **settings: str) -> subprocess.Popen[bytes]:
         self._num_logs += 1
-        log = self.folder / f"{self._num_logs:02}-{command}.log"
+        log = self.log or self.folder / f"{self._num_logs:02}-{command}.log"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("TEXTMILL_")}
         environment |= {
             "TEXTMILL_HOME": str(self.folder),
