@@ -50,19 +50,18 @@ public:
           order_(size_t(num_parts_) * PART),
           sums_(num_parts_),
           most_(num_parts_),
+          own_most_(num_parts_),
           buckets_(size_t(1) << (32 - BUCKET_BITS)) {}
 
     int choose(const float* logits, const Draw& draw, Trace* trace) {
-        std::copy_n(logits, size_, scores_.get());
-        std::fill(scores_.get() + size_, scores_.get() + size_t(num_parts_) * PART, LOWEST);
-        if (!find_largest() || !std::isfinite(largest_)) return UNSOUND;
+        if (!take(logits) || !std::isfinite(largest_)) return UNSOUND;
         if (trace) describe(logits, trace);
         if (draw.num_seen) {
             for (int i = 0; i < draw.num_seen; ++i) {
                 const float value = logits[draw.seen[i]];
                 scores_[draw.seen[i]] = value < 0 ? value * draw.penalty : value / draw.penalty;
             }
-            find_largest();
+            find_largest([&](int i) { return load(scores_.get() + i); });
         }
         int token;
         if (draw.kind == GREEDY) {
@@ -80,14 +79,29 @@ private:
     static constexpr float LOWEST = -std::numeric_limits<float>::infinity();
     static constexpr int BUCKET_BITS = 18;  // a bucket's members agree in all bits but the last 18
 
-    // The largest score, all in all and of each part; false where there is NaN.
-    bool find_largest() {
+    // Scores are the logits at first; false where there is NaN.
+    bool take(const float* logits) {
+        const int num_whole = size_ / PART;
+        std::copy(logits + num_whole * PART, logits + size_, scores_.get() + num_whole * PART);
+        std::fill(scores_.get() + size_, scores_.get() + size_t(num_parts_) * PART, LOWEST);
+        return find_largest([&](int i) {
+            if (i >= num_whole * PART) return load(scores_.get() + i);
+            const Floats v = load(logits + i);
+            store(scores_.get() + i, v);
+            return v;
+        });
+    }
+
+    // The largest of scores that come sixteen at a time, all in all and of each part; false where
+    // there is NaN.
+    template <class Scores>
+    bool find_largest(const Scores& scores) {
         Floats most = all(LOWEST);
         Ints spoilt = {};
         for (int part = 0; part < num_parts_; ++part) {
             Floats own = all(LOWEST);
             for (int i = 0; i < PART; i += LANES) {
-                const Floats v = load(scores_.get() + size_t(part) * PART + i);
+                const Floats v = scores(part * PART + i);
                 own = larger(own, v);
                 spoilt |= v != v;
             }
@@ -263,6 +277,7 @@ private:
 
     // The model's own distribution, before penalty and temperature.
     void describe(const float* logits, Trace* trace) {
+        std::copy_n(most_.get(), num_parts_, own_most_.get());
         const Floats most = all(largest_);
         double sum = 0.0, mean = 0.0;
         for (int part = 0; part < num_parts_; ++part) {
@@ -308,9 +323,12 @@ private:
     void explain(const float* logits, const Draw& draw, int token, Trace* trace) const {
         const float value = logits[token];
         trace->logprob = float(value - log_sum_);
-        int rank = 1;
-        for (int i = 0; i < token; ++i) rank += logits[i] >= value;
-        for (int i = token + 1; i < size_; ++i) rank += logits[i] > value;
+        int rank = 0;  // the token itself counts once
+        for (int part = 0; part < num_parts_; ++part) {
+            if (own_most_[part] < value) continue;
+            for (int i = part * PART; i < std::min(size_, (part + 1) * PART); ++i)
+                rank += i <= token ? logits[i] >= value : logits[i] > value;
+        }
         trace->rank = rank;
         const auto probability = [&](int id) {
             if (draw.kind == GREEDY) return id == token ? 1.0f : 0.0f;
@@ -325,6 +343,7 @@ private:
     Block<float> scores_, weights_;
     Block<uint32_t> order_;  // which tokens a cut keeps first, smallest first
     Block<float> sums_, most_;  // of each part
+    Block<float> own_most_;     // the model's own, where a penalty came after
     Block<double> buckets_;
     std::vector<uint64_t> members_;
     std::vector<int> found_;

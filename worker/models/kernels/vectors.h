@@ -76,10 +76,16 @@ inline Floats rounded(Floats x) {  // to even, for |x| < 2^22
     return (x + magic) - magic;
 }
 
-// exp by Cody and Waite's reduction and a polynomial; below -87 it is 0.
+// exp by Cody and Waite's reduction and a polynomial; below -87 it is 0, above 88 as at 88.
 inline Floats exp_of(Floats x) {
+#if defined(__AVX512F__)
+    const Floats clamped = _mm512_min_ps(all(88.0f), x);  // NaN stays NaN
+    const Floats n = _mm512_roundscale_ps(clamped * all(1.44269504088896341f),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     const Floats clamped = larger(all(-87.0f), x < 88.0f ? x : all(88.0f));
     const Floats n = rounded(clamped * all(1.44269504088896341f));
+#endif
     Floats r = fused(n, all(-0.693359375f), clamped);
     r = fused(n, all(2.12194440e-4f), r);
     Floats p = all(1.9875691500e-4f);
@@ -89,9 +95,14 @@ inline Floats exp_of(Floats x) {
     p = fused(p, r, all(1.6666665459e-1f));
     p = fused(p, r, all(5.0000001201e-1f));
     p = fused(p, r * r, r) + all(1.0f);
+#if defined(__AVX512F__)
+    const auto is_kept = _mm512_cmp_ps_mask(x, all(-87.0f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(is_kept, p, n);
+#else
     const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
     const Floats result = p * (Floats)exponent;
     return x < all(-87.0f) ? Floats{} : (x != x ? x : result);
+#endif
 }
 
 inline Floats silu(Floats x) { return x / (exp_of(-x) + all(1.0f)); }
