@@ -17,7 +17,7 @@ from worker.models.runner import KernelRunner
 PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
 PATIENCE_SECONDS = 900.0
-TRACE_ROUNDS = 3
+TRACE_ROUNDS = 5
 
 
 class Bench:

@@ -14,7 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, delete, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 
 from core.admission import (
     Limits,
@@ -48,6 +61,26 @@ MAX_LOSSES = 3  # a job whose worker died this often is not tried again
 RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
 DEFAULT_LIMITS = Limits()
 _FINAL = ("succeeded", "failed", "canceled")
+# One statement for all running jobs: built anew for each of 64, it took 8.8 ms and not 0.6.
+_SAVE_PROGRESS = (
+    update(JOBS)
+    .where(
+        Job.id == bindparam("of_job"),
+        Job.status == "running",
+        Job.attempt == bindparam("of_attempt"),
+        Job.worker_id == bindparam("of_worker"),
+    )
+    .values(
+        text=bindparam("new_text"),
+        num_completion_tokens=bindparam("num_new"),
+        num_prompt_tokens=func.coalesce(
+            bindparam("num_prompt", type_=Integer), Job.num_prompt_tokens
+        ),
+        first_token_at=func.coalesce(
+            Job.started_at + bindparam("first_ms", type_=BigInteger), Job.first_token_at
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,27 +358,22 @@ class JobStore:
 
     def save_progress(self, worker_id: str, progress: Sequence[Progress]) -> None:
         """Store the text so far of running jobs; a job that is no longer the worker's is passed."""
+        if not progress:
+            return
+        rows = [
+            {
+                "of_job": item.job_id,
+                "of_attempt": item.attempt,
+                "of_worker": worker_id,
+                "new_text": item.text,
+                "num_new": item.num_completion_tokens,
+                "num_prompt": item.num_prompt_tokens,
+                "first_ms": _milliseconds(item.first_token_seconds),
+            }
+            for item in progress
+        ]
         with writing(self.engine) as connection:
-            for item in progress:
-                values: dict[str, Any] = {
-                    "text": item.text,
-                    "num_completion_tokens": item.num_completion_tokens,
-                }
-                if item.num_prompt_tokens is not None:
-                    values["num_prompt_tokens"] = item.num_prompt_tokens
-                if item.first_token_seconds is not None:
-                    ms = int(item.first_token_seconds * 1000)
-                    values["first_token_at"] = Job.started_at + ms
-                connection.execute(
-                    update(JOBS)
-                    .where(
-                        Job.id == item.job_id,
-                        Job.status == "running",
-                        Job.attempt == item.attempt,
-                        Job.worker_id == worker_id,
-                    )
-                    .values(values)
-                )
+            connection.execute(_SAVE_PROGRESS, rows)
 
     def standing(self, worker_id: str, attempts: dict[str, int]) -> Standing:
         """Which of a worker's jobs (id → attempt) to cancel and which are lost; changes nothing."""
@@ -456,6 +484,10 @@ class JobStore:
             values = lost | {"worker_id": None, "not_before": now_ms() + delay_ms}
             if move(connection, guard, was, "queued", actor, **values):
                 report.requeued.append((was.id, was.model))
+
+
+def _milliseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else int(seconds * 1000)
 
 
 def _worker(job: JobRecord) -> str:
