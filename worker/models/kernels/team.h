@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -39,8 +41,9 @@ inline Range share(int count, int rank, int size) {
 // Each thread goes through a range of its own from end to end, so that what comes next can be fetched
 // while it computes, and then takes parts of the others' ranges; who waits long sleeps instead of
 // spinning. Where another process has taken one of the cores, the others then do most of the work,
-// and a thread that lost its core is moved to the one that fell free. Threads that wake each other tend to be put on one
-// core, where they would take turns for ever; who finds itself beside another moves away.
+// and a thread that lost its core is moved to the one that fell free. Threads that wake each other
+// tend to be put on one core, where they would take turns for ever; who finds itself beside another
+// moves away.
 class Team {
 public:
     explicit Team(int size)
@@ -50,8 +53,7 @@ public:
     }
     ~Team() {
         task_ = nullptr;
-        epoch_.fetch_add(1);
-        epoch_.notify_all();
+        advance(epoch_);
         for (auto& helper : helpers_) helper.join();
     }
     int size() const { return size_; }
@@ -59,8 +61,7 @@ public:
     void run(const std::function<void(int)>& task) {
         part_ways(0);
         task_ = &task;
-        epoch_.fetch_add(1, std::memory_order_release);
-        if (size_ > 1) epoch_.notify_all();
+        advance(epoch_);
         task(0);
         meet(0);
     }
@@ -101,20 +102,32 @@ private:
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
             arrived_.store(0, std::memory_order_relaxed);
             for (auto& count : taken_[phase % 2]) count.reset();  // the next phase has the others
-            phase_.store(phase + 1, std::memory_order_release);
-            if (size_ > 1) phase_.notify_all();
+            advance(phase_);
             return;
         }
         await(phase_, phase, rank);
     }
 
-    void await(std::atomic<uint32_t>& value, uint32_t old, int rank) {
+    // Count on, and wake who sleeps. std::atomic's own notify_all looks for sleepers by a plain load,
+    // which the processor may do before the new number can be seen; a step hung once. Under the lock
+    // nobody can fall asleep between the two.
+    void advance(std::atomic<uint32_t>& count) {
+        {
+            const std::lock_guard<std::mutex> lock(falling_asleep_);
+            count.fetch_add(1, std::memory_order_release);
+        }
+        has_advanced_.notify_all();
+    }
+
+    void await(const std::atomic<uint32_t>& count, uint32_t old, int rank) {
+        const auto is_over = [&] { return count.load(std::memory_order_acquire) != old; };
         for (int spins = 0; spins < SPINS; ++spins) {
-            if (value.load(std::memory_order_acquire) != old) return;
+            if (is_over()) return;
             relax();
         }
         part_ways(rank);
-        value.wait(old, std::memory_order_acquire);
+        std::unique_lock<std::mutex> lock(falling_asleep_);
+        has_advanced_.wait(lock, is_over);
     }
 
     int note_core(int rank) {
@@ -162,6 +175,8 @@ private:
     const int size_;
     std::unique_ptr<std::atomic<int>[]> cores_;  // where each rank was seen last
     Taken taken_[2];
+    std::mutex falling_asleep_;
+    std::condition_variable has_advanced_;
     std::vector<std::thread> helpers_;
     const std::function<void(int)>* task_ = nullptr;
     alignas(64) std::atomic<uint32_t> epoch_{0};
