@@ -5,12 +5,14 @@ What is done is kept in the state folder, so that the same command goes on after
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from core.model_catalog import ModelSpec, load_catalog
 from core.settings import Settings
 from finetune.base_model import BaseModel, find_base
 from finetune.config import FinetuneConfig
-from finetune.errors import ConfigError
+from finetune.errors import ConfigError, TrainingError
 from finetune.evaluation import Metrics, evaluate
 from finetune.export import (
     FINETUNE_FILE,
@@ -39,6 +41,7 @@ from worker.models.loading import load
 
 EVALUATION_SLOTS = 16
 _WEIGHTS, _CHECKPOINTS, _HISTORY = "weights", "checkpoints", "history.json"
+_LOCK = "lock"
 Say = Callable[[str], None]
 
 
@@ -85,9 +88,16 @@ def run(shop: Workshop) -> Path | None:
         The folder; ``None`` in processes that only help the first one to train.
 
     Raises:
-        FinetuneError: the output is there already, or training or evaluation failed.
+        FinetuneError: the output is there already, another process is at work on the same, or
+            training or evaluation failed.
     """
     check_output(shop.output)
+    with _sole_worker(shop.folder):
+        check_output(shop.output)  # another may just have finished
+        return _run(shop)
+
+
+def _run(shop: Workshop) -> Path | None:
     history = _trained(shop)
     if not PartialState().is_main_process:
         return None
@@ -105,6 +115,24 @@ def run(shop: Workshop) -> Path | None:
     (shop.folder / _HISTORY).unlink()  # first: it says that there are weights
     shutil.rmtree(shop.folder)
     return shop.output
+
+
+@contextmanager
+def _sole_worker(folder: Path) -> Iterator[None]:
+    """Hold a folder; the kernel lets go when the process dies. Helpers of one training share it."""
+    if not PartialState().is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(
+                "Another process runs this very fine-tuning; wait for it, or give this one another"
+                " --name."
+            ) from None
+        yield
 
 
 def measure(shop: Workshop, weights: Path) -> dict[str, Metrics]:

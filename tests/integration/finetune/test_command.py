@@ -188,6 +188,10 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)  # the file system has no event that every platform would tell
+    process.send_signal(signal.SIGSTOP)
+    second = finetune(home, *given)
+    assert second.returncode == 1
+    assert "Another process runs this very fine-tuning" in second.stderr
     process.send_signal(signal.SIGKILL)
     process.wait(PATIENCE_SECONDS)
     [checkpoints] = home.glob("finetune/*/checkpoints")
