@@ -8,6 +8,7 @@ against those that an undisturbed product wrote for the same seeds.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -30,7 +31,9 @@ from tests.servers import RedisServer
 
 NUM_JOBS = 200
 NUM_CLIENTS = 4
-LENGTH = 100  # tokens; long enough to be caught in the middle
+LENGTH = 100  # tokens
+BAIT_SEED = NUM_JOBS  # the job that is submitted to be caught in the middle,
+BAIT_LENGTH = 1900  # so long that a worker can be
 FINAL = {"succeeded", "failed", "canceled"}
 LEGAL = {
     (None, "queued"),
@@ -41,14 +44,16 @@ LEGAL = {
 
 
 def body(seed: int) -> dict[str, Any]:
-    return {"prompt": "Again", "strategy": "sampling", "seed": seed, "max_new_tokens": LENGTH}
+    length = BAIT_LENGTH if seed == BAIT_SEED else LENGTH
+    return {"prompt": "Again", "strategy": "sampling", "seed": seed, "max_new_tokens": length}
 
 
 @pytest.fixture(scope="session")
 def undisturbed(stack: Stack) -> dict[int, str]:
     """Seed → text, from a product that nobody disturbs."""
-    ids = [stack.request("POST", "/api/v1/jobs", body(n)).json["id"] for n in range(NUM_JOBS)]
-    return {seed: stack.wait(job_id)["text"] for seed, job_id in enumerate(ids)}
+    seeds = [*range(NUM_JOBS), BAIT_SEED]
+    ids = [stack.request("POST", "/api/v1/jobs", body(seed)).json["id"] for seed in seeds]
+    return {seed: stack.wait(job_id)["text"] for seed, job_id in zip(seeds, ids, strict=True)}
 
 
 @dataclass
@@ -98,15 +103,15 @@ def test_every_accepted_job_ends_exactly_once(
     clients = Clients(stack)
     submitting = threading.Thread(target=clients.run)
     submitting.start()
-    disturbances = [
-        lambda: _kill(stack, _busy(stack)),
+    disturbances: list[Callable[[], object]] = [
+        lambda: _kill(stack),
         own_redis.stop,
         lambda: _kill_web(stack),
         own_redis.start,
         lambda: _signal(own_redis, signal.SIGSTOP),
-        lambda: _freeze_beyond_the_lease(stack, _busy(stack)),
+        lambda: _freeze_beyond_the_lease(stack),
         lambda: _signal(own_redis, signal.SIGCONT),
-        lambda: stack.drain_worker(_busy(stack)),
+        lambda: _drain(stack),
     ]
     share = NUM_JOBS // len(disturbances)
     for disturb in disturbances:
@@ -124,24 +129,38 @@ def test_every_accepted_job_ends_exactly_once(
     assert Counter(job["status"] for job in jobs.values()) == {"succeeded": NUM_JOBS}
     baits = [stack.wait(job_id, 180) for job_id in stack.baits]
     assert {job["status"] for job in baits} == {"succeeded"}
-    assert len({job["text"] for job in baits}) == 1
+    assert {job["text"] for job in baits} == {undisturbed[BAIT_SEED]}
     paths = _paths(database_url)
-    accepted = {job["id"] for job in [*jobs.values(), *baits]}
-    assert set(paths) == accepted  # a key made one job and no more
-    for path in paths.values():
+    accepted = {job["id"]: job for job in [*jobs.values(), *baits]}
+    assert set(paths) == set(accepted)  # a key made one job and no more
+    for job_id, path in paths.items():
         assert set(path) <= LEGAL
         assert [step[1] for step in path[:-1]] == [step[0] for step in path[1:]]
         assert sum(to in FINAL for _, to in path) == 1
-    assert {seed: job["text"] for seed, job in jobs.items()} == undisturbed
+        assert accepted[job_id]["attempt"] == path.count(("queued", "running"))
+    assert {seed: job["text"] for seed, job in jobs.items()} == {
+        seed: undisturbed[seed] for seed in range(NUM_JOBS)
+    }
     # Otherwise nothing was disturbed, and nothing proven.
     taken_back = sum(("running", "queued") in path for path in paths.values())
     assert taken_back >= 3
-    assert max(job["attempt"] for job in jobs.values()) > 1
 
 
-def _kill(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
+def _kill(stack: Stack) -> None:
+    worker, _ = _catch(stack)
     stack.kill_worker(worker)
     _expire_leases(stack, worker)
+
+
+def _drain(stack: Stack) -> None:
+    """SIGTERM in the middle of a text; again, should the text have ended within the drain."""
+    while True:
+        worker, bait = _catch(stack)
+        _resume(worker)
+        assert stack.drain_worker(worker) == 0
+        if ("running", "queued") in _paths(stack.database_url)[bait]:
+            return
+        stack.add_worker()
 
 
 def _kill_web(stack: Stack) -> None:
@@ -151,24 +170,26 @@ def _kill_web(stack: Stack) -> None:
     stack.wait_alive()
 
 
-def _freeze_beyond_the_lease(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
+def _freeze_beyond_the_lease(stack: Stack) -> None:
     """A worker that stands still until others have its jobs, and then goes on: a zombie.
 
     Frozen in the middle of a transaction it would hold SQLite's one write lock, or its rows', and
-    nobody could take anything back: then it goes on, and is frozen again a moment later.
+    nobody could take anything back: then it goes on, and another is caught.
     """
-    try:
-        for _ in range(20):
-            worker.send_signal(signal.SIGSTOP)
-            try:
+    for _ in range(20):
+        worker, bait = _catch(stack)
+        try:
+            with contextlib.suppress(StorageUnavailable):
                 _expire_leases(stack, worker)
-                break
-            except StorageUnavailable:
-                worker.send_signal(signal.SIGCONT)
-                _busy(stack)
-        _await(stack, lambda: not _held_by(stack, worker), "the leases were not taken back")
-    finally:
-        worker.send_signal(signal.SIGCONT)
+                _await_taken_back(stack, worker, bait)
+                return
+        finally:
+            _resume(worker)
+    raise AssertionError("always frozen in the middle of a transaction" + stack.logs())
+
+
+def _await_taken_back(stack: Stack, worker: subprocess.Popen[bytes], job_id: str) -> None:
+    _await(stack, lambda: not _runs(stack, worker, job_id), "the lease was not taken back")
 
 
 def _expire_leases(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
@@ -181,46 +202,63 @@ def _expire_leases(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
     engine.dispose()
 
 
-def _submit_bait(stack: Stack) -> dict[str, Any]:
+def _submit_bait(stack: Stack) -> str:
     deadline = time.monotonic() + 60
-    payload = {"prompt": "The quick brown", "strategy": "greedy", "max_new_tokens": 1900}
     while True:
-        answer = stack.request("POST", "/api/v1/jobs", payload)
+        answer = stack.request("POST", "/api/v1/jobs", body(BAIT_SEED))
         if answer.status == 202:
-            accepted: dict[str, Any] = answer.json
-            return accepted
+            bait: str = answer.json["id"]
+            stack.baits.append(bait)
+            return bait
         assert answer.status == 503, answer.body
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
 
-def _busy(stack: Stack) -> subprocess.Popen[bytes]:
-    """A worker in the middle of a text so long that what happens next happens during it."""
-    bait = _submit_bait(stack)
+def _catch(stack: Stack) -> tuple[subprocess.Popen[bytes], str]:
+    """A worker, frozen in the middle of a long text, and the id of the text's job.
+
+    Frozen, because the text may have ended between a look and a signal: only of a worker that
+    stands still is it known what it holds.
+    """
+    while True:
+        bait = _submit_bait(stack)
+        found: list[subprocess.Popen[bytes]] = []
+
+        def look(bait: str = bait, found: list[subprocess.Popen[bytes]] = found) -> bool:
+            found[:] = [worker for worker in stack.workers if _runs(stack, worker, bait)]
+            return bool(found) or _has_ended(stack, bait)
+
+        _await(stack, look, "no worker is in the middle of a text")
+        for worker in found:
+            worker.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+            if _runs(stack, worker, bait):
+                return worker, bait
+            _resume(worker)
+
+
+def _resume(worker: subprocess.Popen[bytes]) -> None:
+    worker.send_signal(signal.SIGCONT)
+
+
+def _runs(stack: Stack, worker: subprocess.Popen[bytes], job_id: str) -> bool:
+    status, worker_id = _row(stack, job_id)
+    return status == "running" and f"-{worker.pid}-" in worker_id
+
+
+def _has_ended(stack: Stack, job_id: str) -> bool:
+    return _row(stack, job_id)[0] in FINAL
+
+
+def _row(stack: Stack, job_id: str) -> tuple[str, str]:
+    """A job's status and its worker's id ("" when it has none)."""
     engine = make_engine(stack.database_url, pool_size=1)
-    query = select(Job.worker_id).where(Job.id == bait["id"], Job.status == "running")
-    found: list[subprocess.Popen[bytes]] = []
-
-    def look() -> bool:
-        with reading(engine) as connection:
-            worker_id = connection.execute(query).scalar_one_or_none() or ""
-        found[:] = [worker for worker in stack.workers if f"-{worker.pid}-" in worker_id]
-        return bool(found)
-
-    _await(stack, look, "no worker is in the middle of a text")
-    engine.dispose()
-    stack.baits.append(bait["id"])
-    return found[0]
-
-
-def _held_by(stack: Stack, worker: subprocess.Popen[bytes]) -> list[str]:
-    """The texts so far of what a worker runs."""
-    engine = make_engine(stack.database_url, pool_size=1)
-    query = select(Job.text).where(Job.status == "running", Job.worker_id.like(f"%-{worker.pid}-%"))
     with reading(engine) as connection:
-        texts = list(connection.execute(query).scalars())
+        query = select(Job.status, Job.worker_id).where(Job.id == job_id)
+        row = connection.execute(query).one()
     engine.dispose()
-    return texts
+    return row.status, row.worker_id or ""
 
 
 def _await(stack: Stack, condition: Callable[[], bool], complaint: str) -> None:
