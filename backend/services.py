@@ -12,11 +12,12 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
+from backend.filters import parse_filters
 from backend.openapi import openapi_document
 from backend.presenting import (
     Document,
@@ -31,7 +32,7 @@ from backend.tokenizing import TokenizerCache
 from backend.waiting_line import WaitingLine
 from core.errors import FieldError, NotFound, ValidationFailed
 from core.events import EventBus, EventsUnavailable
-from core.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, History, decode_cursor, parse_instant
+from core.history import History
 from core.jobs import JobStore, NewJob, Origin
 from core.live_catalog import LiveCatalog
 from core.model_cards import ModelCard, card_markdown, cards, curve_svg, tokenizer_json
@@ -46,15 +47,13 @@ from core.schemas import (
     parse_job_request,
     parse_run_request,
 )
-from core.strategies import STRATEGIES, STRATEGIES_BY_NAME
+from core.strategies import STRATEGIES
 from core.tickets import TicketPublisher
-from core.views import Status
 from core.workers import SeenWorker, seen_workers
 
 WITHOUT_REDIS_SECONDS = 0.25  # between two looks at the row of somebody who waits
 CARDS_SECONDS = 2.0  # how long a newly loaded model may stay unknown to validation
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
-_FILTERS = ("limit", "cursor", "q", "status", "strategy", "model", "run_id", "since", "until")
 
 
 class Services:
@@ -448,44 +447,3 @@ def _hash(payload: object, key: str | None) -> str | None:
         return None
     canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def parse_filters(filters: Mapping[str, str]) -> Filters:
-    """The history's filters from a query string; an empty value is no filter.
-
-    Raises:
-        ValidationFailed: names every bad one.
-    """
-    errors = [
-        FieldError(name, "there is no such filter") for name in filters if name not in _FILTERS
-    ]
-    given = {name: value for name, value in filters.items() if value.strip() and name in _FILTERS}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        try:
-            values |= _parse_filter(name, value)
-        except ValidationFailed as failed:
-            errors += failed.errors
-    if errors:
-        raise ValidationFailed(errors)
-    return Filters(**values)
-
-
-def _parse_filter(name: str, value: str) -> dict[str, Any]:
-    def refuse(message: str) -> ValidationFailed:
-        return ValidationFailed([FieldError(name, message)])
-
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise refuse("must be valid text, with no NUL in it")
-    if name == "limit":
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= MAX_LIMIT:
-            raise refuse(f"must be a whole number from 1 to {MAX_LIMIT}; {DEFAULT_LIMIT} if absent")
-        return {"limit": int(value)}
-    if name == "cursor":
-        return {"before_number": decode_cursor(value)}
-    if name in {"since", "until"}:
-        return {name: parse_instant(name, value, is_end=name == "until")}
-    allowed = {"status": get_args(Status), "strategy": tuple(STRATEGIES_BY_NAME)}.get(name)
-    if allowed is not None and value not in allowed:
-        raise refuse(f"must be one of {', '.join(allowed)}")
-    return {"query" if name == "q" else name: value}

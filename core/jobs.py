@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
@@ -20,7 +20,6 @@ from sqlalchemy import (
     Engine,
     Integer,
     Select,
-    and_,
     bindparam,
     delete,
     func,
@@ -43,7 +42,8 @@ from core.errors import Conflict
 from core.models import JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
-from core.transitions import held, job_record, locked_rows, move, run_record
+from core.sweeping import SweepReport, sweep
+from core.transitions import end_queued, held, job_record, move, run_record
 
 __all__ = [
     "JobStore",
@@ -53,12 +53,9 @@ __all__ = [
     "Outcome",
     "Progress",
     "Standing",
-    "SweepReport",
 ]
 
 LEASE_SECONDS = 30.0  # six missed heartbeats
-MAX_LOSSES = 3  # a job whose worker died this often is not tried again
-RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
 DEFAULT_LIMITS = Limits()
 _FINAL = ("succeeded", "failed", "canceled")
 # One statement for all running jobs: built anew for each of 64, it took 8.8 ms and not 0.6.
@@ -120,15 +117,6 @@ class Standing:
 
     to_cancel: frozenset[str]
     lost: frozenset[str]
-
-
-@dataclass(slots=True)
-class SweepReport:
-    """What one sweep changed; ``requeued`` holds (job id, model)."""
-
-    requeued: list[tuple[str, str]] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
-    canceled: list[str] = field(default_factory=list)
 
 
 class JobStore:
@@ -204,7 +192,7 @@ class JobStore:
             if was.status in _FINAL:
                 raise Conflict(f"The job has already ended: {was.status}.")
             if was.status == "queued":
-                self._end_queued(connection, was, "canceled", "canceled", actor)
+                end_queued(connection, was, "canceled", "canceled", actor)
             else:
                 connection.execute(
                     update(JOBS)
@@ -399,16 +387,8 @@ class JobStore:
 
     def sweep(self, actor: str) -> SweepReport:
         """Take back jobs whose lease ran out, and fail those that waited beyond their deadline."""
-        report = SweepReport()
         with writing(self.engine) as connection:
-            expired = and_(Job.status == "running", Job.lease_until < now_ms())
-            for was in locked_rows(connection, expired):
-                self._take_back(connection, was, actor, report)
-            late = and_(Job.status == "queued", Job.deadline_at < now_ms())
-            for was in locked_rows(connection, late):
-                if self._end_queued(connection, was, "failed", "deadline", actor):
-                    report.failed.append(was.id)
-        return report
+            return sweep(connection, actor)
 
     def models_waiting(self) -> list[str]:
         """The models that have eligible jobs, so that a lost ticket can be published again."""
@@ -434,56 +414,6 @@ class JobStore:
             Job.deadline_at >= now_ms(),
             Job.cancel_requested_at.is_(None),
         )
-
-    def _end_queued(
-        self, connection: Connection, was: JobRecord, status: str, reason: str, actor: str
-    ) -> bool:
-        values: dict[str, Any] = {"finish_reason": reason, "finished_at": now_ms()}
-        if was.text:  # of an attempt that was given back
-            values["search_text"] = search_text(was.prompt, was.text)
-        if status == "failed":
-            values["error_code"] = "deadline"
-            values["error_message"] = "No worker could take the job before its deadline."
-        guard = update(JOBS).where(Job.id == was.id, Job.status == "queued")
-        return move(connection, guard, was, status, actor, **values)
-
-    def _take_back(
-        self, connection: Connection, was: JobRecord, actor: str, report: SweepReport
-    ) -> None:
-        guard = update(JOBS).where(
-            Job.id == was.id,
-            Job.status == "running",
-            Job.attempt == was.attempt,
-            Job.lease_until < now_ms(),
-        )
-        losses = was.lost_count + 1
-        lost: dict[str, Any] = {"lost_count": losses, "lease_until": None}
-        ended = {
-            "finished_at": now_ms(),
-            "search_text": search_text(was.prompt, was.text),
-        }
-        if was.cancel_requested_at is not None:
-            values = lost | ended | {"finish_reason": "canceled"}
-            if move(connection, guard, was, "canceled", actor, **values):
-                report.canceled.append(was.id)
-        elif losses >= MAX_LOSSES:
-            message = f"The worker was lost {losses} times while it wrote this text."
-            values = (
-                lost
-                | ended
-                | {
-                    "finish_reason": "error",
-                    "error_code": "worker_lost",
-                    "error_message": message,
-                }
-            )
-            if move(connection, guard, was, "failed", actor, **values):
-                report.failed.append(was.id)
-        else:
-            delay_ms = int(RETRY_DELAY_SECONDS * 1000) * losses
-            values = lost | {"worker_id": None, "not_before": now_ms() + delay_ms}
-            if move(connection, guard, was, "queued", actor, **values):
-                report.requeued.append((was.id, was.model))
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -1,6 +1,6 @@
 """The parts of a transition: the guarded UPDATE, its event, and rows read for it.
 
-For ``core.jobs`` and ``core.admission`` alone; nothing else may write a status.
+For ``core.jobs``, ``core.sweeping`` and ``core.admission`` alone; nothing else may write a status.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from core.db import now_ms
 from core.errors import NotFound
 from core.models import JOB_EVENTS, JOBS, Job, Run
 from core.records import JobRecord, RunRecord
+from core.search import search_text
 
 
 def move(
@@ -50,6 +51,20 @@ def append_event(
             at=now_ms(),
         )
     )
+
+
+def end_queued(
+    connection: Connection, was: JobRecord, status: str, reason: str, actor: str
+) -> bool:
+    """End a job that no worker holds: ``canceled``, or ``failed`` at its deadline."""
+    values: dict[str, Any] = {"finish_reason": reason, "finished_at": now_ms()}
+    if was.text:  # of an attempt that was given back
+        values["search_text"] = search_text(was.prompt, was.text)
+    if status == "failed":
+        values["error_code"] = "deadline"
+        values["error_message"] = "No worker could take the job before its deadline."
+    guard = update(JOBS).where(Job.id == was.id, Job.status == "queued")
+    return move(connection, guard, was, status, actor, **values)
 
 
 def held(job: JobRecord) -> Update:

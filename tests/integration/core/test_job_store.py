@@ -11,9 +11,10 @@ from sqlalchemy import func, select
 from core.db import now_ms, reading
 from core.errors import Conflict, NotFound, QueueFull, RateLimited, ValidationFailed
 from core.history import History
-from core.jobs import MAX_LOSSES, JobStore, Limits, Origin, Progress
+from core.jobs import JobStore, Limits, Origin, Progress
 from core.models import Job, JobTrace, Run
 from core.records import JobRecord
+from core.sweeping import MAX_LOSSES
 from tests.integration.core.conftest import MODEL, Bench, outcome
 
 # ---- submitting -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from flask import Blueprint, Flask
 from flask.testing import FlaskClient
 
 from backend.errors import register_errors
+from backend.filters import parse_filters
 from backend.openapi import openapi_document
 from backend.page_docs import groups
 from backend.page_lists import FORM_FILTERS, register
@@ -27,7 +28,6 @@ from backend.page_words import (
 )
 from backend.pages import render_error
 from backend.presenting import strategy_document
-from backend.services import parse_filters
 from core.errors import NotFound
 from core.strategies import STRATEGIES
 

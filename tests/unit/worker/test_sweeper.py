@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from core.jobs import SweepReport
+from core.sweeping import SweepReport
 from worker import sweeper
 from worker.poller import Poller
 from worker.sweeper import FORGET_WORKER_SECONDS, Sweeper
