@@ -27,17 +27,22 @@ from cli.supervisor import Pace, Plan, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "Textmill is ready: http://127.0.0.1:1"
-# Writes its pid where the test can find it, then waits for the signal.
+# Writes its pid, whole at once, where the test can find it, then waits for the signal.
 OBEDIENT = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit(0)))
-pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+pathlib.Path(sys.argv[1] + ".new").write_text(str(os.getpid()))
+os.rename(sys.argv[1] + ".new", sys.argv[1])
 print("hello", flush=True)
 while True: signal.pause()
 """
 STUBBORN = OBEDIENT.replace(
     'lambda *_: (print("goodbye", flush=True), sys.exit(0))', "signal.SIG_IGN"
 )
+AWAIT_FILE = """
+import os, time
+while not os.path.exists({path!r}): time.sleep(0.01)
+"""
 
 
 class Running:
@@ -239,7 +244,9 @@ def test_a_killed_child_comes_back_and_ready_is_said_once(
 def test_a_configuration_error_stops_everything_and_is_shown(
     supervise: Callable[..., Running], tmp_path: Path, place: str
 ) -> None:
-    code = "import sys; print('textmill: TEXTMILL_X is wrong.'); sys.exit(78)"
+    # Preparations run beside the groundwork: let there be something to stop.
+    code = AWAIT_FILE.format(path=str(tmp_path / "redis.pid"))
+    code += "print('textmill: TEXTMILL_X is wrong.'); raise SystemExit(78)"
     plan: dict[str, Any] = {"groundwork": [child(tmp_path, "redis")], "services": []}
     plan.setdefault(place, []).append(child(tmp_path, "bad", code))
     running = supervise(**plan)
@@ -261,7 +268,8 @@ def test_groundwork_that_does_not_come_up_stops_the_start(
 def test_a_grandchild_is_not_left_behind(supervise: Callable[..., Running], tmp_path: Path) -> None:
     parent = f"""
 import subprocess, sys
-subprocess.Popen([sys.executable, "-c", {STUBBORN!r}, sys.argv[1]]).wait(0.5)
+subprocess.Popen([sys.executable, "-c", {STUBBORN!r}, sys.argv[1]])
+{AWAIT_FILE.format(path=str(tmp_path / "web.pid"))}
 """
     running = supervise(services=[child(tmp_path, "web", parent)])
     running.read_until("starting it again")
