@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from pathlib import Path
 
 import pytest
 
 from core.finetuning import as_document, stored_finetuning
+from finetune import export
 from finetune.base_model import BaseModel
 from finetune.config import DataOptions, FinetuneConfig
 from finetune.errors import ConfigError
 from finetune.evaluation import Metrics, TextMetrics
+from finetune.examples import Example, Part, Place
 from finetune.export import check_output, move_into_place, write_report
 from finetune.holdout import HoldoutReport, Repeats
 from finetune.overlap import Rouge
 from finetune.preparation import DataFile, Prepared, TokenCounts
 from finetune.scoring import Score
 from finetune.training import TrainingHistory
+from worker.models import provenance
 from worker.models.provenance import Provenance, read_provenance
 
+EXAMPLE = Example((Part("A text.", True),), Place("train.csv", 1))
 COUNTS = TokenCounts(
     num_texts=3, num_tokens=30, num_learned=20, median_tokens=10, max_tokens=12, num_cut_texts=0,
     num_cut_tokens=0, num_unlearnable=0,
@@ -34,7 +39,8 @@ TEXTS = TextMetrics(
 def write(folder: Path, config: FinetuneConfig, texts: TextMetrics | None) -> None:
     base = BaseModel("/home/anna/models/mine", folder, "abc123", 512, 0)
     data = Prepared(
-        train=(), validation=(), train_texts=(), validation_texts=(), is_packed=False,
+        train=(EXAMPLE,) * 2, validation=(EXAMPLE,), train_texts=(), validation_texts=(),
+        is_packed=False,
         files=(
             DataFile("train.csv", "both", "ab" * 32, 40),
             DataFile("multi_x_science_sum", "validation", "", 10),
@@ -81,16 +87,25 @@ def test_what_is_written_is_read_whole(
     assert (found.base, found.base_revision, found.method) == ("mine", "abc123", method)
     assert [file.name for file in found.data.files] == ["train.csv", "multi_x_science_sum"]
     assert [file.num_rows for file in found.data.files] == [40, 10]
+    assert [file.sha256 for file in found.data.files] == ["ab" * 32, ""]
+    assert (found.data.training.num_examples, found.data.validation.num_examples) == (2, 1)
     assert (found.data.num_duplicates, found.data.num_overlapping) == (3, 4)
     assert (found.training.num_steps, found.training.best_step) == (2, 1)
     assert found.metrics.before.bits_per_byte == pytest.approx(
         1.5 * found.metrics.after.bits_per_byte
     )
+    assert found.metrics.after.perplexity == pytest.approx(math.exp(60 / 30))
     assert (found.metrics.after.texts is None) == (texts is None)
     if found.metrics.after.texts is not None:
         assert found.metrics.after.texts.rouge.rouge_l == TEXTS.rouge.rouge_l
         assert found.metrics.after.texts.reference_memorised == TEXTS.reference_memorised
     assert stored_finetuning(as_document(found)) == found
+
+
+def test_worker_and_fine_tuning_mean_the_same_files() -> None:
+    written = (export.FINETUNE_FILE, export.CURVE_FILE, export.CARD_FILE)
+    read = (provenance.FINETUNE_FILE, provenance.CURVE_FILE, provenance.CARD_FILE)
+    assert written == read
 
 
 def test_curve_and_card_are_shown_as_they_were_written(tmp_path: Path) -> None:
