@@ -9,7 +9,6 @@ import fcntl
 import json
 import logging
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,6 +40,7 @@ from worker.models.loading import load
 
 EVALUATION_SLOTS = 16
 _WEIGHTS, _CHECKPOINTS, _HISTORY = "weights", "checkpoints", "history.json"
+_MEASURED = "measured"
 _LOCK = "lock"
 Say = Callable[[str], None]
 
@@ -152,10 +152,27 @@ def measure(shop: Workshop, weights: Path) -> dict[str, Metrics]:
         else ModelSpec("after", str(weights), None, "float32", True, "")
     )
     base = ModelSpec("before", str(shop.base.folder), None, "float32", True, "")
-    shop.settings.home.mkdir(parents=True, exist_ok=True)
     # Merged weights, which nobody needs afterwards; not in /tmp, which may be memory.
-    with tempfile.TemporaryDirectory(dir=shop.settings.home, prefix=".measured-") as cache:
-        return {spec.name: _measure(shop, spec, Path(cache)) for spec in (base, tuned)}
+    cache = shop.folder / _MEASURED
+    shutil.rmtree(cache, ignore_errors=True)  # of a process that was killed
+    try:
+        return {spec.name: _measure(shop, spec, cache) for spec in (base, tuned)}
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
+def measure_again(shop: Workshop, weights: Path) -> dict[str, Metrics]:
+    """What :func:`measure` gives, for a folder that is finished; nothing is left behind.
+
+    Raises:
+        FinetuneError: a model cannot be measured, or another process is at work on the same.
+    """
+    with _sole_worker(shop.folder):
+        try:
+            return measure(shop, weights)
+        finally:
+            if [path.name for path in shop.folder.iterdir()] == [_LOCK]:
+                shutil.rmtree(shop.folder)
 
 
 def _measure(shop: Workshop, spec: ModelSpec, cache_dir: Path) -> Metrics:

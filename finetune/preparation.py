@@ -123,7 +123,7 @@ def prepare_data(config: FinetuneConfig, base: BaseModel) -> Prepared:
         train_counts=train_counts,
         validation_counts=validation_counts,
         format=format_read(options),
-        fingerprint=_fingerprint(config, base, files),
+        fingerprint=_fingerprint(config, base, files, (*train, *validation)),
     )
 
 
@@ -175,10 +175,25 @@ def _file(
     return DataFile(place.name, role, digest, num_rows[path])
 
 
-def _fingerprint(config: FinetuneConfig, base: BaseModel, files: Iterable[DataFile]) -> str:
+def _fingerprint(
+    config: FinetuneConfig,
+    base: BaseModel,
+    files: Sequence[DataFile],
+    examples: Iterable[Example],
+) -> str:
     """Of all that decides what the weights become; where files lie does not."""
     document: dict[str, Any] = config.model_dump(mode="json", exclude={"evaluation", "description"})
     document["base"], document["output"] = base.revision, None
     document["data"] |= {"train": [], "validation": []}
     document["files"] = [(file.role, file.sha256 or file.name) for file in files]
+    if not all(file.sha256 for file in files):  # what the Hub keeps may change under its name
+        document["examples"] = _digest(examples)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _digest(examples: Iterable[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        parts = [(part.text, part.is_learned) for part in example.parts]
+        digest.update(json.dumps(parts).encode())
+    return digest.hexdigest()

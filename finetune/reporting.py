@@ -13,7 +13,7 @@ import torch
 from finetune.encoding import Encoded
 from finetune.errors import ConfigError
 from finetune.export import FINETUNE_FILE
-from finetune.pipeline import Workshop, measure, read_figures
+from finetune.pipeline import Workshop, measure_again, read_figures
 from finetune.preparation import TokenCounts
 from finetune.training import device_words, make_trainer, peak_bytes, precision
 
@@ -141,7 +141,7 @@ def reproduced(shop: Workshop, folder: Path) -> Iterator[str]:
         ConfigError: they are not those that the folder tells.
     """
     told = read_figures(folder)["metrics"]
-    found = {name: metrics.as_json() for name, metrics in measure(shop, folder).items()}
+    found = {name: metrics.as_json() for name, metrics in measure_again(shop, folder).items()}
     yield from table(found["before"], found["after"])
     agreed = dict.fromkeys(words for name in found for words in _agreed(told, found, name, folder))
     yield f"These are the figures that {folder} tells: {', '.join(agreed)}."

@@ -59,6 +59,32 @@ def finetune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@contextmanager
+def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, running; it has ended when the block has."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finetune", *arguments],
+        cwd=Path(__file__).parents[3],
+        env=environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(PATIENCE_SECONDS)
+
+
+def await_file(home: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a file is there; the file system has no event that every platform would tell."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not list(home.glob(pattern)):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def options(tmp_path: Path, **changes: str) -> list[str]:
     """Flags of a training that takes seconds."""
     given = {
@@ -144,9 +170,13 @@ def test_the_figures_of_a_folder_can_be_computed_again_and_another_folders_are_r
     given = options(tmp_path, evaluation_texts="0", max_steps="8")
     assert finetune(tmp_path / "home", *given).returncode == 0
     out = tmp_path / "out"
+    with started(tmp_path / "home", *given, "--evaluate", str(out)) as process:
+        await_file(tmp_path / "home", "finetune/*/measured/*", process)
+        process.kill()
     again = finetune(tmp_path / "home", *given, "--evaluate", str(out))
     assert again.returncode == 0, again.stderr
     assert "These are the figures" in again.stdout
+    assert list((tmp_path / "home" / "finetune").iterdir()) == []
     figures = json.loads((out / "finetune.json").read_text())
     figures["metrics"]["after"]["bits_per_byte"] += 0.1
     (out / "finetune.json").write_text(json.dumps(figures))
@@ -176,24 +206,13 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "out").rename(tmp_path / "undisturbed")
 
     home = tmp_path / "home"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "finetune", *given],
-        cwd=Path(__file__).parents[3],
-        env=environment(home),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not list(home.glob("finetune/*/checkpoints/checkpoint-*/whole")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)  # the file system has no event that every platform would tell
-    process.send_signal(signal.SIGSTOP)
-    second = finetune(home, *given)
-    assert second.returncode == 1
-    assert "Another process runs this very fine-tuning" in second.stderr
-    process.send_signal(signal.SIGKILL)
-    process.wait(PATIENCE_SECONDS)
+    with started(home, *given) as process:
+        await_file(home, "finetune/*/checkpoints/checkpoint-*/whole", process)
+        process.send_signal(signal.SIGSTOP)
+        second = finetune(home, *given)
+        assert second.returncode == 1
+        assert "Another process runs this very fine-tuning" in second.stderr
+        process.kill()
     [checkpoints] = home.glob("finetune/*/checkpoints")
     (checkpoints / "checkpoint-39").mkdir()  # as a power cut leaves one
     (checkpoints / "checkpoint-39" / "trainer_state.json").write_text('{"epoch": 1.')

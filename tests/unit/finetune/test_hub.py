@@ -10,11 +10,14 @@ from typing import Any
 import datasets
 import pytest
 
-from finetune.config import DataOptions
+from finetune.base_model import BaseModel
+from finetune.config import DataOptions, FinetuneConfig
 from finetune.errors import DataError
 from finetune.examples import Example
 from finetune.formats import detect, read_examples
 from finetune.hub import is_hub_name, read_hub_records
+from finetune.preparation import prepare_data
+from tests.tiny_models import tiny_model
 from tests.unit.finetune.test_formats import PAPER_COLUMNS, PAPER_READ
 
 
@@ -131,3 +134,24 @@ def test_a_hub_that_cannot_be_reached_is_named_with_what_to_check() -> None:
         read("owner/name", "train")
     assert str(caught.value).startswith("owner/name:train: is no file here, and loading it from")
     assert str(caught.value).endswith("Check the path, or the name, the split and the network.")
+
+
+def test_rows_that_changed_under_the_same_name_are_another_training(
+    papers: Path, hub: SimpleNamespace
+) -> None:
+    base = BaseModel("base", tiny_model("llama"), "revision", 256, 0)
+    config = FinetuneConfig.model_validate(
+        {
+            "base": "base",
+            "name": "tuned",
+            "data": {"train": ["owner/name"], "validation": ["owner/name:validation"]},
+        }
+    )
+
+    def fingerprint(held_out: str) -> str:
+        row = PAPER_COLUMNS | {"abstract": held_out, "related_work": held_out}
+        (papers / "validation.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+        return prepare_data(config, base).fingerprint
+
+    assert fingerprint("We study rain.") == fingerprint("We study rain.")
+    assert fingerprint("We study rain.") != fingerprint("We study snow.")
