@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, text
+from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, text
 
 from core.db import now_ms
 from core.errors import FieldError, QueueFull, RateLimited, ValidationFailed
@@ -20,6 +20,19 @@ from core.settings import Settings
 from core.transitions import append_event
 
 _SUBMISSION_LOCK = 0x7E_87_11_11  # any constant; one lock for all that count the queue
+# Built once: building a statement costs as much as executing it.
+_NUM_QUEUED = select(func.count()).select_from(Job).where(Job.status == "queued")
+_INSERT = insert(JOBS).values(
+    deadline_at=now_ms() + bindparam("deadline_ms", type_=BigInteger), created_at=now_ms()
+)
+_ACTIVE = Job.status.in_(("queued", "running"))
+_RANKS = select(
+    select(func.max(Job.share_rank))
+    .where(_ACTIVE, Job.owner_id == bindparam("owner"))
+    .scalar_subquery(),
+    select(func.min(Job.share_rank)).where(Job.status == "queued").scalar_subquery(),
+    select(func.max(Job.share_rank)).where(Job.status == "running").scalar_subquery(),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +114,14 @@ def check_room(connection: Connection, owner_id: str, num_new: int, limits: Limi
         QueueFull: ``max_queued`` jobs wait.
         RateLimited: this owner has too many waiting.
     """
-    queued = select(func.count()).select_from(Job).where(Job.status == "queued")
-    if connection.execute(queued).scalar_one() + num_new > limits.max_queued:
+    if connection.execute(_NUM_QUEUED).scalar_one() + num_new > limits.max_queued:
         raise QueueFull(
             f"The queue is full ({limits.max_queued} jobs wait); try again in a while.",
             retry_after_seconds=5,
         )
     if not limits.max_queued_per_owner:
         return
-    own = connection.execute(queued.where(Job.owner_id == owner_id)).scalar_one()
+    own = connection.execute(_NUM_QUEUED.where(Job.owner_id == owner_id)).scalar_one()
     if own + num_new > limits.max_queued_per_owner:
         raise RateLimited(
             f"You have {own} jobs waiting, and {limits.max_queued_per_owner} are allowed;"
@@ -130,34 +142,32 @@ def insert_queued(
     ids = []
     for offset, new in enumerate(jobs):
         job_id = str(uuid.uuid4())
-        connection.execute(
-            insert(JOBS).values(
-                id=job_id,
-                run_id=run_id,
-                variant_index=new.variant_index,
-                sample_index=new.sample_index,
-                owner_id=origin.owner_id,
-                idempotency_key=origin.idempotency_key,
-                request_hash=origin.request_hash,
-                model=new.model,
-                prompt=new.prompt,
-                strategy=new.strategy,
-                parameters=new.parameters,
-                has_trace=new.has_trace,
-                status="queued",
-                priority=new.priority,
-                share_rank=rank + offset,
-                attempt=0,
-                lost_count=0,
-                not_before=0,
-                deadline_at=now_ms() + int(limits.deadline_seconds * 1000),
-                text="",
-                search_text=search_text(new.prompt),
-                num_prompt_tokens=new.num_prompt_tokens,
-                num_completion_tokens=0,
-                created_at=now_ms(),
-            )
-        )
+        row = {
+            "id": job_id,
+            "run_id": run_id,
+            "variant_index": new.variant_index,
+            "sample_index": new.sample_index,
+            "owner_id": origin.owner_id,
+            "idempotency_key": origin.idempotency_key,
+            "request_hash": origin.request_hash,
+            "model": new.model,
+            "prompt": new.prompt,
+            "strategy": new.strategy,
+            "parameters": new.parameters,
+            "has_trace": new.has_trace,
+            "status": "queued",
+            "priority": new.priority,
+            "share_rank": rank + offset,
+            "attempt": 0,
+            "lost_count": 0,
+            "not_before": 0,
+            "deadline_ms": int(limits.deadline_seconds * 1000),
+            "text": "",
+            "search_text": search_text(new.prompt),
+            "num_prompt_tokens": new.num_prompt_tokens,
+            "num_completion_tokens": 0,
+        }
+        connection.execute(_INSERT, row)
         append_event(connection, job_id, 0, None, "queued", "web")
         ids.append(job_id)
     return ids
@@ -169,15 +179,6 @@ def _next_share_rank(connection: Connection, owner_id: str) -> int:
     A job's rank is one more than its owner's last waiting one, but never before the queue's
     present virtual time: an owner with five hundred jobs and one with a single job take turns.
     """
-    active = Job.status.in_(("queued", "running"))
-    own, head, running = connection.execute(
-        select(
-            select(func.max(Job.share_rank))
-            .where(active, Job.owner_id == owner_id)
-            .scalar_subquery(),
-            select(func.min(Job.share_rank)).where(Job.status == "queued").scalar_subquery(),
-            select(func.max(Job.share_rank)).where(Job.status == "running").scalar_subquery(),
-        )
-    ).one()
+    own, head, running = connection.execute(_RANKS, {"owner": owner_id}).one()
     virtual_time = head - 1 if head is not None else (running or 0)
     return max(virtual_time, own or 0) + 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import (
@@ -19,7 +19,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Integer,
-    Select,
     bindparam,
     delete,
     func,
@@ -43,7 +42,7 @@ from core.models import JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
 from core.sweeping import SweepReport, sweep
-from core.transitions import end_queued, held, job_record, move, run_record
+from core.transitions import QUEUED, RUNNING, end_queued, job_record, move, run_record
 
 __all__ = [
     "JobStore",
@@ -58,25 +57,32 @@ __all__ = [
 LEASE_SECONDS = 30.0  # six missed heartbeats
 DEFAULT_LIMITS = Limits()
 _FINAL = ("succeeded", "failed", "canceled")
-# One statement for all running jobs: built anew for each of 64, it took 8.8 ms and not 0.6.
-_SAVE_PROGRESS = (
-    update(JOBS)
-    .where(
-        Job.id == bindparam("of_job"),
-        Job.status == "running",
-        Job.attempt == bindparam("of_attempt"),
-        Job.worker_id == bindparam("of_worker"),
-    )
-    .values(
-        text=bindparam("new_text"),
-        num_completion_tokens=bindparam("num_new"),
-        num_prompt_tokens=func.coalesce(
-            bindparam("num_prompt", type_=Integer), Job.num_prompt_tokens
-        ),
-        first_token_at=func.coalesce(
-            Job.started_at + bindparam("first_ms", type_=BigInteger), Job.first_token_at
-        ),
-    )
+# Statements that every job needs, built once: building one costs as much as executing it.
+_IS_ELIGIBLE = (
+    Job.status == "queued",
+    Job.model.in_(bindparam("models", expanding=True)),
+    Job.not_before <= now_ms(),
+    Job.deadline_at >= now_ms(),
+    Job.cancel_requested_at.is_(None),
+)
+_ELIGIBLE = select(Job.id).where(*_IS_ELIGIBLE).limit(1)
+_CANDIDATE = (
+    select(JOBS, now_ms().label("now"))
+    .where(*_IS_ELIGIBLE)
+    .order_by(Job.priority.desc(), Job.share_rank, Job.number)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_CLAIMABLE = QUEUED.where(Job.cancel_requested_at.is_(None))
+_FIRST_TOKEN_AT = func.coalesce(
+    Job.started_at + bindparam("first_ms", type_=BigInteger), Job.first_token_at
+)
+_NUM_PROMPT_TOKENS = func.coalesce(bindparam("num_prompt", type_=Integer), Job.num_prompt_tokens)
+_ENDING = RUNNING.values(
+    finished_at=now_ms(), first_token_at=_FIRST_TOKEN_AT, num_prompt_tokens=_NUM_PROMPT_TOKENS
+)
+_PROGRESSING = RUNNING.where(Job.worker_id == bindparam("of_worker")).values(
+    first_token_at=_FIRST_TOKEN_AT, num_prompt_tokens=_NUM_PROMPT_TOKENS
 )
 
 
@@ -214,7 +220,7 @@ class JobStore:
             if was.status not in _FINAL:
                 changed = move(
                     connection,
-                    update(JOBS).where(Job.id == job_id, Job.status == was.status),
+                    QUEUED if was.status == "queued" else RUNNING,
                     was,
                     "canceled",
                     actor,
@@ -235,7 +241,7 @@ class JobStore:
     def has_eligible(self, models: Sequence[str]) -> bool:
         """Whether a worker of these models could claim something now; takes no lock."""
         with reading(self.engine) as connection:
-            return connection.execute(self._eligible(models).limit(1)).first() is not None
+            return connection.execute(_ELIGIBLE, {"models": models}).first() is not None
 
     def claim(self, worker_id: str, models: Sequence[str], *, is_idle: bool) -> JobRecord | None:
         """Take the best eligible row: by priority, then fair share, then age.
@@ -246,39 +252,25 @@ class JobStore:
         Returns:
             The running job under its new attempt; ``None`` when there is none to take.
         """
-        candidate = (
-            self._eligible(models)
-            .order_by(Job.priority.desc(), Job.share_rank, Job.number)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
         with writing(self.engine) as connection:
-            row = connection.execute(candidate).first()
+            row = connection.execute(_CANDIDATE, {"models": models}).first()
             if row is None:
                 return None
-            was = job_record(connection, row.id)
+            was = JobRecord.from_row(row)
             if was.lost_count and not is_idle:
                 return None
-            taken = move(
-                connection,
-                update(JOBS).where(
-                    Job.id == was.id,
-                    Job.status == "queued",
-                    Job.attempt == was.attempt,
-                    Job.cancel_requested_at.is_(None),
-                ),
-                was,
-                "running",
-                worker_id,
-                attempt=was.attempt + 1,
-                worker_id=worker_id,
-                lease_until=now_ms() + self._lease_ms,
-                text="",
-                num_completion_tokens=0,
-                first_token_at=None,
-                started_at=now_ms(),
-            )
-            return job_record(connection, was.id) if taken else None
+            claimed: dict[str, Any] = {
+                "attempt": was.attempt + 1,
+                "worker_id": worker_id,
+                "lease_until": row.now + self._lease_ms,
+                "text": "",
+                "num_completion_tokens": 0,
+                "first_token_at": None,
+                "started_at": row.now,
+            }
+            if not move(connection, _CLAIMABLE, was, "running", worker_id, **claimed):
+                return None
+            return replace(was, status="running", **claimed)
 
     def finish(self, job: JobRecord, outcome: Outcome) -> bool:
         """Write a job's end under the attempt that was claimed.
@@ -296,15 +288,11 @@ class JobStore:
             "num_completion_tokens": outcome.num_completion_tokens,
             "model_revision": outcome.model_revision,
             "lease_until": None,
-            "finished_at": now_ms(),
+            "num_prompt": outcome.num_prompt_tokens,
+            "first_ms": _milliseconds(outcome.first_token_seconds),
         }
-        if outcome.num_prompt_tokens is not None:
-            values["num_prompt_tokens"] = outcome.num_prompt_tokens
-        if outcome.first_token_seconds is not None:
-            values["first_token_at"] = Job.started_at + int(outcome.first_token_seconds * 1000)
         with writing(self.engine) as connection:
-            guard = held(job)
-            if not move(connection, guard, job, outcome.status, _worker(job), **values):
+            if not move(connection, _ENDING, job, outcome.status, _worker(job), **values):
                 return False
             if outcome.trace is not None:
                 connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
@@ -323,7 +311,7 @@ class JobStore:
             kept = connection.execute(select(Job.text).where(Job.id == job.id)).scalar() or ""
             asked = move(
                 connection,
-                held(job).where(Job.cancel_requested_at.is_not(None)),
+                RUNNING.where(Job.cancel_requested_at.is_not(None)),
                 job,
                 "canceled",
                 _worker(job),
@@ -334,7 +322,7 @@ class JobStore:
             )
             return asked or move(
                 connection,
-                held(job),
+                RUNNING,
                 job,
                 "queued",
                 _worker(job),
@@ -353,15 +341,15 @@ class JobStore:
                 "of_job": item.job_id,
                 "of_attempt": item.attempt,
                 "of_worker": worker_id,
-                "new_text": item.text,
-                "num_new": item.num_completion_tokens,
+                "text": item.text,
+                "num_completion_tokens": item.num_completion_tokens,
                 "num_prompt": item.num_prompt_tokens,
                 "first_ms": _milliseconds(item.first_token_seconds),
             }
             for item in progress
         ]
         with writing(self.engine) as connection:
-            connection.execute(_SAVE_PROGRESS, rows)
+            connection.execute(_PROGRESSING, rows)
 
     def standing(self, worker_id: str, attempts: dict[str, int]) -> Standing:
         """Which of a worker's jobs (id → attempt) to cancel and which are lost; changes nothing."""
@@ -403,17 +391,6 @@ class JobStore:
                 .distinct()
             )
             return list(connection.execute(query).scalars())
-
-    # ---- parts ------------------------------------------------------------------------------
-
-    def _eligible(self, models: Sequence[str]) -> Select[str]:
-        return select(Job.id).where(
-            Job.status == "queued",
-            Job.model.in_(models),
-            Job.not_before <= now_ms(),
-            Job.deadline_at >= now_ms(),
-            Job.cancel_requested_at.is_(None),
-        )
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, update
+from sqlalchemy import Connection, and_
 
 from core.db import now_ms
-from core.models import JOBS, Job
+from core.models import Job
 from core.records import JobRecord
 from core.search import search_text
-from core.transitions import end_queued, locked_rows, move
+from core.transitions import RUNNING, end_queued, locked_rows, move
 
 MAX_LOSSES = 3  # a job whose worker died this often is not tried again
 RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
@@ -43,12 +43,7 @@ def sweep(connection: Connection, actor: str) -> SweepReport:
 
 
 def _take_back(connection: Connection, was: JobRecord, actor: str, report: SweepReport) -> None:
-    guard = update(JOBS).where(
-        Job.id == was.id,
-        Job.status == "running",
-        Job.attempt == was.attempt,
-        Job.lease_until < now_ms(),
-    )
+    guard = RUNNING.where(Job.lease_until < now_ms())
     losses = was.lost_count + 1
     lost: dict[str, Any] = {"lost_count": losses, "lease_until": None}
     ended = {"finished_at": now_ms(), "search_text": search_text(was.prompt, was.text)}

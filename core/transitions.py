@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Update, insert, select, update
+from sqlalchemy import ClauseElement, Connection, Update, bindparam, insert, select, update
 
 from core.db import now_ms
 from core.errors import NotFound
 from core.models import JOB_EVENTS, JOBS, Job, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
+
+# Built once: building a statement costs as much as executing it.
+_APPEND_EVENT = insert(JOB_EVENTS).values(at=now_ms())
+_OF = (Job.id == bindparam("of_job"), Job.attempt == bindparam("of_attempt"))
+QUEUED = update(JOBS).where(*_OF, Job.status == "queued")
+"""Guard of a job that waits, under the attempt that was read."""
+RUNNING = update(JOBS).where(*_OF, Job.status == "running")
+"""The fence: only the attempt that was claimed, and only while it runs."""
 
 
 def move(
@@ -24,8 +32,26 @@ def move(
     actor: str,
     **values: Any,
 ) -> bool:
-    """One transition: the guarded UPDATE, and its row in ``job_events`` when it took hold."""
-    if connection.execute(guard.values(status=to_status, **values)).rowcount != 1:
+    """One transition: the guarded UPDATE, and its row in ``job_events`` when it took hold.
+
+    Args:
+        connection: in a transaction that writes.
+        guard: ``QUEUED`` or ``RUNNING``, with whatever else must hold or be set.
+        was: the job as it was read.
+        to_status: the status that it gets.
+        actor: who does it.
+        **values: columns that change with it, as values or SQL expressions, and what the guard's
+            own expressions ask for.
+
+    Returns:
+        Whether it took hold.
+    """
+    computed = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
+    if computed:
+        guard = guard.values(**computed)
+    plain = {name: value for name, value in values.items() if name not in computed}
+    of = {"of_job": was.id, "of_attempt": was.attempt}
+    if connection.execute(guard, of | plain | {"status": to_status}).rowcount != 1:
         return False
     attempt = values.get("attempt", was.attempt)
     append_event(connection, was.id, attempt, was.status, to_status, actor)
@@ -41,16 +67,14 @@ def append_event(
     actor: str,
 ) -> None:
     """One row of the account that is never rewritten."""
-    connection.execute(
-        insert(JOB_EVENTS).values(
-            job_id=job_id,
-            attempt=attempt,
-            from_status=from_status,
-            to_status=to_status,
-            actor=actor[:80],
-            at=now_ms(),
-        )
-    )
+    event = {
+        "job_id": job_id,
+        "attempt": attempt,
+        "from_status": from_status,
+        "to_status": to_status,
+        "actor": actor[:80],
+    }
+    connection.execute(_APPEND_EVENT, event)
 
 
 def end_queued(
@@ -63,13 +87,7 @@ def end_queued(
     if status == "failed":
         values["error_code"] = "deadline"
         values["error_message"] = "No worker could take the job before its deadline."
-    guard = update(JOBS).where(Job.id == was.id, Job.status == "queued")
-    return move(connection, guard, was, status, actor, **values)
-
-
-def held(job: JobRecord) -> Update:
-    """The fence: only the attempt that was claimed, and only while it runs."""
-    return update(JOBS).where(Job.id == job.id, Job.status == "running", Job.attempt == job.attempt)
+    return move(connection, QUEUED, was, status, actor, **values)
 
 
 def locked_rows(connection: Connection, condition: Any) -> list[JobRecord]:
