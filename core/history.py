@@ -21,6 +21,7 @@ from sqlalchemy import (
     Engine,
     Select,
     and_,
+    bindparam,
     column,
     false,
     func,
@@ -50,6 +51,21 @@ _MAX_INSTANT_CHARACTERS = 40
 _DAY_MS = 86_400_000
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _COLUMNS = [getattr(Job, item.name) for item in fields(JobRecord)]
+_RANKED = (
+    select(
+        Job.id,
+        func.row_number()
+        .over(
+            partition_by=Job.model,
+            order_by=(Job.priority.desc(), Job.share_rank, Job.number),
+        )
+        .label("position"),
+    )
+    .where(Job.status == "queued", Job.model.in_(bindparam("models", expanding=True)))
+    .subquery()
+)
+# Every submission asks it, and building it took longer than executing it.
+_POSITIONS = select(_RANKED).where(_RANKED.c.id.in_(bindparam("ids", expanding=True)))
 _JOBS_SEARCH = table("jobs_search", column("rowid", BigInteger()))
 # In a query string "+" means a blank: an offset written without percent-encoding arrives so.
 _LOST_PLUS = re.compile(r" (\d\d:?\d\d)$", re.ASCII)
@@ -251,18 +267,9 @@ class History:
         queued = [job for job in jobs if job.status == "queued"]
         if not queued:
             return {}
-        line = func.row_number().over(
-            partition_by=Job.model,
-            order_by=(Job.priority.desc(), Job.share_rank, Job.number),
-        )
-        ranked = (
-            select(Job.id, line.label("position"))
-            .where(Job.status == "queued", Job.model.in_({job.model for job in queued}))
-            .subquery()
-        )
-        query = select(ranked).where(ranked.c.id.in_([job.id for job in queued]))
+        asked = {"models": {job.model for job in queued}, "ids": [job.id for job in queued]}
         with reading(self._engine) as connection:
-            return {row.id: row.position for row in connection.execute(query)}
+            return {row.id: row.position for row in connection.execute(_POSITIONS, asked)}
 
     def mean_seconds(self, model: str) -> float | None:
         """Mean time from start to end of a model's latest jobs; ``None`` when there are none."""
