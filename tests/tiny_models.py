@@ -106,9 +106,9 @@ def build_tiny_llama(
 
 
 def build_patient_llama(path: Path, context_length: int = 2048) -> Path:
-    """A Llama whose texts can be interrupted: about 2 ms a token, and the end is hardly drawn.
+    """A Llama whose texts can be interrupted, and that hardly draws the end.
 
-    The kernels write 5,000 tokens/s of the tiny one.
+    About 2 ms a token in float32 and 0.6 in int8; the kernels write 5,000 tokens/s of the tiny one.
     """
     build_tiny_llama(path, context_length=context_length, width=384, num_layers=10)
     weights = load_file(path / "model.safetensors")

@@ -31,7 +31,7 @@ def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (neo / "README.md").write_text(CARD + HOSTILE_MARKDOWN, encoding="utf-8")
     path = folder / "models.toml"
     path.write_text(
-        '[[models]]\nname = "tiny-llama"\nsource = "./llama"\ndefault = true\n'
+        '[[models]]\nname = "tiny-llama"\nsource = "./llama"\ndtype = "float32"\ndefault = true\n'
         'description = "A tiny random Llama"\n'
         '[[models]]\nname = "tiny-neo"\nsource = "./neo"\n'
     )
