@@ -1,7 +1,7 @@
 """Reads of the history and of the queue: pages, searches, exports, places, figures. Writes nothing.
 
 The search compares words that ``core.search`` cut, in FTS5 on SQLite and in a ``tsvector`` on
-PostgreSQL. Places follow the order of the claim (``core.jobs.JobStore.claim``) within a model.
+PostgreSQL. Places follow the order in which a model's jobs are claimed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from sqlalchemy.sql.expression import Join
 
 from core.db import now_ms, reading
 from core.errors import FieldError, NotFound, ValidationFailed
-from core.models import Job, JobTrace, Run
+from core.models import CLAIM_ORDER, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import fts5_query, query_words, tsquery
 from core.transitions import job_record
@@ -54,12 +54,7 @@ _COLUMNS = [getattr(Job, item.name) for item in fields(JobRecord)]
 _RANKED = (
     select(
         Job.id,
-        func.row_number()
-        .over(
-            partition_by=Job.model,
-            order_by=(Job.priority.desc(), Job.share_rank, Job.number),
-        )
-        .label("position"),
+        func.row_number().over(partition_by=Job.model, order_by=CLAIM_ORDER).label("position"),
     )
     .where(Job.status == "queued", Job.model.in_(bindparam("models", expanding=True)))
     .subquery()

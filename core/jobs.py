@@ -38,7 +38,7 @@ from core.admission import (
 )
 from core.db import now_ms, reading, writing
 from core.errors import Conflict
-from core.models import JOBS, Job, JobTrace, Run
+from core.models import CLAIM_ORDER, JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
 from core.sweeping import SweepReport, sweep
@@ -69,7 +69,7 @@ _ELIGIBLE = select(Job.id).where(*_IS_ELIGIBLE).limit(1)
 _CANDIDATE = (
     select(JOBS, now_ms().label("now"))
     .where(*_IS_ELIGIBLE)
-    .order_by(Job.priority.desc(), Job.share_rank, Job.number)
+    .order_by(*CLAIM_ORDER)
     .limit(1)
     .with_for_update(skip_locked=True)
 )

@@ -197,3 +197,6 @@ class LoadedModelCard(Base):
 # For the hot paths: the detour over the mapped class was a fifth of what a submission cost.
 JOBS = cast(Table, Job.__table__)
 JOB_EVENTS = cast(Table, JobEvent.__table__)
+
+CLAIM_ORDER = (Job.priority.desc(), Job.share_rank, Job.number)
+"""Which of a model's waiting jobs is the next: by priority, then fair share, then age."""

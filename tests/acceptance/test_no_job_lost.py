@@ -232,7 +232,7 @@ def _catch(stack: Stack) -> tuple[subprocess.Popen[bytes], str]:
         _await(stack, look, "no worker is in the middle of a text")
         for worker in found:
             worker.send_signal(signal.SIGSTOP)
-            os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+            os.waitid(os.P_PID, worker.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
             if _runs(stack, worker, bait):
                 return worker, bait
             _resume(worker)

@@ -10,6 +10,7 @@ from hypothesis import settings
 from sqlalchemy import Engine, select, update
 
 from core.db import now_ms, reading, writing
+from core.history import Filters, History
 from core.jobs import JobStore, NewJob, Origin, Outcome
 from core.models import Job, JobEvent
 from core.records import JobRecord
@@ -49,6 +50,10 @@ class Bench:
         with reading(self.engine) as connection:
             row = connection.execute(select(Job.__table__).where(Job.id == job_id)).one()
         return JobRecord.from_row(row)
+
+    def found(self, query: str) -> set[str]:
+        """The ids that a search of the history finds."""
+        return {job.id for job in History(self.engine).page(Filters(query=query)).items}
 
     def path(self, job_id: str) -> list[tuple[str | None, str, int, str]]:
         """The job's transitions: from, to, attempt, actor."""
