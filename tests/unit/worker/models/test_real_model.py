@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.model_catalog import ModelSpec
 from core.strategies import DecodingParameters
+from tests.kernels import KERNEL_DIR
 from worker.engine import Engine, GenerationRequest
 from worker.models.loading import LoadedModel, load
 from worker.models.sources import prepare
@@ -35,8 +36,15 @@ PATIENCE_SECONDS = 280.0
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    spec = ModelSpec("smollm2", SOURCE, None, "auto", True, "")
-    return load(spec, cache_dir=CACHE, dtype="auto", num_slots=NUM_SLOTS, report=lambda _: None)
+    spec = ModelSpec("smollm2", SOURCE, None, "float32", True, "")
+    return load(
+        spec,
+        cache_dir=CACHE,
+        dtype="float32",
+        num_slots=NUM_SLOTS,
+        kernel_dir=KERNEL_DIR,
+        report=lambda _: None,
+    )
 
 
 @pytest.fixture
