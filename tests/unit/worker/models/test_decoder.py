@@ -49,7 +49,12 @@ def runner_from(folder: Path, kind: str) -> SlotRunner:
 
 
 def native_from(
-    folder: Path, *, is_int8: bool, num_threads: int = 1, cache_dtype: torch.dtype | None = None
+    folder: Path,
+    *,
+    is_int8: bool,
+    num_threads: int = 1,
+    cache_dtype: torch.dtype | None = None,
+    num_slots: int = NUM_SLOTS,
 ) -> NativeDecoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
@@ -57,7 +62,7 @@ def native_from(
     return NativeDecoder(
         spec,
         weights,
-        NUM_SLOTS,
+        num_slots,
         library=library(),
         is_int8=is_int8,
         num_threads=num_threads,
