@@ -237,6 +237,24 @@ def test_a_recalled_prompt_goes_on_as_if_it_were_computed(family: str, kind: str
         assert torch.equal(decoded(runner, [row], [text])[0], wanted)
 
 
+@families
+def test_a_known_prompt_in_bfloat16_is_rounded_as_if_it_were_computed(family: str) -> None:
+    """There a prompt's last token goes with the others, and no known beginning may change that."""
+    for seed in range(10):
+        prompt = random_ids(40 + seed, seed)
+        decoder = decoder_from(tiny_model(family), torch.bfloat16)
+        runner = TorchRunner(decoder, prefix_bytes=PREFIX_BYTES)
+        found = []
+        for slot in (1, 4):
+            row = PlainRow(prompt, slot)
+            runner.recall(row)
+            if row.num_cached < len(prompt) - 1:
+                runner.prefill([(row, len(prompt) - 1)])
+            runner.keep(row)
+            found.append(runner.decode([row]))
+        assert torch.equal(*found), seed
+
+
 @kinds
 def test_a_released_slot_takes_no_memory_and_leaves_its_neighbours_alone(kind: str) -> None:
     runner = runner_from(tiny_model("llama", context_length=4096), kind)
