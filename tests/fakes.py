@@ -50,6 +50,8 @@ class FakeRunner:
         self.wiped: list[int] = []
         self.released: list[int] = []
         self.prefilled: list[tuple[int, int, int]] = []  # slot, from, to
+        self.prefill_batches: list[int] = []  # chunks
+        self.prefill_gate: threading.Event | None = None  # as gate
         self.kept: list[list[int]] = []
         self.forks: list[tuple[int, int, int, int]] = []
         self.gate: threading.Event | None = None  # where set, a step waits for it
@@ -58,6 +60,9 @@ class FakeRunner:
         return PREFILL_CHUNK_TOKENS
 
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        if self.prefill_gate is not None and not self.prefill_gate.wait(30):
+            raise TimeoutError("nobody opened the gate")
+        self.prefill_batches.append(len(chunks))
         for row, end in chunks:
             self.prefilled += [(row.slot, row.num_cached, end)]
             row.num_cached = end
