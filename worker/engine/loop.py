@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -20,7 +20,7 @@ from worker.decoding.choosing import Chooser, TorchChooser
 from worker.decoding.kernels import KernelChooser
 from worker.decoding.sampling import sound_rows
 from worker.engine.beams import BeamSequence
-from worker.engine.prefilling import plan
+from worker.engine.prefilling import Prefilling
 from worker.engine.requests import (
     Delta,
     EngineError,
@@ -71,6 +71,7 @@ class Engine:
             bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
         )
         self._choosers = {name: _chooser(model.runner) for name, model in models.items()}
+        self._prefilling: defaultdict[str, Prefilling] = defaultdict(Prefilling)  # by model
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()  # guarded by _wake
@@ -237,6 +238,7 @@ class Engine:
 
     def _drop_model(self, name: str) -> None:
         del self._models[name], self._choosers[name]
+        self._prefilling.pop(name, None)
 
     def _step(self) -> None:
         """Drop → admit → for each model with work: prefill, decode a token a row."""
@@ -255,10 +257,9 @@ class Engine:
             return
         runner = model.runner
         num_decoding = sum(len(s.rows()) for s in self._scheduler.decoding(name))
-        chunks = plan(
+        chunks = self._prefilling[name].plan(
             rows,
             runner.chunk_tokens(num_decoding),
-            is_oldest_first=self.step_count % 2 == 1,
             recall=partial(self._recall, runner),
             chunk_tokens=None if runner.is_ragged else PREFILL_CHUNK_TOKENS,
         )

@@ -1,9 +1,9 @@
 """Which prompts go into the cache next, and how far: the share of each in a step's prompt tokens.
 
-Every second step serves the prompts that miss least first, so that a short prompt waits for a small
-multiple of its own length whatever is beside it; the steps between serve the oldest first, so that
-a long one has half of all steps at least when it has become the oldest. Pure Python: knows nothing
-of torch or of what a chunk computes.
+The prompts that miss least come first, so that a short prompt waits for a small multiple of its own
+length whatever is beside it. What is taken of others is owed to the oldest, and while anything is
+owed to it, the oldest comes first: half of all prompt tokens are its own. Pure Python: knows
+nothing of torch or of what a chunk computes.
 """
 
 from __future__ import annotations
@@ -21,31 +21,77 @@ WAIT_FACTOR = 2
 Chunk = tuple[Sequence, int]  # and the place up to which it is taken
 
 
-def plan(
-    sequences: SequenceOf[Sequence],
-    budget: int,
-    *,
-    is_oldest_first: bool,
-    recall: Callable[[Sequence], None],
-    chunk_tokens: int | None = None,
-) -> list[Chunk]:
-    """The chunks of one step.
+class Prefilling:
+    """The prompts of one model, as they go into the cache from step to step."""
 
-    Args:
-        sequences: of one model, whose prompts are not all in the cache; oldest first.
-        budget: tokens to take together.
-        is_oldest_first: whom to serve first; to be changed from step to step.
-        recall: takes what is already known of a prompt into its slot.
-        chunk_tokens: where chunks may not be cut anywhere: a prompt is taken in pieces of so many
-            tokens and a last one, whose bounds then depend on the prompt alone.
+    def __init__(self) -> None:
+        """Start with nothing owed."""
+        self._oldest: Sequence | None = None
+        self._owed_tokens = 0  # taken of others while the oldest waited
+
+    def plan(
+        self,
+        sequences: SequenceOf[Sequence],
+        budget: int,
+        *,
+        recall: Callable[[Sequence], None],
+        chunk_tokens: int | None = None,
+    ) -> list[Chunk]:
+        """The chunks of one step.
+
+        Args:
+            sequences: those whose prompts are not all in the cache; oldest first.
+            budget: tokens to take together.
+            recall: takes what is already known of a prompt into its slot.
+            chunk_tokens: where chunks may not be cut anywhere: a prompt is taken in pieces of so
+                many tokens and a last one, whose bounds then depend on the prompt alone.
+        """
+        ready = find_ready(sequences, recall)
+        if not ready:
+            return []
+        if self._oldest is not ready[0]:
+            self._oldest, self._owed_tokens = ready[0], 0
+        if self._owed_tokens <= 0:
+            ready.sort(key=lambda sequence: sequence.num_missing)  # stable: of equals the oldest
+        if chunk_tokens is None:
+            chunks = _shared_out(ready, budget)
+        else:
+            chunks = _shared_out_whole(ready, budget, chunk_tokens)
+        for sequence, end in chunks:
+            taken = end - sequence.num_cached
+            self._owed_tokens += -taken if sequence is self._oldest else taken
+        self._owed_tokens = max(0, self._owed_tokens)
+        return chunks
+
+
+def _shared_out(sequences: Iterable[Sequence], budget: int) -> list[Chunk]:
+    """As much of each as there is budget for.
+
+    A step that takes a prompt to its end takes no more of others than it takes of those that end:
+    their first tokens come when it is over.
     """
-    ready = find_ready(sequences, recall)
-    if not is_oldest_first:
-        ready.sort(key=lambda sequence: sequence.num_missing)  # stable: of equals the oldest
     chunks: list[Chunk] = []
-    for sequence in ready:
-        taken = min(sequence.num_missing, chunk_tokens or budget)
-        if budget <= 0 or (taken > budget and chunks):
+    num_ending = num_others = 0
+    for sequence in sequences:
+        left = budget - num_ending - num_others
+        taken = min(sequence.num_missing, left)
+        if taken == sequence.num_missing:
+            num_ending += taken
+        else:
+            taken = min(taken, num_ending - num_others) if num_ending else taken
+            num_others += taken
+        if taken <= 0:
+            break
+        chunks.append((sequence, sequence.num_cached + taken))
+    return chunks
+
+
+def _shared_out_whole(sequences: Iterable[Sequence], budget: int, chunk_tokens: int) -> list[Chunk]:
+    """One whole chunk of each while they fit into the budget; the first one always does."""
+    chunks: list[Chunk] = []
+    for sequence in sequences:
+        taken = min(sequence.num_missing, chunk_tokens)
+        if chunks and taken > budget:
             break
         chunks.append((sequence, sequence.num_cached + taken))
         budget -= taken

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.worker.engine.test_scheduler import a_sequence
-from worker.engine.prefilling import SHARED_TOKENS, plan
+from worker.engine.prefilling import SHARED_TOKENS, Prefilling
 from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.models.prefixes import num_shared
@@ -42,6 +42,7 @@ class Steps:
     begun: dict[int, int] = field(default_factory=dict)  # id → step
     done: dict[int, int] = field(default_factory=dict)
     number: int = 0
+    prefilling: Prefilling = field(default_factory=Prefilling)
 
     def add(self, *sequences: Sequence) -> None:
         self.active += sequences
@@ -49,10 +50,9 @@ class Steps:
 
     def step(self) -> None:
         waiting = [s for s in self.active if not s.is_prefilled]
-        chunks = plan(
+        chunks = self.prefilling.plan(
             waiting,
             self.budget(self.number),
-            is_oldest_first=self.number % 2 == 1,
             recall=self.recall,
             chunk_tokens=self.chunk_tokens,
         )
@@ -103,18 +103,22 @@ def test_a_short_prompt_behind_long_ones_waits_for_a_small_multiple_of_its_own_l
         steps.step()
     short = prompt(num_tokens, seed=99)
     steps.add(short)
+    before = sum(steps.taken)
     assert steps.until(short) <= 2 * alone(num_tokens, budget) + 1
+    assert sum(steps.taken) - before <= 3 * num_tokens + 256
 
 
-def test_a_prompt_of_twenty_tokens_behind_four_long_ones_waits_two_steps_at_most() -> None:
+def test_a_prompt_of_twenty_tokens_behind_four_long_ones_is_taken_in_the_next_step() -> None:
     steps = Steps(lambda _: 256)
     steps.add(*(prompt(LONG, seed) for seed in range(4)))
     short = prompt(20, seed=99)
     steps.add(short)
     assert steps.until(short) == 1
-    late = prompt(20, seed=98)
-    steps.add(late)
-    assert steps.until(late) <= 2
+    assert steps.taken == [2 * 19]  # no more of the long ones than of itself
+    for seed in range(50, 60):
+        late = prompt(20, seed)
+        steps.add(late)
+        assert steps.until(late) == 1
 
 
 def test_chunks_of_a_runner_that_cuts_at_fixed_places_are_cut_there_alone() -> None:
@@ -158,16 +162,18 @@ def test_equal_prompts_are_taken_in_the_order_of_their_coming() -> None:
     steps.until(*sequences)
     ends = [steps.done[id(s)] for s in sequences]
     assert ends == sorted(ends)
-    assert steps.number == -(-6 * 249 // 100)
+    assert steps.number <= 6 * 249 / 100 + 6
 
 
-def test_the_whole_budget_is_used_while_there_is_work() -> None:
+def test_no_step_takes_more_than_its_budget_and_few_take_less() -> None:
     steps = Steps(lambda _: 97)
     rng = random.Random(1)
     sequences = [prompt(rng.randrange(2, 900), seed) for seed in range(30)]
     steps.add(*sequences)
     steps.until(*sequences)
-    assert set(steps.taken[:-1]) == {97}
+    assert max(steps.taken) == 97
+    assert sum(steps.taken) == sum(len(s.ids) - 1 for s in sequences)
+    assert steps.number <= 1.2 * sum(steps.taken) / 97 + len(sequences)
 
 
 # ---- shared beginnings -----------------------------------------------------------------------
@@ -190,7 +196,7 @@ def test_a_short_prompt_does_not_wait_for_a_long_one_that_begins_alike() -> None
     steps.step()
     short = prompt(60, seed=99, beginning=beginning)
     steps.add(short)
-    assert steps.until(short) <= 2
+    assert steps.until(short) == 1
 
 
 def test_nor_for_a_chain_of_prompts_each_somewhat_longer_than_the_next() -> None:
@@ -233,9 +239,10 @@ def test_a_prompt_that_is_known_entirely_takes_no_tokens_and_no_turn() -> None:
 
 def test_what_is_known_is_looked_for_once() -> None:
     asked: list[Sequence] = []
+    prefilling = Prefilling()
     sequences = [prompt(500, seed) for seed in range(5)]
     for _ in range(10):
-        plan(sequences, 10, is_oldest_first=False, recall=asked.append)
+        prefilling.plan(sequences, 10, recall=asked.append)
     assert asked == sequences
 
 
@@ -268,8 +275,8 @@ for name in ("worker", "worker.engine"):
     package = types.ModuleType(name)
     package.__path__ = [name.replace(".", "/")]  # without running its __init__
     sys.modules[name] = package
-from worker.engine.prefilling import plan
-assert plan([], 1, is_oldest_first=True, recall=print) == []
+from worker.engine.prefilling import Prefilling
+assert Prefilling().plan([], 1, recall=print) == []
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -187,6 +188,21 @@ def test_two_hundred_jobs_give_the_same_texts_in_any_order_and_batch_size(
         rng.shuffle(requests)
         again = {job: r.text for job, r in run_all(family, requests, num_slots, kind).items()}
         assert again == first
+
+
+@pytest.mark.parametrize("kind", ["torch", "int8"])
+def test_as_many_texts_at_once_as_a_setting_allows_are_the_same(kind: str) -> None:
+    """More rows than the kernels' buffers hold, beam searches among them."""
+    beam = {"strategy": "beam", "num_beams": 8}
+    requests = [
+        request("llama", job, f"{job} x", **(beam if job % 50 == 0 else STRATEGIES[job % 7]))
+        for job in range(700)
+    ]
+    requests = [replace(r, parameters=replace(r.parameters, max_new_tokens=2)) for r in requests]
+    few = run_all("llama", requests[::6], 8, kind)
+    many = run_all("llama", requests, 1024, kind)
+    assert {job: many[job].text for job in few} == {job: r.text for job, r in few.items()}
+    assert not any(result.error for result in many.values())
 
 
 @pytest.mark.parametrize(
