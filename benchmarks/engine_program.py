@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     started = time.perf_counter()
     # As the worker's command line does, before PyTorch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     options = _parser().parse_args(arguments)
 
     from benchmarks.engine_runs import NUM_SLOTS, Bench  # noqa: PLC0415 - after the environment is set

@@ -78,7 +78,8 @@ def check_load(code: int) -> None:
             " processes, or lower OMP_NUM_THREADS."
         )
     raise ModelUnusable(
-        f"The compiled kernels cannot load the model: {reason_of(code)}. Copy its folder again."
+        f"The compiled kernels cannot load the model: {reason_of(code)}. Check its"
+        " config.json, and copy the folder again."
     )
 
 

@@ -183,6 +183,25 @@ def test_room_for_tokens_draws_and_traces_is_checked() -> None:
     assert (choosing._DRAW.size, choosing._TRACE.size) == (DRAW_BYTES, TRACE_BYTES)
 
 
+@pytest.mark.parametrize("slot", [-1, 9, 10])
+def test_a_slot_that_the_cache_does_not_have_is_nobody_elses(slot: int) -> None:
+    decoder = native_from(tiny_model("llama"), is_int8=False)
+    cache = decoder.cache
+    cache.values[:] = 1.0
+    kept = cache.snapshot(0, 20)
+    for call in (
+        lambda: cache.release(slot),
+        lambda: cache.wipe(slot, 20),
+        lambda: cache.copy(0, slot, 0, 20),
+        lambda: cache.copy(slot, 0, 0, 20),
+        lambda: cache.snapshot(slot, 20),
+        lambda: cache.restore(slot, kept, 20),
+    ):
+        with pytest.raises(IndexError, match="9 slots"):
+            call()
+    assert cache.values.all()
+
+
 # ---- weights ---------------------------------------------------------------------------------
 
 
