@@ -50,6 +50,7 @@ class FakeRunner:
         self.wiped: list[int] = []
         self.released: list[int] = []
         self.prefilled: list[tuple[int, int, int]] = []  # slot, from, to
+        self.decoding_seen: list[int] = []  # rows, when prompt tokens were shared out
         self.prefill_batches: list[int] = []  # chunks
         self.prefill_gate: threading.Event | None = None  # as gate
         self.kept: list[list[int]] = []
@@ -57,6 +58,7 @@ class FakeRunner:
         self.gate: threading.Event | None = None  # where set, a step waits for it
 
     def chunk_tokens(self, num_decoding: int) -> int:
+        self.decoding_seen.append(num_decoding)
         return PREFILL_CHUNK_TOKENS
 
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:

@@ -256,10 +256,9 @@ class Engine:
         if not rows:
             return
         runner = model.runner
-        num_decoding = sum(len(s.rows()) for s in self._scheduler.decoding(name))
         chunks = self._prefilling[name].plan(
             rows,
-            runner.chunk_tokens(num_decoding),
+            runner.chunk_tokens(self._scheduler.num_decoding_rows()),
             recall=partial(self._recall, runner),
             chunk_tokens=None if runner.is_ragged else PREFILL_CHUNK_TOKENS,
         )

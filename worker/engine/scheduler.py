@@ -122,6 +122,10 @@ class Scheduler:
         ready = [s for s in self._active if s.model == model and s.is_prefilled]
         return sorted(ready, key=lambda sequence: sequence.slots)
 
+    def num_decoding_rows(self) -> int:
+        """Rows that the next decode steps compute, of all models together."""
+        return sum(len(s.rows()) for s in self._active if s.is_prefilled)
+
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended; its slot is free."""
         if sequence in self._active:

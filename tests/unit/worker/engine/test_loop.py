@@ -375,6 +375,20 @@ def test_several_models_take_turns() -> None:
     assert texts == ["abc", "xyz"] * 5
 
 
+def test_prompts_of_one_model_are_read_in_small_chunks_while_another_one_writes() -> None:
+    first, _ = fake_model(spelling("abc", "p"), name="first")
+    second, runner = fake_model(spelling("xyz", "q" * 900), name="second")
+    with running(first, second) as engine:
+        begun = threading.Event()
+        long = engine.submit(request(model="first", max_new_tokens=90_000), lambda _: begun.set())
+        assert begun.wait(PATIENCE_SECONDS)
+        asked = request("q" * 900, model="second", max_new_tokens=3)
+        assert written(engine, asked) == ("xyz", "length")
+        long.cancel()
+        long.result(PATIENCE_SECONDS)
+    assert runner.decoding_seen == [1] * 8
+
+
 def test_a_model_joins_while_another_writes() -> None:
     first, runner = fake_model(spelling("abc", "p"), name="first")
     runner.gate = threading.Event()
