@@ -14,7 +14,8 @@ from core.db import make_engine
 from migrations.upgrade import upgrade
 from tests.servers import RedisServer, running_postgres, running_redis
 
-# As the worker's command line does, before PyTorch computes anything.
+# As the worker's command line does, before PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
