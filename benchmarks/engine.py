@@ -71,6 +71,7 @@ def _ours(
 ) -> None:
     command = [sys.executable, "-m", "benchmarks.engine_program", source]
     command += ["--cache", str(space.models), "--dtype", dtype, "--prefill", "--traces", "16,64"]
+    command += ["--beside-long"]
     for line in json_lines(command, name):
         lines[name].append(dict(line))
         if line["figure"] == "decode":
@@ -102,6 +103,7 @@ def _report(
         section.add(f"GPT-Neo / Llama, tokens/s by FLOP, {batch}", "x", [ratio], "within 15 %")
     for name in (LLAMA, NEO):
         section.add(f"{name}, prefill of 1,000", "tokens/s", _all(lines[name], "prefill"))
+    _report_beside_long(section, lines[LLAMA])
     starts = [
         float(str(line["first_token_seconds"]))
         for line in lines[LLAMA]
@@ -112,6 +114,16 @@ def _report(
     _report_shares(section, lines[LLAMA])
     for peer in peers:
         _report_peer(section, peer, rates, lines)
+
+
+def _report_beside_long(section: Section, lines: list[dict[str, object]]) -> None:
+    """From submission to the first token, within the engine."""
+    found = [line for line in lines if line["figure"] == "beside_long"]
+    for place, label in (("idle", "an idle engine"), ("beside", "beside four of 4,402 tokens")):
+        seconds = [line[place] for line in found]
+        values = [value * 1000 for own in seconds if isinstance(own, list) for value in own]
+        section.add(f"first token of 20 tokens of prompt, {label}", "ms", values)
+    section.add("first token of the last of those four", "s", _values(found, "long"))
 
 
 def _report_shares(section: Section, lines: list[dict[str, object]]) -> None:

@@ -21,6 +21,7 @@ def main(arguments: list[str]) -> int:
     started = time.perf_counter()
     # As the worker's command line does, before PyTorch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     options = _parser().parse_args(arguments)
 
     from benchmarks.engine_runs import NUM_SLOTS, Bench  # noqa: PLC0415 - after the environment is set
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
         _say("decode", batch=batch, **bench.decode(batch, options.tokens))
     if options.prefill:
         _say("prefill", tokens_per_second=bench.prefill(PREFILL_TOKENS))
+    if options.beside_long:
+        _say("beside_long", **bench.beside_long())
     for batch in options.traces:
         _say("traces", batch=batch, share=bench.traced(batch, options.tokens))
     bench.close()
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", type=_batches, default=list(BATCHES))
     parser.add_argument("--traces", type=_batches, default=[], help="batches to trace as well")
     parser.add_argument("--prefill", action="store_true")
+    parser.add_argument("--beside-long", action="store_true", help="short prompts beside long ones")
     parser.add_argument("--natural-ends", action="store_true", help="end tokens end a text")
     return parser
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from core.model_catalog import ModelSpec
 from core.strategies import DecodingParameters
-from worker.engine import Engine, GenerationRequest
+from worker.engine import Engine, Generation, GenerationRequest
 from worker.engine import loop as engine_loop
 from worker.models.loading import load
 from worker.models.runner import KernelRunner
@@ -18,6 +18,8 @@ PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
 PATIENCE_SECONDS = 900.0
 TRACE_ROUNDS = 5
+NUM_LONG, LONG_TOKENS = 4, 4402  # a paper's text each
+NUM_SHORT, SHORT_TOKENS, SHORT_NEW = 12, 20, 8
 
 
 class Bench:
@@ -97,6 +99,34 @@ class Bench:
         seconds = time.perf_counter() - started
         runner.release(row.slot)
         return num_tokens / seconds
+
+    def beside_long(self) -> dict[str, Any]:
+        """Seconds to the first token of short prompts, idle and beside long ones, and of those."""
+        idle = [self._first_token(SHORT_TOKENS) for _ in range(NUM_SHORT)]
+        long_tokens = min(LONG_TOKENS, self._info.context_length - 1)
+        long = [self._asked(long_tokens, 1) for _ in range(NUM_LONG)]
+        beside = []
+        while len(beside) < NUM_SHORT and not all(text.done() for text in long):
+            beside.append(self._first_token(SHORT_TOKENS))
+        ends = [text.result(PATIENCE_SECONDS).first_token_seconds or 0.0 for text in long]
+        return {"idle": idle, "beside": beside, "long": max(ends), "long_tokens": long_tokens}
+
+    def _first_token(self, num_tokens: int) -> float:
+        result = self._asked(num_tokens, SHORT_NEW).result(PATIENCE_SECONDS)
+        if result.first_token_seconds is None:
+            raise RuntimeError(f"A text has no token: {result.finish_reason} {result.error}")
+        return result.first_token_seconds
+
+    def _asked(self, num_tokens: int, num_new: int) -> Generation:
+        """A text after a prompt of so many tokens, another one each time."""
+        self._number += 1
+        words = f"Paper {self._number}: " + " ".join(
+            f"{PROMPT} {self._number + place}" for place in range(num_tokens // 8 + 1)
+        )
+        ids = self._model.tokenizer.encode(words)[:num_tokens]
+        parameters = DecodingParameters(strategy="greedy", max_new_tokens=num_new, seed=0)
+        prompt = self._model.tokenizer.decode(ids)
+        return self._engine.submit(GenerationRequest("long", "m", prompt, parameters))
 
     def traced(self, batch: int, num_new: int) -> float:
         """Throughput with traces as a share of that without, in turn, medians."""

@@ -71,6 +71,8 @@ def worker() -> None:
     settings = _settings()  # before the imports: a bad setting need not wait for PyTorch
     # PyTorch's idle threads must not spin on the cores that the kernels' threads compute on.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # On Intel's processors PyTorch's products would add in another order for other numbers of rows.
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
     from worker.app import main as run_worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from core.db import make_engine
 from migrations.upgrade import upgrade
 from tests.servers import RedisServer, running_postgres, running_redis
+
+# As the worker's command line does, before PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @pytest.fixture(scope="session")

@@ -50,14 +50,21 @@ class FakeRunner:
         self.wiped: list[int] = []
         self.released: list[int] = []
         self.prefilled: list[tuple[int, int, int]] = []  # slot, from, to
+        self.decoding_seen: list[int] = []  # rows, when prompt tokens were shared out
+        self.prefill_batches: list[int] = []  # chunks
+        self.prefill_gate: threading.Event | None = None  # as gate
         self.kept: list[list[int]] = []
         self.forks: list[tuple[int, int, int, int]] = []
         self.gate: threading.Event | None = None  # where set, a step waits for it
 
     def chunk_tokens(self, num_decoding: int) -> int:
+        self.decoding_seen.append(num_decoding)
         return PREFILL_CHUNK_TOKENS
 
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+        if self.prefill_gate is not None and not self.prefill_gate.wait(30):
+            raise TimeoutError("nobody opened the gate")
+        self.prefill_batches.append(len(chunks))
         for row, end in chunks:
             self.prefilled += [(row.slot, row.num_cached, end)]
             row.num_cached = end

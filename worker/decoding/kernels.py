@@ -18,14 +18,14 @@ from worker.decoding.records import NUM_ALTERNATIVES, Alternative, RowState, Tok
 from worker.decoding.sampling import is_greedy
 from worker.decoding.uniform import uniform
 
-# (rows, logits, draws, tokens, traces): addresses; see textmill_choose.
+# (logits, draws, tokens, traces); see ``NativeDecoder.choose``.
 Choose = Callable[
-    [int, int, bytes, ctypes.Array[ctypes.c_int32], "ctypes.Array[ctypes.c_char]"], None
+    [Tensor, bytes, ctypes.Array[ctypes.c_int32], "ctypes.Array[ctypes.c_char] | None"], None
 ]
 _KINDS = {"sampling": 1, "top_k": 2, "top_p": 3, "min_p": 4, "typical": 5}
 _GREEDY = 0
 # Mirrors Draw and Trace in worker/models/kernels/sampler.h.
-_DRAW = struct.Struct("<iiiiQffffdd")
+_DRAW = struct.Struct("<iiiiQfff4xdd")
 _HEAD = struct.Struct("<ifff")
 _TRACE = struct.Struct(f"<ifff{NUM_ALTERNATIVES}i{NUM_ALTERNATIVES}f{NUM_ALTERNATIVES}f")
 _FIRST_ALTERNATIVE = 4
@@ -53,9 +53,9 @@ class KernelChooser:
         draws = b"".join(_draw(row, ids) for row, ids in zip(rows, seen, strict=True))
         tokens = (ctypes.c_int32 * len(rows))()
         has_traces = any(row.parameters.trace for row in rows)
-        traces = ctypes.create_string_buffer(_TRACE.size * len(rows) if has_traces else 1)
-        self._choose(len(rows), logits.data_ptr(), draws, tokens, traces)
-        written = traces.raw
+        traces = ctypes.create_string_buffer(_TRACE.size * len(rows)) if has_traces else None
+        self._choose(logits, draws, tokens, traces)
+        written = traces.raw if traces is not None else b""
         chosen = []
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
             trace = None
@@ -82,7 +82,6 @@ def _draw(row: RowState, seen: array[int]) -> bytes:
         parameters.temperature,
         parameters.repetition_penalty,
         parameters.min_p,
-        0.0,
         0.0 if is_certain else uniform(parameters.seed, row.position),
         parameters.typical_p if parameters.strategy == "typical" else parameters.top_p,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +20,7 @@ from worker.decoding.choosing import Chooser, TorchChooser
 from worker.decoding.kernels import KernelChooser
 from worker.decoding.sampling import sound_rows
 from worker.engine.beams import BeamSequence
+from worker.engine.prefilling import Prefilling
 from worker.engine.requests import (
     Delta,
     EngineError,
@@ -35,12 +36,10 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence
 from worker.engine.statistics import EngineStatistics, Throughput
 from worker.models.loading import LoadedModel
-from worker.models.prefixes import num_shared
 from worker.models.rows import Row
 from worker.models.runner import PREFILL_CHUNK_TOKENS, KernelRunner, Runner
 from worker.models.tokenizer import IncrementalDetokenizer
 
-SHARED_TOKENS = 32  # a shorter beginning is computed twice sooner than waited for
 WARM_UP_SECONDS = 120.0  # a first step may compile; longer than this is a hang
 log = structlog.get_logger(__name__)
 
@@ -72,6 +71,7 @@ class Engine:
             bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
         )
         self._choosers = {name: _chooser(model.runner) for name, model in models.items()}
+        self._prefilling: defaultdict[str, Prefilling] = defaultdict(Prefilling)  # by model
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
         self._inbox: deque[Sequence] = deque()  # guarded by _wake
@@ -182,6 +182,11 @@ class Engine:
         ids = model.tokenizer.encode(request.prompt)
         if not ids:
             raise PromptUnusable("The prompt has no tokens for this model.")
+        if max(ids) >= model.info.vocabulary_size:
+            raise PromptUnusable(
+                f"The tokenizer gives the token {max(ids)}, but the model knows"
+                f" {model.info.vocabulary_size} tokens; its tokenizer.json is another model's."
+            )
         if len(ids) >= model.info.context_length:
             raise PromptTooLong(
                 f"The prompt has {len(ids)} tokens, and the model's context holds"
@@ -233,6 +238,7 @@ class Engine:
 
     def _drop_model(self, name: str) -> None:
         del self._models[name], self._choosers[name]
+        self._prefilling.pop(name, None)
 
     def _step(self) -> None:
         """Drop → admit → for each model with work: prefill, decode a token a row."""
@@ -249,42 +255,33 @@ class Engine:
         rows = self._scheduler.prefilling(name)
         if not rows:
             return
-        num_decoding = sum(len(s.rows()) for s in self._scheduler.decoding(name))
-        chunks = self._chunks(model, rows, model.runner.chunk_tokens(num_decoding))
-        batches = [chunks] if model.runner.is_ragged else [[chunk] for chunk in chunks]
+        runner = model.runner
+        chunks = self._prefilling[name].plan(
+            rows,
+            runner.chunk_tokens(self._scheduler.num_decoding_rows()),
+            recall=partial(self._recall, runner),
+            chunk_tokens=None if runner.is_ragged else PREFILL_CHUNK_TOKENS,
+        )
+        if not chunks:  # all is known already
+            return
+        batches = [chunks] if runner.is_ragged else [[chunk] for chunk in chunks]
         for batch in batches:
             try:
-                model.runner.prefill(batch)
+                runner.prefill(batch)
                 for sequence, _ in batch:
                     if sequence.is_prefilled:
-                        model.runner.keep(sequence)
+                        runner.keep(sequence)
             except Exception as error:  # the engine edge: the prompts fail, the loop goes on
                 log.exception("prefill_failed", job_ids=[s.job_id for s, _ in batch])
                 for sequence, _ in batch:
                     self._end(sequence, "error", error)
 
-    def _chunks(
-        self, model: LoadedModel, rows: list[Sequence], budget: int
-    ) -> list[tuple[Sequence, int]]:
-        """Which prompts to take how far; who shares a beginning waits for the first to have it."""
-        chunks: list[tuple[Sequence, int]] = []
-        for index, sequence in enumerate(rows):
-            if sequence.num_cached == 0:
-                if any(num_shared(r.ids, sequence.ids) >= SHARED_TOKENS for r in rows[:index]):
-                    continue
-                model.runner.recall(sequence)
-            missing = len(sequence.ids) - 1 - sequence.num_cached
-            if missing > 0:
-                taken = min(missing, budget)
-                if not model.runner.is_ragged:  # whole ones, whose bounds hang on the prompt alone
-                    taken = min(missing, PREFILL_CHUNK_TOKENS)
-                    if chunks and taken > budget:
-                        break
-                chunks.append((sequence, sequence.num_cached + taken))
-                budget -= taken
-            if budget <= 0:
-                break
-        return chunks
+    def _recall(self, runner: Runner, sequence: Sequence) -> None:
+        try:
+            runner.recall(sequence)
+        except Exception:  # the engine edge: what cannot be recalled is computed
+            log.exception("recall_failed", job_id=sequence.job_id)
+            sequence.num_cached = 0
 
     def _decode(self, name: str, model: LoadedModel) -> None:
         sequences = self._scheduler.decoding(name)

@@ -1,4 +1,4 @@
-"""Which sequences run, and where: first come, first served, into the lowest free slot.
+"""Which sequences run, and where: first come, first served as far as memory allows.
 
 Pure Python: knows nothing of torch or of what a step does. Used by the engine's thread alone.
 """
@@ -11,14 +11,17 @@ from itertools import count, islice
 
 from worker.engine.sequence import Sequence
 
+LOOKED_AT = 256  # of those that wait, in a step: thousands may, and to look takes a microsecond
+
 
 class Scheduler:
     """Sequences that wait, and sequences that hold slots of their model's cache.
 
     As many sequences run at once, on all models together, as there are slots and as the memory for
-    keys and values allows; who comes first goes first, so that a long text is not overtaken for
-    ever. The lowest slots are used first, so that those in use lie close together: attention in
-    PyTorch then reads the cache in place.
+    keys and values allows. Who comes first goes first. Those behind a sequence that does not fit
+    pass it where they fit, but no more of them than there are slots: then all wait for it, so that
+    neither holds up the other for ever. The lowest slots are used first, so that those in use lie
+    close together: attention in PyTorch then reads the cache in place.
     """
 
     def __init__(
@@ -69,26 +72,41 @@ class Scheduler:
         return sequence.max_tokens * sequence.width * self._bytes_per_token.get(sequence.model, 0)
 
     def admit(self) -> list[Sequence]:
-        """Give free slots to those that have waited longest; those that got one."""
-        admitted = []
-        while self._waiting and self._fits(self._waiting[0]):
-            sequence = self._waiting.popleft()
-            taken = {slot for s in self._active if s.model == sequence.model for slot in s.slots}
-            free = (slot for slot in count() if slot not in taken)
-            sequence.slots = tuple(islice(free, sequence.width))
-            self._active.append(sequence)
+        """Give free slots to those that have waited longest and fit; those that got one."""
+        admitted: list[Sequence] = []
+        passed: list[Sequence] = []
+        if not self._waiting:
+            return admitted
+        free_slots = self._num_slots - sum(s.width for s in self._active)
+        free_bytes = self._free_bytes()
+        for sequence in list(islice(self._waiting, LOOKED_AT)):
+            needed = self.num_bytes(sequence)
+            fits = sequence.width <= free_slots and (free_bytes is None or needed <= free_bytes)
+            if not (fits or not self._active):  # who is too large runs alone
+                if free_slots <= 0 or sequence.num_passed >= self._num_slots:
+                    break
+                passed.append(sequence)
+                continue
+            self._place(sequence)
             admitted.append(sequence)
+            free_slots -= sequence.width
+            free_bytes = None if free_bytes is None else free_bytes - needed
+            for other in passed:
+                other.num_passed += 1
         return admitted
 
-    def _fits(self, sequence: Sequence) -> bool:
-        if not self._active:
-            return True
-        if sum(s.width for s in self._active) + sequence.width > self._num_slots:
-            return False
+    def _place(self, sequence: Sequence) -> None:
+        """Give it the lowest free slots of its model."""
+        self._waiting.remove(sequence)
+        taken = {slot for s in self._active if s.model == sequence.model for slot in s.slots}
+        free = (slot for slot in count() if slot not in taken)
+        sequence.slots = tuple(islice(free, sequence.width))
+        self._active.append(sequence)
+
+    def _free_bytes(self) -> int | None:
         if self._cache_bytes is None:
-            return True
-        used = sum(self.num_bytes(s) for s in self._active)
-        return used + self.num_bytes(sequence) <= self._cache_bytes
+            return None
+        return self._cache_bytes - sum(self.num_bytes(s) for s in self._active)
 
     def due(self, now: float) -> list[tuple[Sequence, str]]:
         """Sequences that somebody outside wants ended, with the reason."""
@@ -103,6 +121,10 @@ class Scheduler:
         """The model's sequences that are ready for their next token, by slot."""
         ready = [s for s in self._active if s.model == model and s.is_prefilled]
         return sorted(ready, key=lambda sequence: sequence.slots)
+
+    def num_decoding_rows(self) -> int:
+        """Rows that the next decode steps compute, of all models together."""
+        return sum(len(s.rows()) for s in self._active if s.is_prefilled)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence that has ended; its slot is free."""

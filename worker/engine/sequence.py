@@ -36,6 +36,9 @@ class Sequence:
         num_cached: how many of them the model's cache holds; moved by the runner.
         slots: the places in the cache; none until admitted.
         width: how many it needs.
+        num_passed: how many that came later were admitted before it.
+        awaited: an older one that is just computing a beginning which both have.
+        is_recalled: whether what was already known of the prompt is in its slot.
     """
 
     width = 1
@@ -57,6 +60,9 @@ class Sequence:
         self.num_prompt = len(prompt_ids)
         self.num_cached = 0
         self.slots: tuple[int, ...] = ()
+        self.num_passed = 0
+        self.awaited: Sequence | None = None
+        self.is_recalled = False
         self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
         self._on_delta = on_delta
         self._detokenizer = detokenizer
@@ -94,7 +100,12 @@ class Sequence:
     @property
     def is_prefilled(self) -> bool:
         """Whether only the last token is missing from the cache."""
-        return self.num_cached >= len(self.ids) - 1
+        return self.num_missing <= 0
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens before the last that are not in the cache."""
+        return len(self.ids) - 1 - self.num_cached
 
     def rows(self) -> SequenceOf[Row]:
         """The rows that a decode step computes for it."""

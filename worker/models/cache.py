@@ -77,6 +77,7 @@ class SlotCache:
 
     def release(self, slot: int) -> None:
         """Return a slot's memory, but for the pages it shares with its neighbours."""
+        self._require(slot)
         num_layers, num_slots = self.keys.shape[:2]
         size = self.keys[0, 0].nbytes
         for region in self._regions:
@@ -89,24 +90,34 @@ class SlotCache:
 
     def wipe(self, slot: int, num_positions: int) -> None:
         """Zero what may be NaN: even where it is masked it would spoil a weighted sum."""
+        self._require(slot)
         self._keys_of(slot, 0, num_positions).zero_()
         self.values[:, slot, :, :num_positions].zero_()
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy the positions from ``start`` to before ``end`` from one slot to another."""
+        self._require(source, target)
         self._keys_of(target, start, end).copy_(self._keys_of(source, start, end))
         self.values[:, target, :, start:end] = self.values[:, source, :, start:end]
 
     def snapshot(self, slot: int, num_positions: int) -> Snapshot:
         """Keep a slot's first positions."""
+        self._require(slot)
         keys = self._keys_of(slot, 0, num_positions).clone()
         return Snapshot(keys, self.values[:, slot, :, :num_positions].clone())
 
     def restore(self, slot: int, snapshot: Snapshot, num_positions: int) -> None:
         """Put the first positions of what was kept into a slot."""
+        self._require(slot)
         keys = self._keys_of(slot, 0, num_positions)
         keys.copy_(snapshot.keys[..., : keys.shape[-1]])
         self.values[:, slot, :, :num_positions] = snapshot.values[:, :, :num_positions]
+
+    def _require(self, *slots: int) -> None:
+        """A slot beyond the last would be one of the next layer's, and -1 the last."""
+        for slot in slots:
+            if not 0 <= slot < self.keys.shape[1]:
+                raise IndexError(f"The cache has {self.keys.shape[1]} slots, and none is {slot}.")
 
     def _keys_of(self, slot: int, start: int, end: int) -> Tensor:
         """A view (layers, kv heads, numbers) of whole blocks."""

@@ -1,8 +1,9 @@
-"""Errors of finding, preparing and loading a model.
+"""Errors of finding, preparing and loading a model, and of computing with it.
 
 ModelLoadError
 ├── SourceNotFound     nothing is there under that source
 └── ModelUnusable      something is there, but it cannot be served
+KernelRefusal          the compiled kernels did not compute a step
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ class ModelUnusable(ModelLoadError):
     """The files are there but are not a causal language model that we can load."""
 
     code = "model_unusable"
+
+
+class KernelRefusal(TextmillError):
+    """The compiled kernels refused a step, or failed in it; nothing outside of it was touched."""
+
+    code = "kernel_refusal"
 
 
 def in_one_line(error: Exception) -> str:

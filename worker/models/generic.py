@@ -64,7 +64,8 @@ class GenericRunner:
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
         """Take each row's tokens into its slot's cache up to the place given."""
         for row, end in chunks:
-            self._forward(row, end)
+            if end > row.num_cached:
+                self._forward(row, end)
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """Logits (rows, vocabulary) float32 after the last token of every row."""

@@ -8,8 +8,10 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from worker.models.cache import Snapshot
+if TYPE_CHECKING:  # the order of prompts is decided without torch
+    from worker.models.cache import Snapshot
 
 MIN_PREFIX_TOKENS = 16  # below this, to look for it costs more than to compute it
 
@@ -26,7 +28,7 @@ class PrefixCache:
 
     def add(self, ids: Sequence[int], snapshot: Snapshot) -> None:
         """Keep a prefix; what it contains is dropped, and the oldest make room."""
-        key = _packed(ids)
+        key = packed(ids)
         if snapshot.num_bytes > self._max_bytes or key in self._entries:
             return
         for shorter in [known for known in self._entries if key.startswith(known)]:
@@ -38,12 +40,12 @@ class PrefixCache:
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether all of these tokens stand at the beginning of something kept."""
-        key = _packed(ids)
+        key = packed(ids)
         return any(known.startswith(key) for known in self._entries)
 
     def longest(self, ids: Sequence[int]) -> tuple[Snapshot | None, int]:
         """What shares the longest beginning with these tokens, and how many tokens that is."""
-        key = _packed(ids)
+        key = packed(ids)
         best, length = None, 0
         for known in self._entries:
             shared = shared_length(key, known)
@@ -77,8 +79,9 @@ def shared_length(first: bytes, second: bytes) -> int:
 
 def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
     """As ``shared_length``, of ids."""
-    return shared_length(_packed(first), _packed(second))
+    return shared_length(packed(first), packed(second))
 
 
-def _packed(ids: Sequence[int]) -> bytes:
+def packed(ids: Sequence[int]) -> bytes:
+    """Ids as they are compared here."""
     return array("i", ids).tobytes()

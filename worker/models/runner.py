@@ -126,9 +126,20 @@ class TorchRunner(SlotRunner):
         """Prompt tokens to take between two steps."""
         return PREFILL_CHUNK_TOKENS
 
+    def recall(self, row: Row) -> None:
+        """Take what is already known of a prompt's beginning into the row's slot.
+
+        What is computed in one piece is not put together of a known beginning and a last token:
+        in bfloat16 the last bits would be others.
+        """
+        if not (self._decoder.is_mirror and len(row.ids) - 1 <= PREFILL_CHUNK_TOKENS):
+            super().recall(row)
+
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
         """Take each row's tokens into the cache up to the place given."""
         for row, end in chunks:
+            if end <= row.num_cached:
+                continue
             places = torch.tensor([row.num_cached]), torch.tensor([row.slot])
             if self._decoder.is_mirror and row.num_cached == 0 and end == len(row.ids) - 1:
                 # transformers takes a prompt's last token with the others.
@@ -193,7 +204,7 @@ class KernelRunner(SlotRunner):
         return min(max(MIN_CHUNK_TOKENS, 2 * num_decoding), MAX_STEP_ROWS)
 
     def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
-        """Take each row's tokens into the cache up to the place given, all in one step."""
+        """Take each row's tokens into the cache up to the place given, together."""
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
@@ -219,12 +230,8 @@ class KernelRunner(SlotRunner):
 
     def score(self, ids: list[int], slot: int = 0) -> Tensor:
         """Logits (len(ids), vocabulary) float32 after every token of a text; fills a slot."""
-        parts = []
-        for start in range(0, len(ids), MAX_STEP_ROWS):
-            part = ids[start : start + MAX_STEP_ROWS]
-            places = range(start, start + len(part))
-            parts.append(self._decoder.forward(part, places, [slot] * len(part), range(len(part))))
-        return torch.cat(parts)
+        places = range(len(ids))
+        return self._decoder.forward(ids, places, [slot] * len(ids), places).clone()
 
     @property
     def choose(self) -> Choose:

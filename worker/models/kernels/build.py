@@ -111,22 +111,23 @@ def _build(sources: dict[str, bytes], compiler: str, path: Path) -> None:
 
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
+    pointer, integer, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    vector = (pointer, count)
+    matrix = (pointer, count, count)
     arguments = {
         "textmill_has_int8_dot": [],
-        "textmill_new": [pointer],
+        "textmill_new": [pointer, ctypes.POINTER(pointer)],
         "textmill_free": [pointer],
-        "textmill_set_product": [pointer, integer, integer, pointer, pointer],
-        "textmill_set_norms": [pointer, integer, pointer, pointer, pointer, pointer],
-        "textmill_set_layer": [pointer, integer, pointer, pointer, integer],
-        "textmill_set_rotation": [pointer, pointer, pointer],
+        "textmill_set_product": [pointer, integer, integer, *matrix, *vector],
+        "textmill_set_norm": [pointer, integer, integer, *vector, *vector],
+        "textmill_set_layer": [pointer, integer, pointer, pointer, count, integer],
+        "textmill_set_rotation": [pointer, pointer, pointer, count, count],
         "textmill_forward": [pointer, integer, *[pointer] * 3, integer, pointer, pointer],
         "textmill_choose": [pointer, integer, *[pointer] * 4],
         "textmill_seconds": [pointer, pointer],
     }
     for name, types in arguments.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, None
-    library.textmill_new.restype = pointer
-    library.textmill_has_int8_dot.restype = integer
+        function.argtypes, function.restype = types, integer  # a Status
+    library.textmill_free.restype = None
     return library

@@ -3,30 +3,62 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <new>
 #include <vector>
 
 #include "memory.h"
 #include "products.h"
 #include "rows.h"
 #include "sampler.h"
+#include "status.h"
 #include "team.h"
 #include "vectors.h"
 
 namespace textmill {
 
 struct Spec {  // mirrored in native.py
-    int32_t num_layers, width, num_heads, num_kv_heads, head_dim, inner, vocabulary, capacity;
+    int32_t num_layers, width, num_heads, num_kv_heads, head_dim, inner, vocabulary;
+    int32_t context, num_slots, capacity;  // positions of a text; slots of the cache, and of a slot
     int32_t is_rms, act, is_int8, is_cache_bfloat16, num_threads, max_rows;
     float norm_eps, score_scale;
 };
 
+// The spec itself, where no product of its sizes can overflow.
+inline const Spec& checked(const Spec& spec) {
+    constexpr int64_t MAX_SIZE = 1 << 24, MAX_PRODUCT = 1 << 30;
+    constexpr int MAX_THREADS = 4096, MAX_INT8_DEPTH = INT32_MAX / 255 / 127;
+    for (int64_t size : {spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads,
+                         spec.head_dim, spec.inner, spec.vocabulary, spec.context, spec.num_slots,
+                         spec.capacity, spec.max_rows})
+        require(size >= 1 && size <= MAX_SIZE, BAD_SPEC);
+    require(spec.num_threads <= MAX_THREADS, BAD_SPEC);
+    require(spec.num_heads % spec.num_kv_heads == 0, BAD_SPEC);
+    require(spec.capacity % LANES == 0 && spec.context <= spec.capacity, BAD_SPEC);
+    require(spec.act == GELU || spec.act == SWIGLU, BAD_SPEC);
+    const int64_t heads = int64_t(spec.num_heads) + 2 * int64_t(spec.num_kv_heads);
+    require(heads * spec.head_dim <= MAX_PRODUCT, BAD_SPEC);
+    require(int64_t(spec.max_rows) * spec.num_kv_heads <= MAX_PRODUCT, BAD_SPEC);
+    const double layer = double(spec.num_slots) * spec.num_kv_heads * spec.capacity;
+    require(layer * (spec.head_dim + LANES) * sizeof(float) < double(INT64_MAX), BAD_SPEC);
+    const int64_t deepest = std::max<int64_t>(
+        {spec.width, int64_t(spec.num_heads) * spec.head_dim, spec.inner});
+    require(!spec.is_int8 || deepest + SPREAD <= MAX_INT8_DEPTH, BAD_SPEC);
+    require(std::isfinite(spec.norm_eps) && std::isfinite(spec.score_scale), BAD_SPEC);
+    return spec;
+}
+
+// A norm's weight and bias.
+struct Norm {
+    Block<float> weight, bias;
+    bool has_bias = false, is_given = false;
+    const float* bias_or_null() const { return has_bias ? bias.get() : nullptr; }
+};
+
 struct Layer {
-    Block<float> norm1, norm1_bias, norm2, norm2_bias;
-    bool has_norm_bias = false;
+    Norm norms[2];  // before attention, and before the feed-forward part
     Product qkv, out, up, down;
     int window = 0;  // 0: everything before is seen
     void* keys = nullptr;
@@ -34,12 +66,13 @@ struct Layer {
 };
 
 enum Phase { PRODUCTS = 0, ATTENTION = 1, OTHER = 2, HEAD = 3, NUM_PHASES = 4 };
-enum Part { QKV = 0, OUT = 1, UP = 2, DOWN = 3 };
+enum Part { QKV = 0, OUT = 1, UP = 2, DOWN = 3, NUM_PARTS = 4 };
+constexpr int HEAD_LAYER = -1;  // stands for the head and the norm before it
 
 class Decoder {
 public:
     explicit Decoder(const Spec& spec)
-        : spec_(spec), team_(std::max(1, spec.num_threads)), layers_(spec.num_layers) {
+        : spec_(checked(spec)), team_(std::max(1, spec.num_threads)), layers_(spec.num_layers) {
         const bool int8 = spec.is_int8, gated = spec.act == SWIGLU;
         const int heads = spec.num_heads * spec.head_dim;
         const int kv_heads = spec.num_kv_heads * spec.head_dim;
@@ -48,11 +81,9 @@ public:
             layer.out = Product(heads, spec.width, false, int8);
             layer.up = Product(spec.width, spec.inner * (gated ? 2 : 1), gated, int8);
             layer.down = Product(spec.inner, spec.width, false, int8);
-            for (auto* vector : {&layer.norm1, &layer.norm1_bias, &layer.norm2, &layer.norm2_bias})
-                *vector = Block<float>(padded(spec.width));
+            for (auto& norm : layer.norms) make_room(norm);
         }
-        final_norm_ = Block<float>(padded(spec.width));
-        final_bias_ = Block<float>(padded(spec.width));
+        make_room(final_norm_);
         head_ = Product(spec.width, spec.vocabulary, false, int8);
         head_dim_ = (spec.head_dim + LANES - 1) / LANES * LANES;
         width_ = padded(spec.width);
@@ -69,6 +100,8 @@ public:
         small_ = Block<int8_t>(rows * widest_);
         scales_ = Block<float>(rows);
         offsets_ = Block<int32_t>(rows);
+        last_steps_ = Block<uint64_t>(spec.num_slots);
+        last_positions_ = Block<int32_t>(spec.num_slots);
         const int group = spec.num_heads / spec.num_kv_heads;
         for (int rank = 0; rank < team_.size(); ++rank) {
             scores_.emplace_back(size_t(group) * (spec.capacity + 2 * LANES));
@@ -76,37 +109,48 @@ public:
         }
     }
 
-    void set_product(int layer, int part, const float* weight, const float* bias) {
+    // weight (outputs, inputs), bias (outputs) or null with a count of 0.
+    void set_product(int layer, int part, const float* weight, int64_t outputs, int64_t inputs,
+                     const float* bias, int64_t num_bias) {
         Product& product = product_of(layer, part);
+        require(weight, NULL_POINTER);
+        require(outputs == product.outputs && inputs == product.inputs, BAD_SHAPE);
+        require(num_bias == (bias ? outputs : 0), BAD_SHAPE);
+        product.is_given = false;
+        is_complete_ = false;
         team_.run([&](int rank) {
             product.fill(share(product.num_blocks, rank, team_.size()), weight, bias);
         });
+        product.is_given = true;
     }
 
-    void set_norms(int layer, const float* first, const float* first_bias, const float* second,
-                   const float* second_bias) {
-        const size_t bytes = sizeof(float) * spec_.width;
-        if (layer < 0) {
-            std::memcpy(final_norm_.get(), first, bytes);
-            if (first_bias) std::memcpy(final_bias_.get(), first_bias, bytes);
-            has_final_bias_ = first_bias != nullptr;
-            return;
-        }
-        Layer& to = layers_[layer];
-        std::memcpy(to.norm1.get(), first, bytes);
-        std::memcpy(to.norm2.get(), second, bytes);
-        if (first_bias) std::memcpy(to.norm1_bias.get(), first_bias, bytes);
-        if (second_bias) std::memcpy(to.norm2_bias.get(), second_bias, bytes);
-        to.has_norm_bias = first_bias != nullptr;
+    // weight (count), bias (count) or null with a count of 0.
+    void set_norm(int layer, int index, const float* weight, int64_t count, const float* bias,
+                  int64_t num_bias) {
+        Norm& norm = norm_of(layer, index);
+        require(weight, NULL_POINTER);
+        require(count == spec_.width && num_bias == (bias ? count : 0), BAD_SHAPE);
+        std::copy_n(weight, count, norm.weight.get());
+        if (bias) std::copy_n(bias, count, norm.bias.get());
+        norm.has_bias = bias != nullptr;
+        norm.is_given = true;
     }
 
-    void set_layer(int layer, void* keys, void* values, int window) {
+    // keys and values have room for count numbers each.
+    void set_layer(int layer, void* keys, void* values, int64_t count, int window) {
+        require(layer >= 0 && layer < spec_.num_layers, BAD_LAYER);
+        require(keys && values, NULL_POINTER);
+        const int64_t regions = int64_t(spec_.num_slots) * spec_.num_kv_heads;
+        require(count == regions * spec_.capacity * head_dim_, BAD_SHAPE);
+        require(window >= 0, BAD_WINDOW);
         layers_[layer].keys = keys;
         layers_[layer].values = values;
         layers_[layer].window = window;
     }
 
-    void set_rotation(const float* cos, const float* sin) {
+    void set_rotation(const float* cos, const float* sin, int64_t positions, int64_t half) {
+        require(cos && sin, NULL_POINTER);
+        require(positions == spec_.context && 2 * half == spec_.head_dim, BAD_SHAPE);
         cos_ = cos;
         sin_ = sin;
     }
@@ -114,13 +158,20 @@ public:
     // One step; see textmill_forward.
     void forward(int num_rows, const float* hidden, const int32_t* positions, const int32_t* slots,
                  int num_wanted, const int32_t* wanted, float* logits) {
+        require(num_rows >= 0 && num_rows <= spec_.max_rows, BAD_COUNT);
+        require(num_wanted >= 0 && num_wanted <= num_rows, BAD_COUNT);
+        require_complete();
+        if (num_rows == 0) return;
+        require(hidden && positions && slots && (!num_wanted || (wanted && logits)), NULL_POINTER);
+        check_places(num_rows, positions, slots);
+        for (int i = 0; i < num_wanted; ++i)
+            require(wanted[i] >= 0 && wanted[i] < num_rows, BAD_ROW);
         for (int row = 0; row < num_rows; ++row)
             std::memcpy(hidden_.get() + size_t(row) * width_, hidden + size_t(row) * spec_.width,
                         sizeof(float) * spec_.width);
         positions_ = positions;
         slots_ = slots;
         num_rows_ = num_rows;
-        if (num_wanted > num_rows) throw std::bad_alloc();
         team_.run([&](int rank) {
             clock_start(rank);
             for (auto& layer : layers_) step(layer, rank);
@@ -131,6 +182,14 @@ public:
     // A token a row; see textmill_choose.
     void choose(int num_rows, const float* logits, const Draw* draws, int32_t* tokens,
                 Trace* traces) {
+        require(num_rows >= 0, BAD_COUNT);
+        if (num_rows == 0) return;
+        require(logits && draws && tokens, NULL_POINTER);
+        for (int row = 0; row < num_rows; ++row) {
+            const Draw& draw = draws[row];
+            require((!draw.num_seen || draw.seen) && (!draw.wants_trace || traces), NULL_POINTER);
+            require(is_in_range(draw), BAD_DRAW);
+        }
         while (int(samplers_.size()) < team_.size()) samplers_.emplace_back(spec_.vocabulary);
         team_.run([&](int rank) {
             team_.divide(rank, num_rows, [&](Range rows) {
@@ -145,8 +204,48 @@ public:
     const double* seconds() const { return seconds_; }
 
 private:
+    void make_room(Norm& norm) {
+        norm.weight = Block<float>(padded(spec_.width));
+        norm.bias = Block<float>(padded(spec_.width));
+    }
+
+    // What would be computed of weights or a cache that were not given is not asked for.
+    void require_complete() {
+        if (is_complete_) return;
+        bool all_given = head_.is_given && final_norm_.is_given;
+        for (const auto& layer : layers_) {
+            for (const auto& norm : layer.norms) all_given = all_given && norm.is_given;
+            for (const auto* product : {&layer.qkv, &layer.out, &layer.up, &layer.down})
+                all_given = all_given && product->is_given;
+            all_given = all_given && layer.keys;
+        }
+        require(all_given, NOT_COMPLETE);
+        is_complete_ = true;
+    }
+
+    void check_places(int num_rows, const int32_t* positions, const int32_t* slots) {
+        ++num_steps_;
+        for (int row = 0; row < num_rows; ++row) {
+            const int slot = slots[row], position = positions[row];
+            require(slot >= 0 && slot < spec_.num_slots, BAD_SLOT);
+            require(position >= 0 && position < spec_.context, BAD_POSITION);
+            const bool is_first = last_steps_[slot] != num_steps_;
+            require(is_first || position > last_positions_[slot], BAD_ORDER);
+            last_steps_[slot] = num_steps_;
+            last_positions_[slot] = position;
+        }
+    }
+
+    Norm& norm_of(int layer, int index) {
+        require(layer >= HEAD_LAYER && layer < spec_.num_layers, BAD_LAYER);
+        require(index >= 0 && index < (layer == HEAD_LAYER ? 1 : 2), BAD_PART);
+        return layer == HEAD_LAYER ? final_norm_ : layers_[layer].norms[index];
+    }
+
     Product& product_of(int layer, int part) {
-        if (layer < 0) return head_;
+        require(layer >= HEAD_LAYER && layer < spec_.num_layers, BAD_LAYER);
+        require(part >= 0 && part < (layer == HEAD_LAYER ? 1 : NUM_PARTS), BAD_PART);
+        if (layer == HEAD_LAYER) return head_;
         Product* parts[] = {&layers_[layer].qkv, &layers_[layer].out, &layers_[layer].up,
                             &layers_[layer].down};
         return *parts[part];
@@ -154,7 +253,7 @@ private:
 
     void step(Layer& layer, int rank) {
         divide(OTHER, rank, num_rows_, [&](Range rows) {
-            norm_rows(layer.norm1, layer.has_norm_bias ? &layer.norm1_bias : nullptr, rows, rank);
+            norm_rows(layer.norms[0], rows, rank);
         });
         apply(layer.qkv, normed_.get(), width_,
               {qkv_.get(), size_t(qkv_width_), qkv_width_, false, LINEAR}, rank);
@@ -170,7 +269,7 @@ private:
         apply(layer.out, mixed_.get(), mixed_width_,
               {hidden_.get(), size_t(width_), spec_.width, true, LINEAR}, rank);
         divide(OTHER, rank, num_rows_, [&](Range rows) {
-            norm_rows(layer.norm2, layer.has_norm_bias ? &layer.norm2_bias : nullptr, rows, rank);
+            norm_rows(layer.norms[1], rows, rank);
         });
         apply(layer.up, normed_.get(), width_,
               {inner_.get(), size_t(inner_width_), spec_.inner, false, Act(spec_.act)}, rank);
@@ -184,8 +283,8 @@ private:
             for (int i = rows.first; i < rows.end; ++i) {
                 const float* row = hidden_.get() + size_t(wanted[i]) * width_;
                 float* normed = normed_.get() + size_t(i) * width_;
-                normalise(row, spec_.width, spec_.is_rms, spec_.norm_eps, final_norm_.get(),
-                          has_final_bias_ ? final_bias_.get() : nullptr, normed);
+                normalise(row, spec_.width, spec_.is_rms, spec_.norm_eps, final_norm_.weight.get(),
+                          final_norm_.bias_or_null(), normed);
                 if (spec_.is_int8) round_row(normed, width_, i, rank);
             }
         });
@@ -195,11 +294,11 @@ private:
                [&](Range blocks) { multiply(head_, rows, num_wanted, blocks, target); });
     }
 
-    void norm_rows(const Block<float>& weight, const Block<float>* bias, Range rows, int rank) {
+    void norm_rows(const Norm& norm, Range rows, int rank) {
         for (int row = rows.first; row < rows.end; ++row) {
             float* normed = normed_.get() + size_t(row) * width_;
             normalise(hidden_.get() + size_t(row) * width_, spec_.width, spec_.is_rms,
-                      spec_.norm_eps, weight.get(), bias ? bias->get() : nullptr, normed);
+                      spec_.norm_eps, norm.weight.get(), norm.bias_or_null(), normed);
             if (spec_.is_int8) round_row(normed, width_, row, rank);
         }
     }
@@ -424,13 +523,16 @@ private:
     const Spec spec_;
     Team team_;
     std::vector<Layer> layers_;
-    Block<float> final_norm_, final_bias_;
-    bool has_final_bias_ = false;
+    Norm final_norm_;
     Product head_;
     int head_dim_, width_, qkv_width_, mixed_width_, inner_width_, widest_;
     Block<float> hidden_, normed_, qkv_, mixed_, inner_, scales_;
     Block<int8_t> small_;
     Block<int32_t> offsets_;
+    bool is_complete_ = false;
+    uint64_t num_steps_ = 0;
+    Block<uint64_t> last_steps_;  // by slot: the step that had a row of it last, and the row's position
+    Block<int32_t> last_positions_;
     std::vector<Block<float>> scores_, scratch_;  // one a thread
     std::vector<Sampler> samplers_;               // the same
     const float* cos_ = nullptr;

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -23,10 +22,11 @@ class Block {
 public:
     Block() = default;
     explicit Block(size_t count) {
+        if (count > MAX_BYTES / sizeof(T)) throw std::bad_alloc();
         const size_t page = size_t(2) << 20, unit = count * sizeof(T) >= page ? page : 64;
         const size_t bytes = (std::max<size_t>(count * sizeof(T), 1) + unit - 1) / unit * unit;
-        data_.reset(static_cast<T*>(std::aligned_alloc(unit, bytes)));
-        if (!data_) throw std::bad_alloc();
+        data_ = std::unique_ptr<T, Free>(
+            static_cast<T*>(::operator new(bytes, std::align_val_t(unit))), Free{unit});
 #if defined(__linux__)
         if (unit == page) madvise(data_.get(), bytes, MADV_HUGEPAGE);
 #endif
@@ -36,8 +36,10 @@ public:
     T& operator[](size_t index) const { return data_.get()[index]; }
 
 private:
+    static constexpr size_t MAX_BYTES = size_t(1) << 62;
     struct Free {
-        void operator()(T* p) const { std::free(p); }
+        size_t unit = 64;
+        void operator()(T* p) const { ::operator delete(p, std::align_val_t(unit)); }
     };
     std::unique_ptr<T, Free> data_;
 };

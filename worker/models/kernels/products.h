@@ -34,6 +34,10 @@ inline void spread(Floats* v) {
         }
 }
 
+// What numbers are multiplied by to be rounded to int8; where even the largest is as good as nothing,
+// 127 / largest would be infinite.
+inline float inverse_scale(float largest) { return largest > 1e-30f ? 127.0f / largest : 0.0f; }
+
 constexpr int COLUMNS = 32;   // outputs of a packed block
 constexpr int MAX_ROWS = 12;  // rows of a tile: 24 accumulators of the 32 registers
 
@@ -44,7 +48,7 @@ enum Act { LINEAR = 0, GELU = 1, SWIGLU = 2 };
 // float32 it is (inputs, 32). With SWIGLU the first half of a block are gates, the second what they open.
 struct Product {
     int inputs = 0, outputs = 0, depth = 0, num_blocks = 0;
-    bool is_gated = false, is_int8 = false;
+    bool is_gated = false, is_int8 = false, is_given = false;
     Block<uint8_t> small;
     Block<float> full, scales, bias;
 
@@ -97,12 +101,16 @@ private:
             for (auto& part : v) part *= all(1.0f / SPREAD);  // both factors of 1/8
             std::memcpy(row.data() + k, v, sizeof v);
         }
-        for (float value : row) largest = std::max(largest, std::fabs(value));
-        scales[size_t(block) * COLUMNS + column] = largest / 127.0f;
-        const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+        float check = 0.0f;  // or NaN, which then is every result of the output
+        for (float value : row) {
+            largest = std::max(largest, std::fabs(value));
+            check += value - value;
+        }
+        scales[size_t(block) * COLUMNS + column] = largest / 127.0f + check;
+        const float inverse = check == 0.0f ? inverse_scale(largest) : 0.0f;
         uint8_t* to = small.get() + size_t(block) * COLUMNS * depth + column * 4;
         for (int k = 0; k < depth; ++k) {
-            const float value = std::nearbyint(row[k] * inverse);
+            const float value = check == 0.0f ? std::nearbyint(row[k] * inverse) : 0.0f;
             to[size_t(k / 4) * COLUMNS * 4 + k % 4] = uint8_t(int(value) + 128);
         }
     }

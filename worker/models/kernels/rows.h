@@ -53,7 +53,7 @@ void quantise(const float* x, int width, float* scratch, int8_t* out, float* sca
         }
     }
     const float largest = largest_of(most), check = sum_of(spoilt);
-    const Floats inverse = all(largest > 0.0f && check == 0.0f ? 127.0f / largest : 0.0f);
+    const Floats inverse = all(check == 0.0f ? inverse_scale(largest) : 0.0f);
     Ints sum = {};
     for (int i = 0; i < width; i += LANES) {
         const Floats v = check == 0.0f ? rounded(load(scratch + i) * inverse) : Floats{};

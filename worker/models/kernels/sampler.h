@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "status.h"
 #include "team.h"
 #include "vectors.h"
 
@@ -22,10 +23,11 @@ enum Kind { GREEDY = 0, SAMPLING = 1, TOP_K = 2, TOP_P = 3, MIN_P = 4, TYPICAL =
 struct Draw {  // mirrored in worker/decoding/kernels.py
     int32_t kind, top_k, num_seen, wants_trace;
     const int32_t* seen;  // tokens that the penalty is for
-    float temperature, penalty, min_p, unused;
+    float temperature, penalty, min_p;
     double share;  // in [0, 1): the uniform number
     double mass;   // of the nucleus or the typical set
 };
+static_assert(sizeof(Draw) == 56);
 
 constexpr int ALTERNATIVES = 20;
 constexpr int UNSOUND = -1;  // instead of a token, where a row has NaN or no largest number
@@ -36,6 +38,18 @@ struct Trace {  // mirrored in worker/decoding/kernels.py
     int32_t ids[ALTERNATIVES];
     float logprobs[ALTERNATIVES], probabilities[ALTERNATIVES];
 };
+static_assert(sizeof(Trace) == 256);
+
+// Parameters outside of their range could leave nothing to draw, or not a number.
+inline bool is_in_range(const Draw& draw) {
+    const bool has_mass = draw.kind == TOP_P || draw.kind == TYPICAL;
+    return draw.kind >= GREEDY && draw.kind <= TYPICAL && draw.num_seen >= 0 &&
+           (draw.num_seen == 0 || (std::isfinite(draw.penalty) && draw.penalty > 0.0f)) &&
+           (draw.kind == GREEDY || (std::isfinite(draw.temperature) && draw.temperature >= 0.0f)) &&
+           (draw.kind != TOP_K || draw.top_k >= 1) && (!has_mass || draw.mass > 0.0) &&
+           (draw.kind != MIN_P || (draw.min_p >= 0.0f && draw.min_p <= 1.0f)) &&
+           draw.share >= 0.0 && draw.share < 1.0;
+}
 
 constexpr int PART = 256;  // what sums or searches a row takes parts of so many tokens first
 
@@ -58,10 +72,12 @@ public:
         if (trace) describe(logits, trace);
         if (draw.num_seen) {
             for (int i = 0; i < draw.num_seen; ++i) {
+                require(draw.seen[i] >= 0 && draw.seen[i] < size_, BAD_TOKEN);
                 const float value = logits[draw.seen[i]];
                 scores_[draw.seen[i]] = value < 0 ? value * draw.penalty : value / draw.penalty;
             }
-            find_largest([&](int i) { return load(scores_.get() + i); });
+            const bool is_sound = find_largest([&](int i) { return load(scores_.get() + i); });
+            if (!is_sound || !std::isfinite(largest_)) return UNSOUND;
         }
         int token;
         if (draw.kind == GREEDY) {

@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "status.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -44,40 +46,51 @@ inline Range share(int count, int rank, int size) {
 // and a thread that lost its core is moved to the one that fell free. Threads that wake each other
 // tend to be put on one core, where they would take turns for ever; who finds itself beside another
 // moves away.
+//
+// Where a task throws in one thread, the others leave their barriers, and run throws in its caller.
 class Team {
 public:
     explicit Team(int size)
         : size_(size), cores_(new std::atomic<int>[size]), taken_{Taken(size), Taken(size)} {
         for (int rank = 0; rank < size; ++rank) cores_[rank] = -1 - rank;
-        for (int rank = 1; rank < size; ++rank) helpers_.emplace_back([this, rank] { serve(rank); });
+        helpers_.reserve(size);
+        try {
+            for (int rank = 1; rank < size; ++rank)
+                helpers_.emplace_back([this, rank] { serve(rank); });
+        } catch (...) {
+            dismiss();  // a thread that is not joined would end the process
+            throw;
+        }
     }
-    ~Team() {
-        task_ = nullptr;
-        advance(epoch_);
-        for (auto& helper : helpers_) helper.join();
-    }
+    ~Team() { dismiss(); }
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
     int size() const { return size_; }
 
     void run(const std::function<void(int)>& task) {
         part_ways(0);
         task_ = &task;
         advance(epoch_);
-        task(0);
-        meet(0);
+        perform(0);
+        const Status status = Status(failure_.exchange(OK, std::memory_order_relaxed));
+        require(status == OK, status);
     }
 
     // Call work(part) for parts of a count that nobody else does; all threads come here with the
     // same arguments, and leave when everything is done.
     template <class Work>
     void divide(int rank, int count, const Work& work) {
+        if (has_failed()) return;
         note_core(rank);
         const int size = std::max(1, count / (size_ * 16));
         Taken& taken = taken_[phase_.load(std::memory_order_acquire) % 2];
         for (int i = 0; i < size_; ++i) {
             const int owner = (rank + i) % size_;
             const Range range = share(count, owner, size_);
-            for (int first; (first = range.first + taken[owner].take(size)) < range.end;)
+            for (int first; (first = range.first + taken[owner].take(size)) < range.end;) {
+                if (has_failed()) return;
                 work(Range{first, std::min(range.end, first + size)});
+            }
         }
         meet(rank);
     }
@@ -96,7 +109,43 @@ private:
 
     static constexpr int SPINS = 2000;  // some 30 microseconds; most waits are shorter
 
-    // Wait until all have come here.
+    bool has_failed() const { return failure_.load(std::memory_order_relaxed) != OK; }
+
+    // One thread's part of a task, from beginning to end.
+    void perform(int rank) {
+        try {
+            (*task_)(rank);
+        } catch (...) {
+            fail(status_of_exception());
+        }
+        finish(rank);
+    }
+
+    // Let the others leave their barriers; the first failure counts.
+    void fail(Status status) {
+        {
+            const std::lock_guard<std::mutex> lock(falling_asleep_);
+            int none = OK;
+            failure_.compare_exchange_strong(none, status, std::memory_order_release);
+        }
+        has_advanced_.notify_all();
+    }
+
+    // Wait until all have ended the task. Who left a barrier early has left counts behind.
+    void finish(int rank) {
+        const uint32_t end = ends_.load(std::memory_order_acquire);
+        if (finished_.fetch_add(1, std::memory_order_acq_rel) < size_ - 1)
+            return await(rank, [&] { return ends_.load(std::memory_order_acquire) != end; });
+        finished_.store(0, std::memory_order_relaxed);
+        if (has_failed()) {
+            arrived_.store(0, std::memory_order_relaxed);
+            for (auto& taken : taken_)
+                for (auto& count : taken) count.reset();
+        }
+        advance(ends_);
+    }
+
+    // Wait until all have come here, or one has failed.
     void meet(int rank) {
         const uint32_t phase = phase_.load(std::memory_order_acquire);
         if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
@@ -105,7 +154,10 @@ private:
             advance(phase_);
             return;
         }
-        await(phase_, phase, rank);
+        await(rank, [&] {
+            return phase_.load(std::memory_order_acquire) != phase ||
+                   failure_.load(std::memory_order_acquire) != OK;
+        });
     }
 
     // Count on, and wake who sleeps. std::atomic's own notify_all looks for sleepers by a plain load,
@@ -119,8 +171,8 @@ private:
         has_advanced_.notify_all();
     }
 
-    void await(const std::atomic<uint32_t>& count, uint32_t old, int rank) {
-        const auto is_over = [&] { return count.load(std::memory_order_acquire) != old; };
+    template <class Condition>
+    void await(int rank, const Condition& is_over) {
         for (int spins = 0; spins < SPINS; ++spins) {
             if (is_over()) return;
             relax();
@@ -163,13 +215,18 @@ private:
 
     void serve(int rank) {
         for (uint32_t seen = 0;;) {
-            while (epoch_.load(std::memory_order_acquire) == seen) await(epoch_, seen, rank);
+            await(rank, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
             seen = epoch_.load(std::memory_order_acquire);
             if (task_ == nullptr) return;
             part_ways(rank);
-            (*task_)(rank);
-            meet(rank);
+            perform(rank);
         }
+    }
+
+    void dismiss() {
+        task_ = nullptr;
+        advance(epoch_);
+        for (auto& helper : helpers_) helper.join();
     }
 
     const int size_;
@@ -181,7 +238,10 @@ private:
     const std::function<void(int)>* task_ = nullptr;
     alignas(64) std::atomic<uint32_t> epoch_{0};
     alignas(64) std::atomic<int> arrived_{0};
+    std::atomic<int> finished_{0};
     alignas(64) std::atomic<uint32_t> phase_{0};
+    std::atomic<uint32_t> ends_{0};
+    std::atomic<int> failure_{OK};  // a Status
 };
 
 }  // namespace textmill

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from core.strategies import DecodingParameters
 from tests.fakes import EOS, LogitsOf, fake_model, one_hot, spelling
@@ -120,6 +121,65 @@ def test_prompts_that_begin_alike_are_computed_once() -> None:
             assert generation.result(PATIENCE_SECONDS).num_completion_tokens == 2
     computed = sum(end - start for _, start, end in runner.prefilled)
     assert computed == 299 + 0 + 49 + 299
+
+
+def test_a_prompt_that_is_known_entirely_is_no_prompt_that_failed() -> None:
+    """Alone in its step it leaves nothing to prefill, which is not to be tried."""
+    model, runner = fake_model(spelling("ab", "p" * 300))
+    with running(model) as engine, capture_logs() as logs:
+        texts = [
+            written(engine, request("p" * 300, max_new_tokens=2, **changes))
+            for changes in ({}, {}, {"strategy": "beam", "num_beams": 2}, {"seed": 4})
+        ]
+    assert texts == [("ab", "length")] * 4
+    assert runner.prefilled == [(0, 0, 128), (0, 128, 256), (0, 256, 299)]
+    assert all(batch for batch in runner.prefill_batches)
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
+
+
+def test_what_cannot_be_recalled_is_computed() -> None:
+    model, runner = fake_model(spelling("ab", "p" * 300))
+
+    def recall(row: Any) -> None:
+        row.num_cached = 7
+        raise MemoryError("no room for the beginning")
+
+    runner.recall = recall  # type: ignore[method-assign]
+    with running(model) as engine, capture_logs() as logs:
+        assert written(engine, request("p" * 300, max_new_tokens=2)) == ("ab", "length")
+    assert sum(end - start for _, start, end in runner.prefilled) == 299
+    assert [entry["event"] for entry in logs] == ["recall_failed"]
+
+
+def test_a_short_prompt_is_written_while_long_ones_that_came_before_are_read() -> None:
+    model, runner = fake_model(spelling("ab", "p" * 20))
+    order: list[str] = []
+
+    def note(name: str) -> Callable[[Delta], None]:
+        return lambda _: order.append(name)
+
+    with running(model, num_slots=5) as engine:
+        runner.prefill_gate = threading.Event()
+        longs = [
+            engine.submit(request(letter * 4402, max_new_tokens=1), note("long"))
+            for letter in "qrst"
+        ]
+        short = engine.submit(request("p" * 20, max_new_tokens=2), note("short"))
+        runner.prefill_gate.set()
+        for generation in (*longs, short):
+            assert generation.result(PATIENCE_SECONDS).finish_reason == "length"
+    assert short.text_so_far == "ab"
+    assert order == ["short"] * 2 + ["long"] * 4
+    slots = [slot for slot, _, _ in runner.prefilled]
+    assert slots.index(4) <= 2  # at most two steps, while the first may have begun alone
+
+
+def test_a_token_that_the_model_does_not_have_is_refused_at_once() -> None:
+    model, _ = fake_model(spelling("abc", "p"))
+    with running(model) as engine:
+        with pytest.raises(PromptUnusable, match=r"token 256\b.*\b128\b.*tokenizer\.json"):
+            engine.submit(request("ab\u0100"))
+        assert written(engine, request(max_new_tokens=3)) == ("abc", "length")
 
 
 def test_memory_bounds_how_many_run_and_none_is_lost() -> None:
@@ -313,6 +373,20 @@ def test_several_models_take_turns() -> None:
         asked = [engine.submit(request(model=name)) for name in ("first", "second") * 5]
         texts = [generation.result(PATIENCE_SECONDS).text for generation in asked]
     assert texts == ["abc", "xyz"] * 5
+
+
+def test_prompts_of_one_model_are_read_in_small_chunks_while_another_one_writes() -> None:
+    first, _ = fake_model(spelling("abc", "p"), name="first")
+    second, runner = fake_model(spelling("xyz", "q" * 900), name="second")
+    with running(first, second) as engine:
+        begun = threading.Event()
+        long = engine.submit(request(model="first", max_new_tokens=90_000), lambda _: begun.set())
+        assert begun.wait(PATIENCE_SECONDS)
+        asked = request("q" * 900, model="second", max_new_tokens=3)
+        assert written(engine, asked) == ("xyz", "length")
+        long.cancel()
+        long.result(PATIENCE_SECONDS)
+    assert runner.decoding_seen == [1] * 8
 
 
 def test_a_model_joins_while_another_writes() -> None:

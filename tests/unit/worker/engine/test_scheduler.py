@@ -71,20 +71,39 @@ def test_models_have_slots_of_their_own_but_share_the_number() -> None:
     assert [s.slots for s in sequences] == [(0,), (0,), (1,), ()]
 
 
-def test_who_does_not_fit_into_memory_waits_and_is_not_overtaken() -> None:
+def test_who_does_not_fit_into_memory_waits_and_is_passed_by_as_many_as_there_are_slots() -> None:
     """Ten bytes a token; a prompt of 3 and 5 new tokens may grow to 80."""
-    scheduler = Scheduler(8, cache_bytes=200, bytes_per_token={"m": 10})
-    small = [a_sequence() for _ in range(2)]
-    large, late = a_sequence(max_new_tokens=12), a_sequence()  # 150 and 80 bytes
-    for sequence in (small[0], small[1], large, late):
+    scheduler = Scheduler(3, cache_bytes=200, bytes_per_token={"m": 10})
+    small = [a_sequence() for _ in range(7)]
+    large = a_sequence(max_new_tokens=12)  # 150 bytes
+    for sequence in (small[0], large, *small[1:]):
         scheduler.add(sequence)
-    assert scheduler.admit() == small
-    scheduler.remove(small[0])
-    assert scheduler.admit() == []  # 80 + 150 is too much, and the late one waits its turn
-    scheduler.remove(small[1])
+    assert scheduler.admit() == small[:2]
+    for done, next_one in ((small[0], small[2]), (small[1], small[3])):
+        scheduler.remove(done)
+        assert scheduler.admit() == [next_one]
+    scheduler.remove(small[2])
+    assert scheduler.admit() == []  # three have passed it
+    scheduler.remove(small[3])
     assert scheduler.admit() == [large]
     scheduler.remove(large)
-    assert scheduler.admit() == [late]
+    assert scheduler.admit() == small[4:6]
+
+
+def test_a_beam_search_is_not_passed_for_ever_either() -> None:
+    scheduler = Scheduler(2)
+    first, second = a_sequence(), a_sequence()
+    wide, later = a_sequence(), [a_sequence() for _ in range(5)]
+    wide.width = 2
+    for sequence in (first, wide, second, *later):
+        scheduler.add(sequence)
+    assert scheduler.admit() == [first, second]
+    scheduler.remove(first)
+    assert scheduler.admit() == [later[0]]
+    scheduler.remove(second)
+    assert scheduler.admit() == []
+    scheduler.remove(later[0])
+    assert scheduler.admit() == [wide]
 
 
 def test_who_alone_is_too_large_runs_alone() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from core.model_catalog import ModelSpec
@@ -51,7 +54,17 @@ exact_kinds = pytest.mark.parametrize("kind", ["torch", "kernels"])
 
 @cache
 def loaded(family: str, num_slots: int, kind: str = "torch") -> LoadedModel:
-    dtype, kernel_dir = KINDS[kind]
+    return newly_loaded(family, num_slots, kind)
+
+
+@cache
+def fresh(family: str, num_slots: int, kind: str) -> LoadedModel:
+    """One of one's own, which knows no prompts yet."""
+    return newly_loaded(family, num_slots, kind)
+
+
+def newly_loaded(family: str, num_slots: int, kind: str) -> LoadedModel:
+    dtype, kernel_dir = {**KINDS, "bfloat16": ("bfloat16", None)}[kind]
     spec = ModelSpec(family, str(tiny_model(family)), None, dtype, True, "")
     return load(
         spec,
@@ -87,9 +100,13 @@ def request(family: str, job: int, prompt: str, **changes: Any) -> GenerationReq
 
 
 def run_all(
-    family: str, requests: list[GenerationRequest], num_slots: int, kind: str = "torch"
+    family: str,
+    requests: list[GenerationRequest],
+    num_slots: int,
+    kind: str = "torch",
+    model_of: Callable[[str, int, str], LoadedModel] = loaded,
 ) -> dict[str, GenerationResult]:
-    engine = Engine({family: loaded(family, num_slots, kind)}, num_slots=num_slots)
+    engine = Engine({family: model_of(family, num_slots, kind)}, num_slots=num_slots)
     engine.start()
     try:
         generations = {asked.job_id: engine.submit(asked) for asked in requests}
@@ -173,6 +190,21 @@ def test_two_hundred_jobs_give_the_same_texts_in_any_order_and_batch_size(
         assert again == first
 
 
+@pytest.mark.parametrize("kind", ["torch", "int8"])
+def test_as_many_texts_at_once_as_a_setting_allows_are_the_same(kind: str) -> None:
+    """More rows than the kernels' buffers hold, beam searches among them."""
+    beam = {"strategy": "beam", "num_beams": 8}
+    requests = [
+        request("llama", job, f"{job} x", **(beam if job % 50 == 0 else STRATEGIES[job % 7]))
+        for job in range(700)
+    ]
+    requests = [replace(r, parameters=replace(r.parameters, max_new_tokens=2)) for r in requests]
+    few = run_all("llama", requests[::6], 8, kind)
+    many = run_all("llama", requests, 1024, kind)
+    assert {job: many[job].text for job in few} == {job: r.text for job, r in few.items()}
+    assert not any(result.error for result in many.values())
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -214,6 +246,34 @@ def test_a_prompt_of_many_chunks_does_not_hold_up_the_others() -> None:
         engine.stop(PATIENCE_SECONDS)
     assert long.num_prompt_tokens > 128
     assert order[0] == "short"
+
+
+WAYS = [*product(["llama", "gpt_neo"], KINDS), ("llama", "bfloat16"), ("opt", "torch")]
+
+
+@pytest.mark.parametrize(("family", "kind"), WAYS)
+def test_prompts_that_are_known_or_taken_out_of_turn_change_no_text(family: str, kind: str) -> None:
+    """Long and short ones at once, most of them alike, then all again when they are known."""
+    prompts = ["x " * 60, "x " * 30 + "T", "T", "The quick brown fox " * 3, "y " * 100, "x " * 60]
+    requests = [
+        request(family, job, prompt, strategy="sampling", max_new_tokens=6)
+        for job, prompt in enumerate(prompts * 2)
+    ]
+    alone = {}
+    for asked in requests:
+        fresh.cache_clear()
+        alone |= {asked.job_id: run_all(family, [asked], 1, kind, fresh)[asked.job_id].text}
+    engine = Engine({family: fresh(family, 4, kind)}, num_slots=4)
+    engine.start()
+    try:
+        with capture_logs() as logs:
+            for _ in range(2):
+                generations = [engine.submit(asked) for asked in requests]
+                for asked, generation in zip(requests, generations, strict=True):
+                    assert generation.result(PATIENCE_SECONDS).text == alone[asked.job_id]
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+    assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
 @pytest.mark.parametrize("family", NATIVE_FAMILIES)

@@ -49,7 +49,12 @@ def runner_from(folder: Path, kind: str) -> SlotRunner:
 
 
 def native_from(
-    folder: Path, *, is_int8: bool, num_threads: int = 1, cache_dtype: torch.dtype | None = None
+    folder: Path,
+    *,
+    is_int8: bool,
+    num_threads: int = 1,
+    cache_dtype: torch.dtype | None = None,
+    num_slots: int = NUM_SLOTS,
 ) -> NativeDecoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
@@ -57,7 +62,7 @@ def native_from(
     return NativeDecoder(
         spec,
         weights,
-        NUM_SLOTS,
+        num_slots,
         library=library(),
         is_int8=is_int8,
         num_threads=num_threads,
@@ -230,6 +235,24 @@ def test_a_recalled_prompt_goes_on_as_if_it_were_computed(family: str, kind: str
         runner.recall(row)
         assert (row.num_cached > 0) == (kind != "torch" or len(beginning) > 140)
         assert torch.equal(decoded(runner, [row], [text])[0], wanted)
+
+
+@families
+def test_a_known_prompt_in_bfloat16_is_rounded_as_if_it_were_computed(family: str) -> None:
+    """There a prompt's last token goes with the others, and no known beginning may change that."""
+    for seed in range(10):
+        prompt = random_ids(40 + seed, seed)
+        decoder = decoder_from(tiny_model(family), torch.bfloat16)
+        runner = TorchRunner(decoder, prefix_bytes=PREFIX_BYTES)
+        found = []
+        for slot in (1, 4):
+            row = PlainRow(prompt, slot)
+            runner.recall(row)
+            if row.num_cached < len(prompt) - 1:
+                runner.prefill([(row, len(prompt) - 1)])
+            runner.keep(row)
+            found.append(runner.decode([row]))
+        assert torch.equal(*found), seed
 
 
 @kinds

@@ -1,0 +1,584 @@
+// Calls every function of the kernels with good and with bad counts, on small shapes. It is built by
+// test_sanitized.py under the sanitizers, and ends with 1 and a line for each answer that is wrong.
+//
+// It includes the source itself, so that also what is inlined is watched. Allocations can be made to
+// fail one after the other: by an operator new of its own.
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <new>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "textmill.cpp"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool IS_SANITIZED = true;
+#else
+constexpr bool IS_SANITIZED = false;
+#endif
+#if defined(__linux__)
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
+
+// ---- allocations that fail -------------------------------------------------------------------
+
+std::atomic<long> allocations_left{-1};  // negative: none fails
+
+bool may_allocate() {
+    long left = allocations_left.load();
+    while (left > 0 && !allocations_left.compare_exchange_weak(left, left - 1)) {}
+    return left != 0;
+}
+
+// Not inlined: the compiler would see malloc and delete side by side, and warn.
+#define REPLACED __attribute__((noinline))
+REPLACED void* operator new(size_t size) {
+    void* found = may_allocate() ? std::malloc(size) : nullptr;
+    if (!found) throw std::bad_alloc();
+    return found;
+}
+REPLACED void* operator new(size_t size, std::align_val_t unit) {
+    const size_t step = size_t(unit), whole = (size + step - 1) / step * step;
+    void* found = may_allocate() ? std::aligned_alloc(step, whole) : nullptr;
+    if (!found) throw std::bad_alloc();
+    return found;
+}
+REPLACED void operator delete(void* p) noexcept { std::free(p); }
+REPLACED void operator delete(void* p, size_t) noexcept { std::free(p); }
+REPLACED void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+REPLACED void operator delete(void* p, size_t, std::align_val_t) noexcept { std::free(p); }
+
+// ---- expectations ----------------------------------------------------------------------------
+
+int num_faults = 0;
+
+void expect(int found, int wanted, const std::string& what) {
+    if (found == wanted) return;
+    ++num_faults;
+    std::printf("%s: %d instead of %d\n", what.c_str(), found, wanted);
+}
+
+void expect_true(bool is_met, const std::string& what) { expect(is_met, true, what); }
+
+// ---- a small model ---------------------------------------------------------------------------
+
+std::vector<float> numbers(size_t count, unsigned seed) {
+    std::mt19937 source(seed);
+    std::normal_distribution<float> normal(0.0f, 0.3f);
+    std::vector<float> made(count);
+    for (auto& x : made) x = normal(source);
+    return made;
+}
+
+Spec small_spec(bool is_int8, int act, int num_threads) {
+    Spec spec{};
+    spec.num_layers = 2;
+    spec.width = 36;  // no multiple of anything
+    spec.num_heads = 5;
+    spec.num_kv_heads = 1;
+    spec.head_dim = 6;
+    spec.inner = 41;
+    spec.vocabulary = 301;
+    spec.context = 70;
+    spec.num_slots = 5;
+    spec.capacity = 80;
+    spec.is_rms = act == SWIGLU;
+    spec.act = act;
+    spec.is_int8 = is_int8;
+    spec.is_cache_bfloat16 = is_int8;
+    spec.num_threads = num_threads;
+    spec.max_rows = 20;
+    spec.norm_eps = 1e-5f;
+    spec.score_scale = 0.4f;
+    return spec;
+}
+
+// Every buffer is as long as it has to be and no longer, so that a byte too far is noticed.
+struct Model {
+    Spec spec;
+    std::vector<float> weights[2][4], biases[2][4], norms[2], head, cos, sin;
+    std::vector<uint8_t> keys[2], values[2];
+    int64_t count;  // of keys and of values of a layer
+
+    explicit Model(const Spec& of) : spec(of) {
+        const int heads = spec.num_heads * spec.head_dim, kv = spec.num_kv_heads * spec.head_dim;
+        const int gates = spec.act == SWIGLU ? 2 : 1;
+        const int shapes[4][2] = {{heads + 2 * kv, spec.width},
+                                  {spec.width, heads},
+                                  {spec.inner * gates, spec.width},
+                                  {spec.width, spec.inner}};
+        count = int64_t(spec.num_slots) * spec.num_kv_heads * spec.capacity *
+                ((spec.head_dim + 15) / 16 * 16);
+        for (int layer = 0; layer < 2; ++layer) {
+            for (int part = 0; part < 4; ++part) {
+                const auto [outputs, inputs] = shapes[part];
+                weights[layer][part] = numbers(size_t(outputs) * inputs, layer * 4 + part);
+                biases[layer][part] = numbers(outputs, 50 + part);
+            }
+            const size_t bytes = count * (spec.is_cache_bfloat16 ? 2 : 4);
+            keys[layer].resize(bytes);
+            values[layer].resize(bytes);
+        }
+        norms[0] = numbers(spec.width, 60);
+        norms[1] = numbers(spec.width, 61);
+        head = numbers(size_t(spec.vocabulary) * spec.width, 62);
+        cos = numbers(size_t(spec.context) * spec.head_dim / 2, 63);
+        sin = numbers(size_t(spec.context) * spec.head_dim / 2, 64);
+    }
+
+    // The first answer that is not OK.
+    int give(void* decoder) {
+        int code = OK;
+        const auto keep = [&](int answer) { code = code == OK ? answer : code; };
+        for (int layer = 0; layer < 2; ++layer) {
+            for (int part = 0; part < 4; ++part) {
+                const int64_t outputs = biases[layer][part].size();
+                const int64_t inputs = weights[layer][part].size() / outputs;
+                const bool has_bias = layer == 0;
+                keep(textmill_set_product(decoder, layer, part, weights[layer][part].data(), outputs,
+                                          inputs, has_bias ? biases[layer][part].data() : nullptr,
+                                          has_bias ? outputs : 0));
+            }
+            for (int index = 0; index < 2; ++index)
+                keep(textmill_set_norm(decoder, layer, index, norms[0].data(), spec.width,
+                                       spec.is_rms ? nullptr : norms[1].data(),
+                                       spec.is_rms ? 0 : spec.width));
+            keep(textmill_set_layer(decoder, layer, keys[layer].data(), values[layer].data(), count,
+                                    layer * 9));
+        }
+        keep(textmill_set_norm(decoder, -1, 0, norms[0].data(), spec.width, nullptr, 0));
+        keep(textmill_set_product(decoder, -1, 0, head.data(), spec.vocabulary, spec.width, nullptr, 0));
+        if (spec.act == SWIGLU)
+            keep(textmill_set_rotation(decoder, cos.data(), sin.data(), spec.context,
+                                       spec.head_dim / 2));
+        return code;
+    }
+};
+
+struct StepRows {
+    std::vector<float> hidden;
+    std::vector<int32_t> positions, slots, wanted;
+    std::vector<float> logits;
+
+    StepRows(const Spec& spec, int count, int first = 0) {
+        hidden = numbers(size_t(count) * spec.width, 70 + first);
+        for (int row = 0; row < count; ++row) {
+            slots.push_back(row % spec.num_slots);
+            positions.push_back(first + row / spec.num_slots);
+            wanted.push_back(row);
+        }
+        logits.resize(size_t(count) * spec.vocabulary);
+    }
+    int through(void* decoder) {
+        return textmill_forward(decoder, int(slots.size()), hidden.data(), positions.data(),
+                                slots.data(), int(wanted.size()), wanted.data(), logits.data());
+    }
+};
+
+Draw draw_of(int kind, const std::vector<int32_t>& seen) {
+    Draw draw{};
+    draw.kind = kind;
+    draw.top_k = 7;
+    draw.num_seen = int(seen.size());
+    draw.seen = seen.empty() ? nullptr : seen.data();
+    draw.wants_trace = 1;
+    draw.temperature = 0.8f;
+    draw.penalty = 1.2f;
+    draw.min_p = 0.1f;
+    draw.share = 0.999999;
+    draw.mass = 0.9;
+    return draw;
+}
+
+std::vector<int32_t> chosen(void* decoder, const StepRows& rows, int& code) {
+    static const std::vector<int32_t> seen = {0, 5, 300}, none;
+    const int count = int(rows.slots.size());
+    std::vector<Draw> draws;
+    for (int row = 0; row < count; ++row) draws.push_back(draw_of(row % 6, row % 2 ? seen : none));
+    std::vector<int32_t> tokens(count, -9);
+    std::vector<Trace> traces(count);
+    code = textmill_choose(decoder, count, rows.logits.data(), draws.data(), tokens.data(),
+                           traces.data());
+    return tokens;
+}
+
+void* made(const Spec& spec) {
+    void* decoder = nullptr;
+    expect(textmill_new(&spec, &decoder), OK, "textmill_new");
+    return decoder;
+}
+
+// ---- what is tried ---------------------------------------------------------------------------
+
+// StepRows together, alone and by several threads: the same numbers.
+void try_steps(bool is_int8, int act) {
+    const std::string name = std::string(is_int8 ? "int8" : "float32") + ", act " + std::to_string(act);
+    std::vector<float> wanted;
+    std::vector<int32_t> tokens;
+    for (int num_threads : {1, 2, 5}) {
+        Model model(small_spec(is_int8, act, num_threads));
+        void* decoder = made(model.spec);
+        expect(model.give(decoder), OK, name);
+        StepRows first(model.spec, 20);
+        expect(first.through(decoder), OK, name);
+        StepRows deep(model.spec, 1, 69);  // the context's last position
+        deep.wanted.clear();
+        expect(deep.through(decoder), OK, name + ", no logits wanted");
+        int code;
+        const auto found = chosen(decoder, first, code);
+        expect(code, OK, name + ", choose");
+        for (int token : found) expect_true(token >= 0 && token < 301, name + ", a token");
+        if (wanted.empty()) {
+            wanted = first.logits;
+            tokens = found;
+        }
+        expect_true(wanted == first.logits, name + ": the same logits by any number of threads");
+        expect_true(tokens == found, name + ": the same tokens by any number of threads");
+        StepRows again(model.spec, 20);  // each in a step of its own
+        for (int row = 0; row < 20; ++row) {
+            const int32_t zero = 0;
+            expect(textmill_forward(decoder, 1, again.hidden.data() + size_t(row) * model.spec.width,
+                                    &again.positions[row], &again.slots[row], 1, &zero,
+                                    again.logits.data() + size_t(row) * model.spec.vocabulary),
+                   OK, name);
+        }
+        expect_true(wanted == again.logits, name + ": the same logits alone");
+        double seconds[4];
+        expect(textmill_seconds(decoder, seconds), OK, name + ", seconds");
+        textmill_free(decoder);
+    }
+}
+
+void try_weights_that_are_not_numbers() {
+    for (bool is_int8 : {false, true}) {
+        Model model(small_spec(is_int8, SWIGLU, 2));
+        model.head[3] = std::numeric_limits<float>::quiet_NaN();
+        model.head[model.spec.width] = std::numeric_limits<float>::infinity();
+        for (int i = 0; i < model.spec.width; ++i) model.head[2 * model.spec.width + i] = 1e-40f;
+        void* decoder = made(model.spec);
+        expect(model.give(decoder), OK, "odd weights");
+        StepRows rows(model.spec, 3);
+        for (int i = 0; i < model.spec.width; ++i) rows.hidden[i] = 1e-40f;
+        expect(rows.through(decoder), OK, "odd weights");
+        expect_true(std::isnan(rows.logits[0]), "a weight that is NaN");
+        expect_true(!std::isfinite(rows.logits[301 + 1]), "a weight that is infinite");
+        expect_true(std::fabs(rows.logits[301 + 2]) < 1e-30f, "weights that are next to nothing");
+        int code;
+        expect(chosen(decoder, rows, code)[0], UNSOUND, "NaN has no token");
+        textmill_free(decoder);
+    }
+}
+
+void try_bad_specs() {
+    void* decoder = nullptr;
+    const Spec good = small_spec(true, SWIGLU, 1);
+    expect(textmill_new(nullptr, &decoder), NULL_POINTER, "no spec");
+    expect(textmill_new(&good, nullptr), NULL_POINTER, "nowhere to write to");
+    const auto refused = [&](const char* what, auto change) {
+        Spec spec = good;
+        change(spec);
+        expect(textmill_new(&spec, &decoder), BAD_SPEC, what);
+        expect_true(decoder == nullptr, what);
+    };
+    for (int32_t Spec::* size :
+         {&Spec::num_layers, &Spec::width, &Spec::num_heads, &Spec::num_kv_heads, &Spec::head_dim,
+          &Spec::inner, &Spec::vocabulary, &Spec::context, &Spec::num_slots, &Spec::capacity,
+          &Spec::max_rows})
+        for (int32_t wrong : {0, -1, INT32_MIN, INT32_MAX})
+            refused("a size", [&](Spec& spec) { spec.*size = wrong; });
+    refused("heads that do not divide", [](Spec& spec) { spec.num_kv_heads = 2; });
+    refused("a capacity between blocks", [](Spec& spec) { spec.capacity = 81; });
+    refused("a context beyond the capacity", [](Spec& spec) { spec.context = 81; });
+    refused("an unknown activation", [](Spec& spec) { spec.act = 3; });
+    refused("no activation", [](Spec& spec) { spec.act = LINEAR; });
+    refused("too many threads", [](Spec& spec) { spec.num_threads = 1 << 20; });
+    refused("heads that overflow", [](Spec& spec) { spec.num_heads = spec.head_dim = 1 << 20; });
+    refused("rows that overflow", [](Spec& spec) {
+        spec.max_rows = spec.num_heads = spec.num_kv_heads = 1 << 20;
+    });
+    refused("a cache that overflows", [](Spec& spec) {
+        spec.num_slots = spec.capacity = 1 << 24;
+        spec.head_dim = 1 << 16;
+    });
+    refused("sums that overflow in int8", [](Spec& spec) { spec.inner = 70000; });
+    refused("a norm without a number", [](Spec& spec) { spec.norm_eps = NAN; });
+}
+
+void try_bad_weights() {
+    Model model(small_spec(false, SWIGLU, 2));
+    void* decoder = made(model.spec);
+    const float* some = model.head.data();
+    const int width = model.spec.width;
+    StepRows rows(model.spec, 4);
+    expect(rows.through(decoder), NOT_COMPLETE, "a step before the weights");
+    const auto product = [&](int layer, int part, const float* weight, int64_t outputs,
+                             int64_t inputs, const float* bias, int64_t num_bias) {
+        return textmill_set_product(decoder, layer, part, weight, outputs, inputs, bias, num_bias);
+    };
+    for (int layer : {-2, 2, INT32_MIN, INT32_MAX}) {
+        expect(product(layer, 0, some, 42, width, nullptr, 0), BAD_LAYER, "a product's layer");
+        expect(textmill_set_norm(decoder, layer, 0, some, width, nullptr, 0), BAD_LAYER, "a norm");
+        expect(textmill_set_layer(decoder, layer, model.keys[0].data(), model.values[0].data(),
+                                  model.count, 0), BAD_LAYER, "a cache's layer");
+    }
+    expect(textmill_set_layer(decoder, -1, model.keys[0].data(), model.values[0].data(), model.count,
+                              0), BAD_LAYER, "the head has no cache");
+    for (int part : {-1, 4, INT32_MAX}) {
+        expect(product(0, part, some, 42, width, nullptr, 0), BAD_PART, "a product's part");
+        expect(textmill_set_norm(decoder, 0, part, some, width, nullptr, 0), BAD_PART, "a norm's");
+    }
+    expect(product(-1, 1, some, 301, width, nullptr, 0), BAD_PART, "a second head");
+    expect(textmill_set_norm(decoder, -1, 1, some, width, nullptr, 0), BAD_PART, "a second norm");
+    expect(product(-1, 0, nullptr, 301, width, nullptr, 0), NULL_POINTER, "no weight");
+    expect(product(-1, 0, some, 300, width, nullptr, 0), BAD_SHAPE, "too few outputs");
+    expect(product(-1, 0, some, 302, width, nullptr, 0), BAD_SHAPE, "too many outputs");
+    expect(product(-1, 0, some, 301, width - 1, nullptr, 0), BAD_SHAPE, "too few inputs");
+    expect(product(-1, 0, some, 301, width, some, 300), BAD_SHAPE, "a short bias");
+    expect(product(-1, 0, some, 301, width, nullptr, 301), BAD_SHAPE, "a bias that is not there");
+    expect(product(-1, 0, some, -301, -width, some, INT64_MIN), BAD_SHAPE, "negative counts");
+    expect(textmill_set_norm(decoder, 0, 0, nullptr, width, nullptr, 0), NULL_POINTER, "no norm");
+    expect(textmill_set_norm(decoder, 0, 0, some, width - 1, nullptr, 0), BAD_SHAPE, "a short norm");
+    expect(textmill_set_norm(decoder, 0, 0, some, width, some, 1), BAD_SHAPE, "its short bias");
+    expect(textmill_set_layer(decoder, 0, nullptr, model.values[0].data(), model.count, 0),
+           NULL_POINTER, "no keys");
+    expect(textmill_set_layer(decoder, 0, model.keys[0].data(), model.values[0].data(),
+                              model.count - 1, 0), BAD_SHAPE, "a small cache");
+    expect(textmill_set_layer(decoder, 0, model.keys[0].data(), model.values[0].data(), model.count,
+                              -1), BAD_WINDOW, "a negative window");
+    expect(textmill_set_rotation(decoder, nullptr, some, 70, 3), NULL_POINTER, "no cosines");
+    expect(textmill_set_rotation(decoder, some, some, 69, 3), BAD_SHAPE, "a short table");
+    expect(textmill_set_rotation(decoder, some, some, 70, 2), BAD_SHAPE, "a narrow table");
+    expect(rows.through(decoder), NOT_COMPLETE, "what was refused is not given");
+    textmill_free(decoder);
+}
+
+void try_bad_steps() {
+    Model model(small_spec(true, SWIGLU, 2));
+    void* decoder = made(model.spec);
+    expect(model.give(decoder), OK, "weights");
+    const auto refused = [&](int code, const char* what, auto change) {
+        StepRows rows(model.spec, 20);
+        change(rows);
+        expect(rows.through(decoder), code, what);
+    };
+    for (int slot : {-1, 5, INT32_MIN, INT32_MAX})
+        refused(BAD_SLOT, "a slot", [&](StepRows& rows) { rows.slots[19] = slot; });
+    for (int position : {-1, 70, 79, 80, INT32_MIN, INT32_MAX})
+        refused(BAD_POSITION, "a position", [&](StepRows& rows) { rows.positions[19] = position; });
+    refused(BAD_ORDER, "a position twice", [](StepRows& rows) { rows.positions[19] = 2; });
+    refused(BAD_ORDER, "a position too late", [](StepRows& rows) { rows.positions[0] = 3; });
+    for (int row : {-1, 20, INT32_MIN, INT32_MAX})
+        refused(BAD_ROW, "a wanted row", [&](StepRows& rows) { rows.wanted[7] = row; });
+    refused(OK, "a row that is wanted twice", [](StepRows& rows) { rows.wanted[7] = 8; });
+    StepRows rows(model.spec, 20);
+    const auto step = [&](int num_rows, int num_wanted) {
+        return textmill_forward(decoder, num_rows, rows.hidden.data(), rows.positions.data(),
+                                rows.slots.data(), num_wanted, rows.wanted.data(),
+                                rows.logits.data());
+    };
+    for (int count : {-1, 21, INT32_MIN, INT32_MAX}) {
+        expect(step(count, 0), BAD_COUNT, "a number of rows");
+        expect(step(20, count), BAD_COUNT, "a number of wanted rows");
+    }
+    expect(step(3, 4), BAD_COUNT, "more wanted than there are");
+    expect(step(0, 0), OK, "no rows");
+    expect(textmill_forward(decoder, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr), OK, "none");
+    expect(textmill_forward(decoder, 1, nullptr, rows.positions.data(), rows.slots.data(), 0, nullptr,
+                            nullptr), NULL_POINTER, "no hidden states");
+    expect(textmill_forward(decoder, 1, rows.hidden.data(), rows.positions.data(), rows.slots.data(),
+                            1, nullptr, rows.logits.data()), NULL_POINTER, "no wanted rows");
+    expect(textmill_forward(decoder, 1, rows.hidden.data(), rows.positions.data(), rows.slots.data(),
+                            1, rows.wanted.data(), nullptr), NULL_POINTER, "no room for logits");
+    expect(textmill_forward(nullptr, 0, nullptr, nullptr, nullptr, 0, nullptr, nullptr),
+           NULL_POINTER, "no decoder");
+    expect(textmill_seconds(decoder, nullptr), NULL_POINTER, "no room for seconds");
+    expect(step(20, 20), OK, "a good step after all that");
+    textmill_free(decoder);
+    textmill_free(nullptr);
+}
+
+void try_bad_draws() {
+    Model model(small_spec(false, SWIGLU, 3));
+    void* decoder = made(model.spec);
+    expect(model.give(decoder), OK, "weights");
+    StepRows rows(model.spec, 6);
+    expect(rows.through(decoder), OK, "a step");
+    const std::vector<int32_t> good = {1}, low = {-1}, high = {301}, far = {INT32_MIN};
+    const auto answer = [&](int row, auto change) {
+        std::vector<Draw> draws;
+        for (int kind = 0; kind < 6; ++kind) draws.push_back(draw_of(kind, good));
+        change(draws[row]);
+        std::vector<int32_t> tokens(6);
+        std::vector<Trace> traces(6);
+        return textmill_choose(decoder, 6, rows.logits.data(), draws.data(), tokens.data(),
+                               traces.data());
+    };
+    for (const auto* seen : {&low, &high, &far})
+        expect(answer(4, [&](Draw& draw) { draw.seen = seen->data(); }), BAD_TOKEN, "a seen token");
+    expect(answer(0, [](Draw& draw) { draw.seen = nullptr; }), NULL_POINTER, "no seen tokens");
+    expect(answer(0, [](Draw& draw) { draw.num_seen = -1; }), BAD_DRAW, "a negative count");
+    for (int kind : {-1, 6, INT32_MAX})
+        expect(answer(0, [&](Draw& draw) { draw.kind = kind; }), BAD_DRAW, "a strategy");
+    for (float number : {NAN, INFINITY, -1.0f})
+        expect(answer(1, [&](Draw& draw) { draw.temperature = number; }), BAD_DRAW, "temperature");
+    for (float number : {NAN, INFINITY, -1.0f, 0.0f})
+        expect(answer(1, [&](Draw& draw) { draw.penalty = number; }), BAD_DRAW, "penalty");
+    for (double number : {double(NAN), 0.0, -1.0})
+        expect(answer(TOP_P, [&](Draw& draw) { draw.mass = number; }), BAD_DRAW, "mass");
+    for (double number : {double(NAN), -0.1, 1.0, double(INFINITY)})
+        expect(answer(1, [&](Draw& draw) { draw.share = number; }), BAD_DRAW, "share");
+    for (float number : {NAN, -0.1f, 1.1f})
+        expect(answer(MIN_P, [&](Draw& draw) { draw.min_p = number; }), BAD_DRAW, "min_p");
+    for (int number : {0, -1, INT32_MIN})
+        expect(answer(TOP_K, [&](Draw& draw) { draw.top_k = number; }), BAD_DRAW, "top_k");
+    expect(answer(TOP_K, [](Draw& draw) { draw.top_k = INT32_MAX; }), OK, "all tokens");
+    expect(answer(1, [](Draw& draw) { draw.temperature = 0.0f; }), OK, "no temperature");
+    expect(answer(1, [](Draw& draw) { draw.penalty = 1e-38f; }), OK, "infinite by the penalty");
+    Draw draw = draw_of(GREEDY, good);
+    int32_t token;
+    expect(textmill_choose(decoder, -1, rows.logits.data(), &draw, &token, nullptr), BAD_COUNT,
+           "a number of rows");
+    expect(textmill_choose(decoder, 0, nullptr, nullptr, nullptr, nullptr), OK, "no rows");
+    expect(textmill_choose(decoder, 1, rows.logits.data(), &draw, &token, nullptr), NULL_POINTER,
+           "no room for a trace");
+    draw.wants_trace = 0;
+    expect(textmill_choose(decoder, 1, rows.logits.data(), &draw, &token, nullptr), OK, "no trace");
+    textmill_free(decoder);
+}
+
+// Every allocation fails once, in whichever thread it is made; then all goes on as before.
+void try_short_memory(int num_threads) {
+    Model model(small_spec(true, SWIGLU, num_threads));
+    long num_made = 0;
+    for (;; ++num_made) {
+        void* decoder = nullptr;
+        allocations_left = num_made;
+        const int code = textmill_new(&model.spec, &decoder);
+        allocations_left = -1;
+        if (code == OK) {
+            textmill_free(decoder);
+            break;
+        }
+        expect(code, NO_MEMORY, "textmill_new");
+        expect_true(decoder == nullptr, "no decoder");
+    }
+    expect_true(num_made > 20, "textmill_new allocates");
+    void* decoder = made(model.spec);
+    long num_given = 0;  // of many: in growing steps
+    for (;; num_given += 1 + num_given / 8) {
+        allocations_left = num_given;
+        const int code = model.give(decoder);
+        allocations_left = -1;
+        if (code == OK) break;
+        expect(code, NO_MEMORY, "weights");
+    }
+    expect_true(num_given > 5, "packing allocates");
+    StepRows rows(model.spec, 20), wanted(model.spec, 20);
+    expect(wanted.through(decoder), OK, "a step");
+    int code;
+    const auto tokens = chosen(decoder, wanted, code);
+    expect(code, OK, "choose");
+    textmill_free(decoder);
+    decoder = made(model.spec);  // whose samplers are not there yet
+    expect(model.give(decoder), OK, "weights");
+    for (long left = 0; left < 3; ++left) {
+        allocations_left = left;
+        const int answer = rows.through(decoder);
+        allocations_left = -1;
+        expect_true(answer == OK || answer == NO_MEMORY, "a step");
+    }
+    expect(rows.through(decoder), OK, "a step");
+    std::vector<Draw> draws;
+    const std::vector<int32_t> seen = {0, 5, 300};
+    for (int row = 0; row < 20; ++row) draws.push_back(draw_of(row % 6, row % 2 ? seen : std::vector<int32_t>{}));
+    for (int row = 1; row < 20; row += 2) draws[row].seen = seen.data();
+    std::vector<int32_t> found(20);
+    std::vector<Trace> traces(20);
+    long num_chosen = 0;
+    for (;; ++num_chosen) {
+        allocations_left = num_chosen;
+        const int answer = textmill_choose(decoder, 20, rows.logits.data(), draws.data(),
+                                           found.data(), traces.data());
+        allocations_left = -1;
+        if (answer == OK) break;
+        expect(answer, NO_MEMORY, "choose");
+    }
+    expect_true(num_chosen > 5, "choosing allocates");
+    expect_true(found == tokens, "the same tokens after all failures");
+    expect_true(rows.logits == wanted.logits, "the same logits after all failures");
+    textmill_free(decoder);
+}
+
+// A task that throws in one thread, before, between and behind barriers.
+void try_failures_in_threads() {
+    for (int size : {1, 2, 4}) {
+        Team team(size);
+        for (int round = 0; round < 48; ++round) {
+            const int bad = round % size, stage = round % 4;
+            std::atomic<int> done{0};
+            const auto task = [&](int rank) {
+                for (int now = 0; now < 3; ++now) {
+                    if (rank == bad && stage == now) throw std::runtime_error("here");
+                    team.divide(rank, 40, [&](Range parts) {
+                        done += parts.end - parts.first;
+                        if (stage == 3 && now == 1 && parts.first <= 20 && parts.end > 20)
+                            throw std::bad_alloc();
+                    });
+                }
+            };
+            expect(guarded([&] { team.run(task); }), stage == 3 ? NO_MEMORY : UNEXPECTED, "a task");
+            done = 0;
+            expect(guarded([&] {
+                       team.run([&](int rank) {
+                           for (int now = 0; now < 3; ++now)
+                               team.divide(rank, 40, [&](Range parts) {
+                                   done += parts.end - parts.first;
+                               });
+                       });
+                   }), OK, "the next task");
+            expect(done, 120, "its parts");
+        }
+    }
+}
+
+// Where the system gives no more threads; only without sanitizers, which reserve addresses.
+void try_no_threads() {
+#if defined(__linux__)
+    if (IS_SANITIZED) return;
+    std::fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        const rlimit limit{size_t(256) << 20, size_t(256) << 20};  // some 30 stacks of 8 MiB
+        setrlimit(RLIMIT_AS, &limit);
+        Spec spec = small_spec(true, SWIGLU, 500);
+        void* decoder = nullptr;
+        const int code = textmill_new(&spec, &decoder);
+        _exit(code == NO_THREADS && decoder == nullptr ? 0 : 1);
+    }
+    int status = 1;
+    waitpid(child, &status, 0);
+    expect(status, 0, "no threads are left");
+#endif
+}
+
+int main() {
+    for (bool is_int8 : {false, true})
+        for (int act : {int(GELU), int(SWIGLU)}) try_steps(is_int8, act);
+    try_weights_that_are_not_numbers();
+    try_bad_specs();
+    try_bad_weights();
+    try_bad_steps();
+    try_bad_draws();
+    try_short_memory(1);
+    try_short_memory(3);
+    try_failures_in_threads();
+    try_no_threads();
+    std::printf("%d wrong answers\n", num_faults);
+    return num_faults != 0;
+}
