@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from core.strategies import DecodingParameters
+from core.tokenizing import TokenizerFault
 from worker.decoding.choosing import Chooser, TorchChooser
 from worker.decoding.kernels import KernelChooser
 from worker.decoding.sampling import sound_rows
@@ -179,7 +180,10 @@ class Engine:
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"This worker holds no model named {request.model!r}.")
-        ids = model.tokenizer.encode(request.prompt)
+        try:
+            ids = model.tokenizer.encode(request.prompt)
+        except TokenizerFault as fault:
+            raise PromptUnusable(str(fault)) from None
         if not ids:
             raise PromptUnusable("The prompt has no tokens for this model.")
         if len(ids) >= model.info.context_length:
