@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from core import tokenizer_process
-from core.errors import TextmillError
+from core.errors import TextmillError, Unavailable
 
 ENCODE_SECONDS = 5.0  # 256 KiB take 0.6 s on a core of 2023 with patterns that are known
 LOAD_SECONDS = 30.0
+RETRY_SECONDS = 5
 MAX_CHARACTERS = 200  # of the library's own words
 
 
@@ -26,6 +27,12 @@ class TokenizerFault(TextmillError):
     """A tokenizer cannot be loaded, or cannot read a text; the message says which."""
 
     code = "tokenizer_fault"
+
+
+class TokenizerBusy(Unavailable):
+    """Another text takes so long that this one was not tried."""
+
+    code = "tokenizer_busy"
 
 
 class TokenizerProcess:
@@ -50,9 +57,13 @@ class TokenizerProcess:
 
         Raises:
             TokenizerFault: the tokenizer fails on it, or takes too long.
+            TokenizerBusy: it was not tried.
         """
         if not self._lock.acquire(timeout=ENCODE_SECONDS):
-            raise TokenizerFault("The model's tokenizer is busy with another text; try again.")
+            raise TokenizerBusy(
+                "The model's tokenizer is busy with another text; try again.",
+                retry_after_seconds=RETRY_SECONDS,
+            )
         try:
             reply = self._exchange(self._running(), json.dumps(request), ENCODE_SECONDS)
         finally:

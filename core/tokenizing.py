@@ -17,10 +17,10 @@ from typing import cast
 
 from tokenizers import Tokenizer
 
-from core.tokenizer_child import MAX_CHARACTERS, TokenizerFault, TokenizerProcess
+from core.tokenizer_child import MAX_CHARACTERS, TokenizerBusy, TokenizerFault, TokenizerProcess
 from core.tokenizer_files import bound, is_known
 
-__all__ = ["SafeTokenizer", "Spans", "TokenizerFault", "library_faults"]
+__all__ = ["SafeTokenizer", "Spans", "TokenizerBusy", "TokenizerFault", "library_faults"]
 
 
 # One text is one thread's work, and the library's own threads would not survive a fork.
@@ -98,6 +98,7 @@ class SafeTokenizer:
 
         Raises:
             TokenizerFault: the tokenizer fails on it, or takes too long.
+            TokenizerBusy: another text takes too long.
         """
         if self._process is not None:
             reply = self._process.ask({"text": text, "spans": False, "ends": adds_ends})
@@ -112,6 +113,7 @@ class SafeTokenizer:
 
         Raises:
             TokenizerFault: the tokenizer fails on it, or takes too long.
+            TokenizerBusy: another text takes too long.
         """
         if self._process is not None:
             found = self._process.ask({"text": text, "spans": True})

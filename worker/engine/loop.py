@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 
 from core.strategies import DecodingParameters
-from core.tokenizing import TokenizerFault
+from core.tokenizing import TokenizerBusy, TokenizerFault
 from worker.decoding.choosing import Chooser, TorchChooser
 from worker.decoding.kernels import KernelChooser
 from worker.decoding.sampling import sound_rows
@@ -113,7 +113,7 @@ class Engine:
                 together is the text; if it raises, the text ends with an error.
 
         Raises:
-            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped:
+            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped, EngineError:
                 nothing was queued.
         """
         sequence = self._sequence(request, on_delta)
@@ -184,6 +184,8 @@ class Engine:
             ids = model.tokenizer.encode(request.prompt)
         except TokenizerFault as fault:
             raise PromptUnusable(str(fault)) from None
+        except TokenizerBusy as busy:
+            raise EngineError(str(busy)) from None
         if not ids:
             raise PromptUnusable("The prompt has no tokens for this model.")
         if len(ids) >= model.info.context_length:

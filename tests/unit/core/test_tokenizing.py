@@ -27,7 +27,7 @@ from tokenizers import (
 from backend.tokenizing import TokenizerCache
 from core import tokenizer_child, tokenizer_process
 from core.pretokenizers import LETTERS, LINEAR_PATTERNS, PRE_TOKENIZATIONS
-from core.tokenizing import SafeTokenizer, TokenizerFault
+from core.tokenizing import SafeTokenizer, TokenizerBusy, TokenizerFault
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=150)
 PANICKING = r"(a|aa|a?a)+$"
@@ -201,6 +201,16 @@ def test_a_text_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - started < 5
     monkeypatch.setattr(tokenizer_child, "ENCODE_SECONDS", 20.0)
     assert tokenizer.encode("xxy") == SafeTokenizer(byte_level().to_str()).encode("xxy")
+    tokenizer.close()
+
+
+def test_a_second_text_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = SafeTokenizer(byte_level(PANICKING).to_str())
+    assert tokenizer._process is not None
+    monkeypatch.setattr(tokenizer_child, "ENCODE_SECONDS", 0.1)
+    with tokenizer._process._lock, pytest.raises(TokenizerBusy) as caught:
+        tokenizer.encode("a")
+    assert (caught.value.http_status, caught.value.retry_after_seconds) == (503, 5)
     tokenizer.close()
 
 
