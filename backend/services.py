@@ -49,6 +49,7 @@ from core.schemas import (
 )
 from core.strategies import STRATEGIES
 from core.tickets import TicketPublisher
+from core.tokenizing import TokenizerFault
 from core.workers import SeenWorker, seen_workers
 
 WITHOUT_REDIS_SECONDS = 0.25  # between two looks at the row of somebody who waits
@@ -305,7 +306,10 @@ class Services:
         if not self._ensure_tokenizer(name):
             message = "no worker has loaded this model yet; try again when one has"
             raise ValidationFailed([FieldError("model", message)])
-        tokens = self._tokenizers.tokens(name, request.text)
+        try:
+            tokens = self._tokenizers.tokens(name, request.text)
+        except TokenizerFault as fault:
+            raise ValidationFailed([FieldError("text", str(fault))]) from None
         return {"tokens": tokens, "count": len(tokens)}
 
     def openapi(self) -> Document:
@@ -399,12 +403,9 @@ class Services:
             limits[name] = ModelLimits(
                 context_length=card.context_length if card else None,
                 vocabulary_size=card.vocabulary_size if card else None,
-                count_tokens=self._counter(name) if counts else None,
+                count_tokens=self._tokenizers.counter(name) if counts else None,
             )
         return RequestContext(catalog.default.name, limits)
-
-    def _counter(self, name: str) -> Any:
-        return lambda text: self._tokenizers.count(name, text)
 
     def _known_cards(self) -> dict[str, ModelCard]:
         with self._lock:
@@ -422,7 +423,7 @@ class Services:
             if text is None:
                 return False
             self._tokenizers.put(name, card.revision, text)
-        return True
+        return self._tokenizers.can_read(name)
 
     def _workers(self) -> list[SeenWorker]:
         return seen_workers(self.store.engine)

@@ -8,9 +8,9 @@ passes as the validation context.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import (
     AfterValidator,
@@ -38,10 +38,28 @@ from core.strategies import (
     ParameterSpec,
     StrategySpec,
 )
+from core.tokenizing import TokenizerFault
 
 MAX_VARIANTS = 16
 MAX_SAMPLES = 16
 MAX_JOBS_PER_RUN = 64
+MAX_TOKENIZE_CHARACTERS = 65_536
+
+
+class TokenCounting(Protocol):
+    """Counts the tokens of prompts; asked again for the same one, it answers at once."""
+
+    def __call__(self, text: str) -> int:
+        """How many tokens a text has.
+
+        Raises:
+            TokenizerFault: the model's tokenizer cannot read it.
+        """
+        ...
+
+    def least(self, text: str) -> int:
+        """How many it has at least, in no time; 0 where that cannot be told."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +68,7 @@ class ModelLimits:
 
     context_length: int | None
     vocabulary_size: int | None
-    count_tokens: Callable[[str], int] | None
+    count_tokens: TokenCounting | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +153,17 @@ class JobRequestBase(BaseModel):
         limits = _limits(info)
         if limits is None or limits.count_tokens is None or limits.context_length is None:
             return prompt
-        num_tokens = limits.count_tokens(prompt)
-        if num_tokens >= limits.context_length:
+        least = limits.count_tokens.least(prompt)
+        words = f"at least {least}"
+        if least < limits.context_length:
+            try:
+                least = limits.count_tokens(prompt)
+            except TokenizerFault as fault:
+                raise _refuse(str(fault)) from None
+            words = str(least)
+        if least >= limits.context_length:
             raise _refuse(
-                f"the prompt has {num_tokens} tokens, and the model's context holds"
+                f"the prompt has {words} tokens, and the model's context holds"
                 f" {limits.context_length}, the new tokens included; shorten the prompt"
             )
         return prompt
@@ -433,4 +458,14 @@ class TokenizeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = None
-    text: Text
+    text: Annotated[
+        Text,
+        Field(
+            max_length=MAX_TOKENIZE_CHARACTERS,
+            description=(
+                f"At most {MAX_TOKENIZE_CHARACTERS:,} characters. The texts of the tokens are"
+                " together this text: a character of several tokens is with the last of them, and"
+                " the others are empty, as are tokens that the model sets around a text."
+            ),
+        ),
+    ]

@@ -89,7 +89,11 @@ class JobView(BaseModel):
 
 
 class TraceView(BaseModel):
-    """Why each token of a job was chosen, in the order of the text."""
+    """Why each token of a job was chosen, in the order of the text.
+
+    The texts of the tokens are together the text, and the stop string that ended it: a character of
+    several tokens is with the last of them, the others and special tokens are empty.
+    """
 
     job_id: str
     tokens: list[dict[str, Any]]
@@ -221,7 +225,10 @@ class TokenView(BaseModel):
 
 
 class Tokens(BaseModel):
-    """A text cut into a model's tokens."""
+    """A text cut into a model's tokens, whose texts are together that text.
+
+    A character of several tokens is with the last of them, and the others are empty.
+    """
 
     tokens: list[TokenView]
     count: int

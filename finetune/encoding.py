@@ -9,8 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
+from core.tokenizing import SafeTokenizer, TokenizerFault
 from finetune.errors import ConfigError
 from finetune.examples import Example
 
@@ -58,11 +57,9 @@ class Encoder:
             ConfigError: the file cannot be read.
         """
         try:
-            self._tokenizer = Tokenizer.from_file(str(tokenizer_json))
-        except Exception as error:  # tokenizers raises bare Exception
+            self._tokenizer = SafeTokenizer(tokenizer_json.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, TokenizerFault) as error:
             raise ConfigError(f"{tokenizer_json} cannot be read: {error}.") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._eos_token_id = eos_token_id
         self.max_tokens = max_tokens
 
@@ -106,7 +103,7 @@ class Encoder:
         return Encoded(ids, is_learned)
 
     def _ids(self, text: str, *, is_first: bool = True) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=is_first).ids)
+        return self._tokenizer.encode(text, adds_ends=is_first)
 
 
 def pack(texts: Iterable[Encoded], max_tokens: int) -> list[Encoded]:

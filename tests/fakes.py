@@ -25,6 +25,13 @@ class FakeTokenizer:
     """Token ids are code points below 128."""
 
     json = "{}"
+    is_bytes = may_end_in_half = False
+
+    def may_be_half(self, token: int) -> bool:
+        return False
+
+    def special_text(self, token: int) -> str:
+        return "<|end|>" if token == EOS else ""
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) for character in text]

@@ -313,10 +313,11 @@ def test_the_models_are_described(stack: Stack) -> None:
 
 
 def test_a_text_is_cut_into_tokens_that_join_to_it(stack: Stack) -> None:
-    text = "The quick brown fox, naïve?"
+    text = "The quick brown fox, naïve? 😀 你好"
     answer = stack.request("POST", "/api/v1/tokenize", {"text": text, "model": "tiny-neo"}).json
     assert answer["count"] == len(answer["tokens"]) > 0
     assert all(isinstance(token["id"], int) for token in answer["tokens"])
+    assert "".join(token["text"] for token in answer["tokens"]) == text
     empty = stack.request("POST", "/api/v1/tokenize", {"text": ""}).json
     assert empty == {"tokens": [], "count": 0}
     job = stack.submit(prompt=text, model="tiny-neo", max_new_tokens=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -100,5 +100,6 @@ class BeamSequence(Sequence):
             return
         logits = model.runner.score(self.ids[:-1], self.slot)[self.num_prompt - 1 :]
         written = self.ids[self.num_prompt :]
-        for row, token in zip(logits, written, strict=True):
-            self.trace.append(trace_token(row, Choice(token, None), model.tokenizer.text_of))
+        for row, token, text in zip(logits, written, self.token_texts, strict=True):
+            trace = trace_token(row, Choice(token, None), model.tokenizer.text_of)
+            self.trace.append(replace(trace, text=text))

@@ -16,6 +16,7 @@ from functools import partial
 import structlog
 
 from core.strategies import DecodingParameters
+from core.tokenizing import TokenizerBusy, TokenizerFault
 from worker.decoding.choosing import Chooser, TorchChooser
 from worker.decoding.kernels import KernelChooser
 from worker.decoding.sampling import sound_rows
@@ -112,7 +113,7 @@ class Engine:
                 together is the text; if it raises, the text ends with an error.
 
         Raises:
-            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped:
+            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped, EngineError:
                 nothing was queued.
         """
         sequence = self._sequence(request, on_delta)
@@ -179,7 +180,12 @@ class Engine:
         model = self._models.get(request.model)
         if model is None:
             raise UnknownModel(f"This worker holds no model named {request.model!r}.")
-        ids = model.tokenizer.encode(request.prompt)
+        try:
+            ids = model.tokenizer.encode(request.prompt)
+        except TokenizerFault as fault:
+            raise PromptUnusable(str(fault)) from None
+        except TokenizerBusy as busy:
+            raise EngineError(str(busy)) from None
         if not ids:
             raise PromptUnusable("The prompt has no tokens for this model.")
         if max(ids) >= model.info.vocabulary_size:

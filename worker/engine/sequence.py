@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
 from typing import Protocol
 
 from worker.decoding.records import RowState, TokenTrace
@@ -21,6 +22,10 @@ class Detokenizer(Protocol):
 
     def push(self, token: int) -> str:
         """The text that became certain with one more token."""
+        ...
+
+    def special_text(self, token: int) -> str:
+        """What a token is called that is no text; empty for others."""
         ...
 
     def flush(self) -> str:
@@ -64,6 +69,7 @@ class Sequence:
         self.awaited: Sequence | None = None
         self.is_recalled = False
         self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
+        self.token_texts: list[str] = []  # what each token added; together the text, stop and all
         self._on_delta = on_delta
         self._detokenizer = detokenizer
         self._eos_token_ids = eos_token_ids
@@ -124,15 +130,19 @@ class Sequence:
 
     def push(self, token: int, trace: TokenTrace | None = None) -> str | None:
         """Take a token; the reason if it was the last."""
+        special = self._detokenizer.special_text(token)
         if token in self._eos_token_ids:
+            self._emit(self._stops.push("", special))  # a stop string may end with it
             return "stop"
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
         self.ids.append(token)
+        text = self._detokenizer.push(token)
+        self.token_texts.append(text)
         if self.trace is not None and trace is not None:
-            self.trace.append(trace)
+            self.trace.append(replace(trace, text=text))
         self.generation.num_completion_tokens = self.num_new
-        self._emit(self._stops.push(self._detokenizer.push(token)))
+        self._emit(self._stops.push(text, special))
         if self._stops.is_stopped:
             return "stop"
         room = self._context_length - len(self.ids)
@@ -141,7 +151,10 @@ class Sequence:
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """Show what was held back, and set the result."""
         if not self._stops.is_stopped and error is None:
-            self._emit(self._stops.push(self._detokenizer.flush()))
+            left = self._detokenizer.flush()
+            if left and self.trace:
+                self.trace[-1] = replace(self.trace[-1], text=self.trace[-1].text + left)
+            self._emit(self._stops.push(left))
             if not self._stops.is_stopped:
                 self._emit(self._stops.flush())
             elif reason == "length":

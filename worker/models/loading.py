@@ -197,7 +197,7 @@ def _native(
 def _tokenizer(folder: Path) -> TextTokenizer:
     try:
         return TextTokenizer(folder / "tokenizer.json")
-    except Exception as error:  # tokenizers raises bare Exception
+    except Exception as error:  # whatever the file holds in place of a tokenizer's parts
         raise ModelUnusable(
             f"{folder / 'tokenizer.json'} cannot be read: {in_one_line(error)}"
         ) from error

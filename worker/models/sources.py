@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core.tokenizing import SafeTokenizer
 from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound, in_one_line
 
 Report = Callable[[str], None]
+# Raised where a conversion comes to give other files, so that none of before is served.
+_CONVERSION = 2  # 1 lost the pre-tokenizer of .gguf files
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "README.md", "loss.svg"]
 
 
@@ -140,6 +143,7 @@ def _identity(path: Path) -> str:
 
 def _key(found: Path, adapter: str | None) -> str:
     identity = _identity(found) + (_identity(Path(adapter)) if adapter else "")
+    identity += f", conversion {_CONVERSION}"
     return f"{found.stem[:40] or 'model'}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
 
 
@@ -149,7 +153,7 @@ def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> 
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
-        _save(found, adapter, work)
+        _save(found, adapter, work, report)
         marker = {"source": str(found), "adapter": adapter, "revision": _revision(work)}
         (work / "prepared.json").write_text(json.dumps(marker), encoding="utf-8")
         try:
@@ -167,10 +171,11 @@ def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _save(found: Path, adapter: str | None, work: Path) -> None:
+def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
     import torch  # noqa: PLC0415 - a quick start needs neither
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
+    tokenizer = _tokenizer(found, report)  # first: what it refuses is known in seconds
     folder = found
     where: dict[str, Any] = {}
     how: dict[str, Any] = {}
@@ -181,7 +186,6 @@ def _save(found: Path, adapter: str | None, work: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, **where, **how
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **where)
     if where:  # a model read from GGUF refuses save_pretrained
         fresh = type(model)(model.config)
         fresh.load_state_dict(model.state_dict())
@@ -196,6 +200,28 @@ def _save(found: Path, adapter: str | None, work: Path) -> None:
     tokenizer.save_pretrained(work)
     if not (work / "tokenizer.json").is_file():
         raise ModelUnusable(f"{found} has no tokenizer that can be written as tokenizer.json.")
+
+
+def _tokenizer(found: Path, report: Report) -> Any:
+    """Transformers' tokenizer of a folder or a .gguf file, to be saved.
+
+    Its own reading of .gguf files does not look at the pre-tokenizer's name, so ours is used.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
+
+    if found.is_dir():
+        own = found / "tokenizer.json"
+        if own.is_file():  # a hostile one must not crash the library in this process
+            SafeTokenizer(own.read_text(encoding="utf-8")).close()
+        return AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+    from worker.models.gguf_tokenizer import read_gguf_tokenizer  # noqa: PLC0415
+
+    read = read_gguf_tokenizer(found, report)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.tokenizer, clean_up_tokenization_spaces=False, **read.roles
+    )
+    tokenizer.chat_template = read.chat_template
+    return tokenizer
 
 
 def _revision(folder: Path) -> str:

@@ -163,7 +163,7 @@ def test_models_strategies_queue_and_tokens(site: Site) -> None:
     assert (queue["depth"], queue["running"], queue["redis"]) == (1, 0, "ok")
     assert [worker["id"] for worker in queue["workers"]] == ["w1"]
     tokens = site.client.post("/api/v1/tokenize", json={"text": "a zebra"}).get_json()
-    assert [token["text"] for token in tokens["tokens"]] == ["a", "zebra"]
+    assert [token["text"] for token in tokens["tokens"]] == ["a", " zebra"]
     assert tokens["count"] == 2
 
 

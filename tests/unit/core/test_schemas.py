@@ -24,12 +24,31 @@ from core.schemas import (
     parse_run_request,
 )
 from core.strategies import MAX_SEED, STRATEGIES, STRATEGIES_BY_NAME, ParameterSpec
+from core.tokenizing import TokenizerFault
+
+
+class Words:
+    """Takes words for tokens, and counts how often it was asked."""
+
+    def __init__(self, fault: TokenizerFault | None = None) -> None:
+        self.num_asked = 0
+        self._fault = fault
+
+    def __call__(self, text: str) -> int:
+        self.num_asked += 1
+        if self._fault is not None:
+            raise self._fault
+        return len(text.split())
+
+    def least(self, text: str) -> int:
+        return len(text) // 1000
+
 
 SERVED = [spec.name for spec in STRATEGIES]
 CONTEXT = RequestContext(
     default_model="small",
     limits={
-        "small": ModelLimits(32, 50, lambda text: len(text.split())),
+        "small": ModelLimits(32, 50, Words()),
         "unloaded": ModelLimits(None, None, None),
     },
 )
@@ -409,3 +428,22 @@ def test_variants_may_differ_by_model() -> None:
 )
 def test_a_bad_run_names_the_variant_and_the_field(payload: object, fields: list[str]) -> None:
     assert run_fields(payload) == fields
+
+
+def test_a_prompt_that_is_too_long_by_its_length_is_refused_without_being_cut() -> None:
+    words = Words()
+    context = RequestContext("small", {"small": ModelLimits(32, 50, words)})
+    with pytest.raises(ValidationFailed) as caught:
+        parse_job_request({"prompt": "x" * 40_000}, context)
+    assert [error.field for error in caught.value.errors] == ["prompt"]
+    assert "at least 40 tokens" in caught.value.errors[0].message
+    assert words.num_asked == 0
+
+
+def test_a_prompt_that_the_tokenizer_cannot_read_is_refused_for_the_prompt() -> None:
+    words = Words(TokenizerFault("The model's tokenizer cannot read this text: why."))
+    context = RequestContext("small", {"small": ModelLimits(32, 50, words)})
+    with pytest.raises(ValidationFailed) as caught:
+        parse_run_request({"prompt": "x", "variants": [{}, {}]}, context)
+    assert [error.field for error in caught.value.errors] == ["prompt"]
+    assert "cannot read this text: why" in caught.value.errors[0].message

@@ -64,7 +64,9 @@ const wouldKeep = (token) => {
 /** @param {Token} token */
 const show = (token) => {
   const heading = make("h3");
-  heading.append(make("code", visible(token.text)));
+  // A token that adds nothing by itself, special or part of a character, is shown by its name.
+  const name = token.alternatives.find((one) => one.id === token.id)?.text;
+  heading.append(make("code", visible(token.text || name || "")));
   const facts = make(
     "p",
     `Rank ${token.rank}, ${percent(Math.exp(token.logprob))} by the model, ` +
@@ -112,7 +114,7 @@ const draw = (tokens) => {
     const share = Math.exp(token.logprob);
     const level = LEVELS.findIndex((end) => share >= end);
     const button = /** @type {HTMLButtonElement} */ (
-      make("button", token.text.replace(/\n/g, "↵"), `token token--${level < 0 ? LEVELS.length : level}`)
+      make("button", token.text.replace(/\n/g, "↵") || "·", `token token--${level < 0 ? LEVELS.length : level}`)
     );
     button.type = "button";
     button.tabIndex = index === 0 ? 0 : -1;

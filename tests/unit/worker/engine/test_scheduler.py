@@ -22,6 +22,9 @@ class Characters:
     def push(self, token: int) -> str:
         return chr(token)
 
+    def special_text(self, token: int) -> str:
+        return ""
+
     def flush(self) -> str:
         return ""
 

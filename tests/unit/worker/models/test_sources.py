@@ -15,10 +15,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from core.model_catalog import ModelSpec
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
+from worker.models import sources
 from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound
 from worker.models.loading import LoadedModel, load
 from worker.models.sources import locate, prepare
@@ -164,9 +166,16 @@ def test_an_adapter_is_merged(family: str, target: str, tmp_path: Path) -> None:
 @pytest.fixture
 def tiny_gguf(tmp_path: Path) -> tuple[Path, LlamaForCausalLM]:
     """A llama in GGUF, with a byte-level vocabulary of single bytes."""
+    vocabulary = ["<|endoftext|>", *bytes_to_unicode().values(), "th", "the"]
+    return written_gguf(tmp_path / "tiny.gguf", "default", vocabulary, ["t h", "th e"])
+
+
+def written_gguf(
+    path: Path, pre: str, vocabulary: list[str], merges: list[str]
+) -> tuple[Path, LlamaForCausalLM]:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=259,
+        vocab_size=len(vocabulary),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -177,7 +186,6 @@ def tiny_gguf(tmp_path: Path) -> tuple[Path, LlamaForCausalLM]:
         rms_norm_eps=1e-5,
     )
     model = LlamaForCausalLM(config)
-    path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_context_length(128)
     writer.add_embedding_length(32)
@@ -188,13 +196,12 @@ def tiny_gguf(tmp_path: Path) -> tuple[Path, LlamaForCausalLM]:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10_000.0)
     writer.add_rope_dimension_count(8)
-    writer.add_vocab_size(259)
-    letters = list(bytes_to_unicode().values())
+    writer.add_vocab_size(len(vocabulary))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(["<|endoftext|>", *letters, "th", "the"])
-    writer.add_token_types([3] + [1] * 258)
-    writer.add_token_merges(["t h", "th e"])
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3] + [1] * (len(vocabulary) - 1))
+    writer.add_token_merges(merges or ["a b"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     for name, tensor in gguf_tensors(model):
@@ -290,6 +297,46 @@ def test_a_gguf_file_is_converted_once_for_all_its_adapters(
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+def test_a_conversion_of_an_earlier_version_is_not_served(
+    tiny_gguf: tuple[Path, LlamaForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = tiny_gguf
+    monkeypatch.setattr(sources, "_CONVERSION", sources._CONVERSION - 1)
+    before = prepare(str(path), None, tmp_path / "cache", print)
+    monkeypatch.undo()
+    said: list[str] = []
+    after = prepare(str(path), None, tmp_path / "cache", said.append)
+    assert after.folder != before.folder
+    assert len(said) == 1
+
+
+def test_a_pre_tokenizer_is_kept_and_changes_the_revision(tmp_path: Path) -> None:
+    vocabulary = ["<|endoftext|>", *bytes_to_unicode().values(), "12", "ĊĊ"]
+    prepared = {}
+    for name in ("gpt-2", "smollm"):
+        path = written_gguf(tmp_path / f"{name}.gguf", name, vocabulary, ["1 2", "Ċ Ċ"])[0]
+        prepared[name] = prepare(str(path), None, tmp_path / "cache", print)
+    cut = {
+        name: Tokenizer.from_file(str(found.folder / "tokenizer.json")).encode("\n\n12").tokens
+        for name, found in prepared.items()
+    }
+    assert cut == {"gpt-2": ["Ċ", "Ċ", "12"], "smollm": ["ĊĊ", "1", "2"]}
+    assert prepared["gpt-2"].revision != prepared["smollm"].revision
+    # What a fine-tuning reads from the folder is the same.
+    again = AutoTokenizer.from_pretrained(prepared["smollm"].folder)
+    assert again.tokenize("\n\n12") == cut["smollm"]
+    assert (again.bos_token, again.eos_token) == ("<|endoftext|>", "<|endoftext|>")
+
+
+def test_an_unknown_pre_tokenizer_is_refused_by_its_name_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    path, _ = written_gguf(tmp_path / "m.gguf", "of-tomorrow", ["<|endoftext|>", "a"], [])
+    with pytest.raises(ModelUnusable, match="of-tomorrow"):
+        prepare(str(path), None, tmp_path / "cache", print)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_second_start_imports_no_transformers(tmp_path: Path) -> None:
     program = """
 import sys
@@ -355,7 +402,7 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
         prepare(str(tiny_model("llama")), str(empty), tmp_path, lambda _: None)
 
 
-@pytest.mark.parametrize("damage", ["weights", "tensor", "tokenizer", "config"])
+@pytest.mark.parametrize("damage", ["weights", "tensor", "tokenizer", "panic", "config"])
 def test_a_damaged_folder_is_told_from_a_sound_one(damage: str, tmp_path: Path) -> None:
     folder = copied("llama", tmp_path)
     if damage == "weights":
@@ -366,10 +413,27 @@ def test_a_damaged_folder_is_told_from_a_sound_one(damage: str, tmp_path: Path) 
         save_file(weights, folder / "model.safetensors")
     elif damage == "tokenizer":
         (folder / "tokenizer.json").write_text("{}")
+    elif damage == "panic":  # the library panics on it, which is no Exception
+        document = json.loads((folder / "tokenizer.json").read_text())
+        document["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
+        (folder / "tokenizer.json").write_text(json.dumps(document))
     else:
         (folder / "config.json").write_text("{")
     with pytest.raises(ModelLoadError):
         loaded(folder, tmp_path / "cache")
+
+
+def test_a_tokenizer_that_crashes_the_library_stops_no_conversion_but_its_own(
+    tmp_path: Path,
+) -> None:
+    folder = copied("gpt2", tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": ""}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(ModelUnusable, match="tokenizer cannot be loaded"):
+        prepare(str(folder), None, tmp_path / "cache", print)
 
 
 def test_a_hub_id_without_network_is_an_error_that_says_so(
