@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from core.db import make_engine, writing
+from core.db import make_engine, reading, writing
 
 _FOLDER = Path(__file__).parent
 _MIGRATION_LOCK = 0x7E_87_11_12  # two processes that start together must not both migrate
@@ -44,7 +44,7 @@ def is_at_head(database_url: str) -> bool:
     """Whether the database has the newest schema."""
     engine = make_engine(database_url, pool_size=1)
     try:
-        with engine.connect() as connection:
+        with reading(engine) as connection:
             current = MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()

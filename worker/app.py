@@ -172,9 +172,10 @@ class WorkerProcess:
         self.engine.stop(2.0)
         try:
             forget(self.store.engine, self.worker_id)
-        finally:
-            self.bus.close()
-            self.store.engine.dispose()
+        except StorageUnavailable as error:  # its row is forgotten when it was not seen for a while
+            log.warning("goodbye_not_written", reason=str(error))
+        self.bus.close()
+        self.store.engine.dispose()
         log.info("worker_stopped", worker_id=self.worker_id)
 
     def _add_model(self, model: LoadedModel) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from core.errors import StorageUnavailable, TextmillError
+from core.errors import Conflict, StorageUnavailable, TextmillError, Unstorable
 from core.jobs import JobStore, Outcome, Progress
 from core.records import JobRecord
 from core.schemas import decoding_parameters
@@ -186,8 +186,8 @@ class JobRunner:
             self._write(lambda: self._store.release(job, delay_seconds=1.0, counts_as_loss=True))
             log.warning("job_retried", code=_code(result.error), reason=str(result.error)[:500])
             return
-        outcome = self._outcome(job, result)
-        if not self._write(lambda: self._store.finish(job, outcome)):
+        outcome, is_written = self._finish(job, self._outcome(job, result))
+        if not is_written:
             log.warning("result_thrown_away", status=outcome.status)
             return
         stream.done(len(outcome.text), outcome.num_completion_tokens)
@@ -199,6 +199,23 @@ class JobRunner:
             tokens=outcome.num_completion_tokens,
             seconds=round(time.monotonic() - active.claimed_at, 3),
         )
+
+    def _finish(self, job: JobRecord, outcome: Outcome) -> tuple[Outcome, bool]:
+        """Write an outcome; one that no database can store fails the job instead."""
+        try:
+            return outcome, self._write(lambda: self._store.finish(job, outcome))
+        except (Unstorable, Conflict):  # to try again would meet the same, and hold up all others
+            log.exception("outcome_cannot_be_stored", status=outcome.status)
+        failed = replace(
+            outcome,
+            status="failed",
+            text="",
+            finish_reason="error",
+            error_code="unstorable",
+            error_message="The database cannot store the text that was written.",
+            trace=None,
+        )
+        return failed, self._write(lambda: self._store.finish(job, failed))
 
     def _give_back(self, job: JobRecord) -> None:
         """The engine is gone: no fault of the job's, and no use in claiming another."""
@@ -221,7 +238,7 @@ class JobRunner:
         statuses = {"canceled": "canceled", "error": "failed", "deadline": "failed"}
         error_code = error_message = None
         if result.finish_reason == "error":
-            error_code, error_message = _code(result.error), str(result.error)[:1000]
+            error_code, error_message = _code(result.error), storable(str(result.error)[:1000])
         elif result.finish_reason == "deadline":
             error_code, error_message = "deadline", "The text was not done by the job's deadline."
         return Outcome(

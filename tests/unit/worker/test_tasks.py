@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from core.errors import TextmillError
+from core.errors import Conflict, TextmillError, Unstorable
+from core.jobs import Outcome
+from core.records import JobRecord
 from tests.unit.worker.fake_parts import WAIT_SECONDS, RunnerBench, make_job, result
 from worker import tasks
 from worker.engine.requests import EngineStopped
@@ -286,6 +288,27 @@ def _await(condition: object) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it did not come to be")
+
+
+@pytest.mark.parametrize("error", [Unstorable("a value"), Conflict("a rule")])
+def test_an_outcome_that_no_database_can_store_fails_its_job_and_holds_up_no_other(
+    bench: RunnerBench, error: Exception
+) -> None:
+    finish = bench.store.finish
+
+    def refuse(job: JobRecord, outcome: Outcome) -> bool:
+        if outcome.text:
+            raise error
+        return finish(job, outcome)
+
+    bench.store.finish = refuse  # type: ignore[method-assign]
+    bench.start(make_job(1))
+    end(bench, "job-1", text="bad")
+    bench.start(make_job(2))
+    end(bench, "job-2", text="")
+    (_, failed), (_, other) = bench.store.finished
+    assert (failed.status, failed.error_code, failed.text) == ("failed", "unstorable", "")
+    assert other.status == "succeeded"
 
 
 # ---- cancel and drain -------------------------------------------------------------------------
