@@ -18,13 +18,16 @@ import structlog
 from core.errors import Conflict, StorageUnavailable, TextmillError, Unstorable
 from core.jobs import JobStore, Outcome, Progress
 from core.records import JobRecord
+from core.redaction import reason_of
 from core.schemas import decoding_parameters
 from worker.engine import Delta, Engine, Generation, GenerationRequest, GenerationResult
 from worker.engine.requests import EngineStopped
+from worker.isolation import ANY_LOSSES, Admission, RunningJob, admission
 from worker.metrics import WorkerMetrics
+from worker.pace import Pace
 from worker.publishing import JobStream, Publisher, storable
 
-MAX_ERRORS = 3  # a job whose decoding failed this often fails; alone from the second time on
+MAX_ERRORS = 3  # a job whose decoding failed this often fails; each error counts as a loss
 RETRY_WRITE_SECONDS = 1.0  # between tries to write a result while the database is away
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,7 @@ class JobRunner:
         worker_id: str,
         revisions: Mapping[str, str],
         on_dead_engine: Callable[[], None] = lambda: None,
+        settled_seconds: float | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -65,6 +69,7 @@ class JobRunner:
             revisions: the served models' names with their revisions.
             on_dead_engine: called when the engine has died under a job, which is back in the queue
                 by then; a worker can do nothing but end.
+            settled_seconds: after so long a job that was lost before is taken for harmless.
         """
         self._store = store
         self._engine = engine
@@ -73,6 +78,7 @@ class JobRunner:
         self._worker_id = worker_id
         self._revisions = dict(revisions)
         self._on_dead_engine = on_dead_engine
+        self._settled_seconds = Pace().settled if settled_seconds is None else settled_seconds
         self.models = tuple(revisions)
         self._slots = threading.Semaphore(engine.num_slots)
         self._claim_lock = threading.Lock()
@@ -82,8 +88,8 @@ class JobRunner:
         self._unwritten = 0  # results that wait for the database to come back
         self._closing = threading.Event()
         self._giving_up = threading.Event()
-        self.last_claim_at = time.monotonic()
-        self.is_blocked = False  # a lost job waits to run alone, or runs alone
+        self.num_claimed = 0
+        self.is_blocked = False  # jobs that were lost before wait until others have settled
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -102,29 +108,42 @@ class JobRunner:
         return num_run
 
     def _claim(self) -> ActiveJob | None:
-        """One claim at a time, so that "alone" means alone."""
+        """One claim at a time, so that what may run beside what is known."""
         with self._claim_lock:
             if self._closing.is_set() or self._unwritten:
                 return None
-            with self._lock:
-                running = [active.job for active in self._active.values()]
-            self.is_blocked = any(job.lost_count for job in running)
+            admitted = self._admission()
+            self.is_blocked = admitted.most_losses < 0
             if self.is_blocked:
                 return None
             try:
-                job = self._store.claim(self._worker_id, self.models, is_idle=not running)
+                job = self._store.claim(
+                    self._worker_id,
+                    self.models,
+                    most_losses=admitted.most_losses,
+                    waits_for_first=admitted.waits_for_first,
+                )
             except StorageUnavailable as error:
                 log.warning("claim_failed", reason=str(error))
                 return None
             if job is None:
-                self.is_blocked = bool(running)  # perhaps: a lost job waits until this is idle
+                self.is_blocked = admitted.most_losses < ANY_LOSSES  # perhaps: a lost job waits
                 return None
-            self.last_claim_at = time.monotonic()
-            active = ActiveJob(job, claimed_at=self.last_claim_at)
+            self.num_claimed += 1
+            active = ActiveJob(job, claimed_at=time.monotonic())
             with self._lock:
                 self._active[job.id] = active
         self._metrics.claimed(job)
         return active
+
+    def _admission(self) -> Admission:
+        now = time.monotonic()
+        with self._lock:
+            running = [
+                RunningJob(active.job.lost_count, now - active.claimed_at)
+                for active in self._active.values()
+            ]
+        return admission(running, self._engine.num_slots, self._settled_seconds)
 
     def _run(self, active: ActiveJob) -> None:
         job = active.job
@@ -184,7 +203,8 @@ class JobRunner:
             return
         if result.finish_reason == "error" and self._retries(job, result):
             self._write(lambda: self._store.release(job, delay_seconds=1.0, counts_as_loss=True))
-            log.warning("job_retried", code=_code(result.error), reason=str(result.error)[:500])
+            reason = reason_of(result.error) if result.error else ""
+            log.warning("job_retried", code=_code(result.error), reason=reason)
             return
         outcome, is_written = self._finish(job, self._outcome(job, result))
         if not is_written:

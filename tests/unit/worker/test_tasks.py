@@ -222,22 +222,41 @@ def test_no_more_jobs_are_claimed_than_there_are_slots(bench: RunnerBench) -> No
     assert sorted(bench.num_run) == [1, 2]
 
 
-def test_a_job_that_was_lost_runs_alone(bench: RunnerBench) -> None:
+def test_a_job_that_was_lost_twice_waits_for_its_turn_and_starts_alone(bench: RunnerBench) -> None:
     bench.start(make_job(1))
-    bench.store.queued.append(make_job(2, lost_count=1))
-    assert bench.runner.work() == 0
+    bench.store.queued += [make_job(2, lost_count=2), make_job(3)]
+    assert bench.runner.work() == 0  # the first has only just begun, and nothing passes by
     assert bench.runner.is_blocked
-    bench.engine.end("job-1", result())
+    bench.runner._settled_seconds = 0.0
+    bench.work()
     bench.engine.await_job("job-2")
-    bench.store.queued.append(make_job(3))
-    assert bench.runner.work() == 0
-    assert bench.runner.is_blocked
+    bench.runner._settled_seconds = 3600.0
+    bench.engine.end("job-1", result())
+    _await(lambda: bench.runner.attempts().keys() == {"job-2"})
     num_claims = bench.store.num_claims
+    assert bench.runner.work() == 0  # not even a look
+    assert bench.runner.is_blocked
+    assert bench.store.num_claims == num_claims
     bench.engine.end("job-2", result())
     bench.engine.await_job("job-3")
-    assert bench.store.num_claims == num_claims + 1
     assert not bench.runner.is_blocked
     end(bench, "job-3")
+
+
+def test_jobs_that_were_never_lost_pass_those_that_wait_for_their_group(
+    bench: RunnerBench,
+) -> None:
+    bench.runner._settled_seconds = 3600.0
+    bench.engine.num_slots = 1  # a group of one, though two threads may run
+    bench.start(make_job(1, lost_count=1))
+    bench.store.queued += [make_job(2, lost_count=1), make_job(3)]
+    bench.work()
+    bench.engine.await_job("job-3")
+    assert [job.id for job in bench.store.queued] == ["job-2"]
+    bench.engine.end("job-3", result())
+    bench.engine.end("job-1", result())
+    bench.engine.await_job("job-2")
+    end(bench, "job-2")
 
 
 def test_a_claim_that_the_database_refuses_is_no_claim(bench: RunnerBench) -> None:
