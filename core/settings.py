@@ -145,7 +145,9 @@ class Settings:
                 values[attribute] = parse(text)
             except (ValueError, OverflowError):
                 wanted = (parse.__doc__ or "something else").strip()
-                raise SettingsError(f"{name} is {text!r}; it must be {wanted}.") from None
+                # A URL may hold a password, and this sentence goes into logs.
+                shown = "not one that can be used" if name.endswith("_URL") else repr(text)
+                raise SettingsError(f"{name} is {shown}; it must be {wanted}.") from None
         home = values.setdefault("home", Path(".textmill").absolute())
         values.setdefault("database_url", f"sqlite:///{home}/textmill.db")
         return cls(**values, _source=dict(environment))  # type: ignore[arg-type]
