@@ -225,6 +225,18 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
+@contextmanager
+def connecting(engine: Engine) -> Iterator[Connection]:
+    """A connection that begins and ends its transactions itself, as migrations do.
+
+    Raises:
+        StorageUnavailable: the database is away or refuses.
+    """
+    gate = _gate_of(engine)
+    with _answered(engine, gate, gate.writes), engine.connect() as connection:
+        yield connection
+
+
 def _gate_of(engine: Engine) -> _Gate:
     gate: _Gate = engine.get_execution_options()[_GATE]
     return gate

@@ -387,10 +387,13 @@ class JobStore:
 
     # ---- the sweeper ------------------------------------------------------------------------
 
-    def held_leases(self) -> list[HeldLease]:
-        """The leases of all jobs that run, on whatever worker."""
+    def held_leases(self, worker_id: str | None = None) -> list[HeldLease]:
+        """The leases of all jobs that run, or of those of one worker.
+
+        Who saw a worker's process end takes all its jobs back by ``sweep`` of what this returns.
+        """
         with reading(self.engine) as connection:
-            return held_leases(connection)
+            return held_leases(connection, worker_id)
 
     def sweep(self, actor: str, dead: Sequence[HeldLease] | None = None) -> SweepReport:
         """Take back jobs of dead workers, and fail those that waited beyond their deadline.

@@ -47,8 +47,8 @@ class SweepReport:
     canceled: list[str] = field(default_factory=list)
 
 
-def held_leases(connection: Connection) -> list[HeldLease]:
-    """The leases of all jobs that run."""
+def held_leases(connection: Connection, worker_id: str | None = None) -> list[HeldLease]:
+    """The leases of all jobs that run, or of those of one worker."""
     query = (
         select(
             Job.id.label("job_id"),
@@ -60,6 +60,8 @@ def held_leases(connection: Connection) -> list[HeldLease]:
         .join(Worker, Worker.id == Job.worker_id, isouter=True)
         .where(Job.status == "running", Job.lease_until.is_not(None))
     )
+    if worker_id is not None:
+        query = query.where(Job.worker_id == worker_id)
     return [HeldLease(**row._mapping) for row in connection.execute(query)]
 
 
