@@ -2,9 +2,7 @@
 
 Every transition is one guarded UPDATE, judged by its row count, with one row in ``job_events`` in
 the same transaction; the clock is the database's. Knows nothing of Redis, Celery or tokens: a
-ticket or a stream that was lost can never harm what stands here.
-
-Sources of the rules: DESIGN.md, "The database is the truth, Redis is only speed".
+ticket or a stream that was lost can never harm what is stored here.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from core.db import connecting, make_engine, reading, writing
 from core.errors import StorageUnavailable
 
 LOCK_MS = 1_000  # writers wait no longer behind a statement that waits for a table's lock
-LOCK_TRIES_SECONDS = 600.0  # then a long transaction of somebody else has to be looked at
+LOCK_TRIES_SECONDS = 30.0  # then the caller is told, who may go on trying
 _LOCK_NOT_AVAILABLE = "55P03"
 _MIGRATION_LOCK = 0x7E_87_11_12  # two processes that start together must not both migrate
 _LOOK_SECONDS = 0.2  # between two looks whether another process has migrated
