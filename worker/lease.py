@@ -39,6 +39,7 @@ class Loop:
         self._stirred = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._name = name
+        self._is_away = False  # the database, at the last call
 
     def start(self) -> None:
         """Start the thread; the first call comes at once."""
@@ -63,12 +64,21 @@ class Loop:
             pause = self._every
             try:
                 self._call()
+                self._note_database(None)
             except StorageUnavailable as error:
-                log.warning("database_away", loop=self._name, reason=str(error))
+                self._note_database(error)
                 pause = min(pause, RETRY_SECONDS)
             except Exception:  # the task edge: a loop that dies would take the worker's leases
                 log.exception("loop_failed", loop=self._name)
             self._stirred.wait(pause)
+
+    def _note_database(self, error: StorageUnavailable | None) -> None:
+        """Log that the database went away or came back, once each."""
+        if error is not None and not self._is_away:
+            log.warning("database_away", loop=self._name, reason=str(error))
+        elif error is None and self._is_away:
+            log.info("database_back", loop=self._name)
+        self._is_away = error is not None
 
 
 class StallDetector:

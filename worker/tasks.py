@@ -286,7 +286,7 @@ class JobRunner:
                         is_waiting = True
                         with self._lock:
                             self._unwritten += 1
-                    log.warning("result_waits_for_database", reason=str(error))
+                        log.warning("result_waits_for_database", reason=str(error))
                     if self._giving_up.wait(RETRY_WRITE_SECONDS):
                         return False  # the lease runs out, and another worker repeats the job
         finally:

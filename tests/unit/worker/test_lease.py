@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.errors import StorageUnavailable
 from core.jobs import Standing
@@ -235,6 +236,19 @@ def test_a_loop_that_found_the_database_away_calls_again_soon(
     calls.await_calls(3)
     loop.close()
     assert calls.num == 3
+
+
+def test_a_database_that_goes_and_comes_back_is_logged_once_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.001)
+    calls = Counter(lambda num: StorageUnavailable("", retry_after_seconds=1) if num < 9 else None)
+    with capture_logs() as said:
+        loop = Loop("test", 0.001, calls)
+        loop.start()
+        calls.await_calls(12)
+        loop.close()
+    assert [line["event"] for line in said] == ["database_away", "database_back"]
 
 
 def test_a_loop_that_was_never_started_or_ends_itself_closes() -> None:
