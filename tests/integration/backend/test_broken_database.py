@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,24 @@ def test_damage_in_the_middle_of_a_file_is_503_too(broken: Site, database_url: s
     for path in (JOBS, "/api/v1/queue", "/readyz", "/history"):
         assert broken.client.get(path).status_code == 503, path
     problem(broken.client.post(JOBS, json={"prompt": "a"}), 503)
+
+
+@ONLY_SQLITE
+def test_a_full_disk_refuses_writes_and_still_shows_what_is_there(broken: Site) -> None:
+    engine = broken.services.store.engine
+
+    def limit(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # as many as there are already, at least
+
+    event.listen(engine, "connect", limit)
+    engine.dispose()
+    document = problem(broken.client.post(JOBS, json={"prompt": "x" * 60_000}), 503)
+    assert document["code"] == "storage_refused"
+    assert "full" in document["detail"]
+    assert broken.client.get(JOBS).status_code == 200
+    event.remove(engine, "connect", limit)
+    engine.dispose()
+    assert broken.submit()["status"] == "queued"
 
 
 def test_a_schema_that_was_not_migrated_is_503_everywhere_and_says_what_to_run(
