@@ -14,7 +14,8 @@ from backend.errors import PageRenderer, register_errors
 from backend.health import health
 from backend.metrics import WebMetrics
 from backend.services import Services
-from core.db import make_engine
+from core import deadlines
+from core.db import REQUEST_SECONDS, make_engine
 from core.events import EventBus
 from core.jobs import JobStore, Limits
 from core.live_catalog import LiveCatalog
@@ -48,6 +49,8 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(health)
     register_errors(app, _register_pages(app))
     app.before_request(_note_time)
+    app.after_request(_end_deadline)
+    app.teardown_request(_forget_deadline)
     app.after_request(_add_headers)
     app.after_request(metrics.observe)
     return app
@@ -56,8 +59,11 @@ def create_app(settings: Settings) -> Flask:
 def make_services(settings: Settings) -> Services:
     """The services as the settings have them."""
     limits = Limits.from_settings(settings)
+    engine = make_engine(
+        settings.database_url, pool_size=DATABASE_CONNECTIONS, patience_seconds=REQUEST_SECONDS
+    )
     return Services(
-        store=JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits),
+        store=JobStore(engine, limits),
         bus=EventBus(settings.redis_url),
         tickets=TicketPublisher(make_celery(settings)) if settings.redis_url else None,
         catalog=LiveCatalog(settings),
@@ -75,6 +81,16 @@ def _register_pages(app: Flask) -> PageRenderer | None:
 
 def _note_time() -> None:
     g.started = time.perf_counter()
+    deadlines.begin(REQUEST_SECONDS)  # for all its statements together
+
+
+def _end_deadline(response: Response) -> Response:
+    deadlines.end()  # a stream goes on, with the engine's patience for each look
+    return response
+
+
+def _forget_deadline(_error: BaseException | None) -> None:
+    deadlines.end()  # whatever happened: the thread serves others
 
 
 def _add_headers(response: Response) -> Response:

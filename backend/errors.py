@@ -12,9 +12,9 @@ from typing import Any
 import structlog
 from flask import Flask, Response, request
 from gunicorn.http.errors import ParseException
-from sqlalchemy.exc import InternalError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from core.database_errors import Complaints, understand
 from core.errors import ClientError, FieldError, Unavailable, ValidationFailed
 
 API_PREFIX = "/api/"
@@ -100,15 +100,13 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
         response.headers["Connection"] = "close"  # where the next request begins, nobody knows
         return response
 
-    @app.errorhandler(InternalError)
-    def on_refusing_database(error: InternalError) -> Response:
-        """PostgreSQL says so when it is read-only: a standby, or a full disk's protection."""
-        log.error("database_refused", path=request.path, method=request.method, exc_info=error)
-        response = answer(503, "storage_unavailable", "The database takes no writes at present.")
-        response.headers["Retry-After"] = "5"
-        return response
+    complaints = Complaints()
 
     @app.errorhandler(Exception)
     def on_unexpected(error: Exception) -> Response:
+        problem = understand(error)
+        if problem is not None and isinstance(problem.error, ClientError):
+            complaints.complain(problem.kind, error)
+            return on_client_error(problem.error)
         log.error("request_failed", path=request.path, method=request.method, exc_info=error)
         return answer(500, "internal", "An error on our side; it has been logged. Try again later.")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
 from flask import Blueprint, Response, current_app, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import update
-from sqlalchemy.exc import SQLAlchemyError
 
 from backend.services import Services
 from core.db import now_ms, writing
-from core.errors import StorageUnavailable
+from core.deadlines import within
+from core.errors import ClientError
 from core.models import Worker
 from core.workers import seen_workers
 
+READY_SECONDS = 2.5  # a probe usually waits no longer; Redis may take its time-out as well
 RETRY_SECONDS = 2  # as long as a worker or a database takes to come back at the soonest
 health = Blueprint("health", __name__)
-log = structlog.get_logger(__name__)
 
 
 @health.get("/healthz")
@@ -31,8 +30,9 @@ def alive() -> Response:
 def ready() -> Response:
     """The database takes writes, and a worker was seen; Redis down is only slower."""
     services: Services = current_app.extensions["textmill"]
-    database = _problem_of(lambda: _try_writing(services)) or "ok"
-    workers = _problem_of(lambda: _look_for_workers(services)) or "ok"
+    with within(READY_SECONDS):
+        database = _problem_of(lambda: _try_writing(services)) or "ok"
+        workers = _problem_of(lambda: _look_for_workers(services)) or "ok"
     redis = "ok" if services.bus.ping() else "degraded"
     is_ready = database == workers == "ok"
     response = jsonify(
@@ -51,11 +51,8 @@ def _problem_of(check: Callable[[], str | None]) -> str | None:
     """What a check says, or what kept it from saying anything."""
     try:
         return check()
-    except StorageUnavailable as error:
+    except ClientError as error:  # the database is away or refuses; the log says why
         return str(error)
-    except SQLAlchemyError as error:  # read-only, no such table, no right to it: whatever it says
-        log.error("not_ready", reason=type(error).__name__, exc_info=error)
-        return f"The database refuses this ({type(error).__name__}); the log says why."
 
 
 def _try_writing(services: Services) -> None:

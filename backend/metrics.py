@@ -9,10 +9,9 @@ from flask import Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy.exc import SQLAlchemyError
 
 from backend.services import Services
-from core.errors import StorageUnavailable
+from core.errors import ClientError
 
 _SECONDS = (0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
@@ -59,7 +58,7 @@ class _Queue(Collector):
         try:
             queue = self._services.queue()
             failures = self._services.history.failures()
-        except (StorageUnavailable, SQLAlchemyError):
+        except ClientError:
             up.add_metric([], 0)
             yield up
             return

@@ -30,7 +30,10 @@ from backend.presenting import (
 )
 from backend.tokenizing import TokenizerCache
 from backend.waiting_line import WaitingLine
-from core.errors import FieldError, NotFound, ValidationFailed
+from core.database_errors import TEMPORARY_RETRY_SECONDS
+from core.db import REQUEST_SECONDS, acquire_in_time
+from core.deadlines import within
+from core.errors import FieldError, NotFound, StorageUnavailable, ValidationFailed
 from core.events import EventBus, EventsUnavailable
 from core.history import History
 from core.jobs import JobStore, NewJob, Origin
@@ -327,8 +330,10 @@ class Services:
         last = job.cursor if job.attempt else "0-0"
         while not job.is_final and (left := deadline - time.monotonic()) > 0:
             last = self._pause(job_id, last, min(left, 1.0))
-            job = self.history.job(job_id)
-        return self._document(job)
+            with within(REQUEST_SECONDS, anew=True):
+                job = self.history.job(job_id)
+        with within(REQUEST_SECONDS, anew=True):
+            return self._document(job)
 
     def _pause(self, job_id: str, last: str, seconds: float) -> str:
         """Sleep until the job's stream says that it is done; returns the last id seen."""
@@ -408,11 +413,18 @@ class Services:
         return RequestContext(catalog.default.name, limits)
 
     def _known_cards(self) -> dict[str, ModelCard]:
-        with self._lock:
+        if not acquire_in_time(self._lock):  # it is held while the database is asked
+            raise StorageUnavailable(
+                "The database did not answer in time; try again in a moment.",
+                retry_after_seconds=TEMPORARY_RETRY_SECONDS,
+            )
+        try:
             if time.monotonic() >= self._cards_until:
                 self._cards = cards(self.store.engine)
                 self._cards_until = time.monotonic() + CARDS_SECONDS
             return self._cards
+        finally:
+            self._lock.release()
 
     def _ensure_tokenizer(self, name: str) -> bool:
         card = self._known_cards().get(name)

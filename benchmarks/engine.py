@@ -160,10 +160,6 @@ def _report_peer(
     section.add(f"{peer.name}, load", "s", loads)
 
 
-def _values(lines: list[dict[str, object]], key: str) -> list[float]:
-    return [float(str(line[key])) for line in lines if key in line]
-
-
 def _all(lines: list[dict[str, object]], figure: str) -> list[float]:
     return [float(str(line["tokens_per_second"])) for line in lines if line["figure"] == figure]
 

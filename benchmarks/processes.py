@@ -102,7 +102,9 @@ class Workspace:
         if self._postgres_url is None:
             self._postgres_url = self._closing.enter_context(_postgres(self.new_folder("server")))
         name = f"bench_{self._number}"
-        engine = create_engine(self._postgres_url, isolation_level="AUTOCOMMIT")
+        engine = create_engine(
+            self._postgres_url, isolation_level="AUTOCOMMIT", hide_parameters=True
+        )
         with engine.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))
         engine.dispose()

@@ -17,6 +17,7 @@ from pathlib import Path
 from cli.embedded_redis import find_server, read_version
 from cli.exits import CommandFailed
 from cli.preflight import check_port, prepare_home
+from cli.private_state import exposed
 from core.errors import TextmillError
 from core.model_catalog import ModelSpec, load_catalog
 from core.settings import Settings
@@ -82,6 +83,9 @@ def _check_python(_settings: Settings) -> Iterator[Finding]:
 def _check_home(settings: Settings) -> Iterator[Finding]:
     prepare_home(settings.home)
     yield Finding(Verdict.OK, "home", f"{settings.home} can be written")
+    for path in exposed(settings.home, settings.sqlite_file):
+        remedy = "start Textmill, which mends what is this user's, or run chmod go-rwx on it"
+        yield Finding(Verdict.WARN, "home", f"others can read {path}", remedy)
     free = shutil.disk_usage(settings.home).free
     detail = f"{free / _GIB:.1f} GiB free"
     if free < _WANTED_DISK_BYTES:
@@ -152,7 +156,7 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
     from core.db import make_engine, writing
     from migrations.upgrade import is_at_head
 
-    if settings.is_sqlite and not Path(settings.database_url.removeprefix("sqlite:///")).exists():
+    if settings.sqlite_file is not None and not settings.sqlite_file.exists():
         yield Finding(Verdict.OK, "database", "none yet; the first `make up` creates it")
         return
     if not is_at_head(settings.database_url):

@@ -5,6 +5,7 @@ Everything heavy is imported inside the command that needs it.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ import click
 
 from cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 from cli.generate import generate
+from cli.private_state import keep_private
 from cli.register import register
 from core.errors import SettingsError, TextmillError
 from core.settings import Settings
@@ -51,7 +53,7 @@ def up() -> None:
     """Run web, workers and a private Redis in the foreground."""
     from cli.up import run_up
 
-    run_up(_settings(), os.environ)
+    run_up(_private_settings(), os.environ)
 
 
 @textmill.command()
@@ -60,7 +62,7 @@ def web() -> None:
     from cli.web import serve
     from core.model_catalog import load_catalog
 
-    settings = _settings()
+    settings = _private_settings()
     load_catalog(settings)  # refused here, with its status; gunicorn would only report a failure
     serve(settings)
 
@@ -68,7 +70,7 @@ def web() -> None:
 @textmill.command()
 def worker() -> None:
     """Run one worker process alone."""
-    settings = _settings()  # before the imports: a bad setting need not wait for PyTorch
+    settings = _private_settings()  # before the imports: a bad setting need not wait for PyTorch
     # PyTorch's idle threads must not spin on the cores that the kernels' threads compute on.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # On Intel's processors PyTorch's products would add in another order for other numbers of rows.
@@ -89,7 +91,8 @@ def migrate() -> None:
     from core.workers import forget_dead, worker_host
     from migrations.upgrade import upgrade
 
-    settings = _settings()
+    settings = _private_settings()
+    _quiet_logs()
     try:
         upgrade(settings.database_url)
         engine = make_engine(settings.database_url, pool_size=1)
@@ -108,6 +111,7 @@ def doctor() -> None:
     """Check this machine and its settings, and say how to mend what is wrong."""
     from cli.doctor import Verdict, examine
 
+    _quiet_logs()
     findings = list(examine(_settings()))
     for finding in findings:
         click.echo(finding.line())
@@ -132,6 +136,23 @@ textmill.add_command(register)
 
 def _settings() -> Settings:
     return Settings.from_environment(os.environ)
+
+
+def _quiet_logs() -> None:
+    """For commands that say themselves what they meet; an unconfigured log is standard output."""
+    import structlog
+
+    before = structlog.get_config()
+    click.get_current_context().call_on_close(lambda: structlog.configure(**before))
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
+def _private_settings() -> Settings:
+    """The settings of a command that writes into the state folder; it is private from then on."""
+    settings = _settings()
+    for problem in keep_private(settings.home, settings.sqlite_file):
+        click.echo(f"textmill: {problem}", err=True)
+    return settings
 
 
 def main() -> None:

@@ -1,36 +1,72 @@
 """Engines and transactions: what SQLite and PostgreSQL each need.
 
 SQLite: WAL, synchronous FULL, and every writing transaction opened with BEGIN IMMEDIATE, because a
-read that later writes is refused at once whatever ``busy_timeout`` says. PostgreSQL: connect,
-statement and lock time-outs, and connections tried before use.
+read that later writes is refused at once whatever ``busy_timeout`` says. PostgreSQL: see
+``core.postgresql``. On both a transaction ends, one way or the other, within the engine's patience
+or before the deadline of the present request, whichever is sooner.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psycopg
 from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
 
-from core.errors import SettingsError, StorageUnavailable
+from core.circuit_breaker import CircuitBreaker
+from core.database_errors import (
+    TEMPORARY_RETRY_SECONDS,
+    Complaints,
+    Kind,
+    understand,
+)
+from core.deadlines import remaining_seconds, within
+from core.errors import SettingsError, StorageUnavailable, Unstorable
+from core.postgresql import make_postgresql_engine
 
-BUSY_TIMEOUT_MS = 5_000  # longer than any of our transactions takes; beyond it something is wrong
-CONNECT_TIMEOUT_SECONDS = 3
-STATEMENT_TIMEOUT_MS = 15_000
-LOCK_TIMEOUT_MS = 5_000
+PATIENCE_SECONDS = 5.0  # longer than any of our transactions takes; beyond it something is wrong
+REQUEST_SECONDS = 4.0  # of a request that waits for the database: it is to end within 5 s in all
+HANGS_SECONDS = 1.9  # a silence so long means that the server hangs; connecting takes 2 s at most
+BREAK_SECONDS = 1.0  # in which nobody else waits for a database that hangs
 _WRITES = "textmill_writes"
-_LOCK = "textmill_write_lock"
+_GATE = "textmill_gate"
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What the threads of a process share on their way to one database.
+
+    Attributes:
+        patience_seconds: how long a transaction may take, its wait for a connection included.
+        slots: as many as there may be connections, so that a wait for one ends at the deadline.
+        turn: the line for SQLite's one write lock; ``None`` on PostgreSQL.
+        reads, writes: breakers; one and the same on PostgreSQL, where a hanging server answers
+            neither. On SQLite readers go on while another program holds the write lock.
+        hanging: the kinds of error that, after a long wait, mean that the next caller would only
+            lose its time as well.
+        complaints: what the log was told.
+    """
+
+    patience_seconds: float
+    slots: threading.BoundedSemaphore
+    turn: threading.Lock | None
+    reads: CircuitBreaker
+    writes: CircuitBreaker
+    hanging: frozenset[Kind]
+    complaints: Complaints = field(default_factory=Complaints)
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
@@ -52,38 +88,51 @@ def _now_on_postgresql(element: object, compiler: object, **kw: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
 
 
-def make_engine(database_url: str, *, pool_size: int = 16) -> Engine:
+def make_engine(
+    database_url: str, *, pool_size: int = 16, patience_seconds: float | None = PATIENCE_SECONDS
+) -> Engine:
     """An engine for either database. Opens no connection yet.
+
+    Args:
+        database_url: as in the settings.
+        pool_size: connections that are kept; as many again are opened under load.
+        patience_seconds: how long a transaction may take before it fails; ``None``: as long as it
+            takes, for migrations.
 
     Raises:
         SettingsError: the SQLite file's folder cannot be made.
     """
     url = make_url(database_url)
-    if url.get_backend_name() == "sqlite":
-        _make_folder(url.database or "")
-        engine = create_engine(
-            url,
-            poolclass=QueuePool,
-            pool_size=pool_size,
-            max_overflow=pool_size,
-            connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False},
-            execution_options={_LOCK: threading.Lock()},
-        )
-        event.listen(engine, "connect", _on_sqlite_connect)
-        event.listen(engine, "begin", _on_sqlite_begin)
-        return engine
-    return create_engine(
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        engine = _make_sqlite_engine(url.database or "", url, pool_size)
+    else:
+        engine = make_postgresql_engine(url, pool_size, patience_seconds)
+    reads = CircuitBreaker(BREAK_SECONDS)
+    gate = _Gate(
+        patience_seconds=math.inf if patience_seconds is None else patience_seconds,
+        slots=threading.BoundedSemaphore(2 * pool_size),
+        turn=threading.Lock() if is_sqlite else None,
+        reads=reads,
+        writes=CircuitBreaker(BREAK_SECONDS) if is_sqlite else reads,
+        hanging=frozenset({Kind.BUSY} if is_sqlite else {Kind.NO_ANSWER}),
+    )
+    return engine.execution_options(**{_GATE: gate})
+
+
+def _make_sqlite_engine(file: str, url: Any, pool_size: int) -> Engine:
+    _make_folder(file)
+    engine = create_engine(
         url,
+        poolclass=QueuePool,
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_pre_ping=True,
-        pool_timeout=CONNECT_TIMEOUT_SECONDS,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS}"
-            f" -c lock_timeout={LOCK_TIMEOUT_MS} -c timezone=UTC",
-        },
+        hide_parameters=True,
+        connect_args={"timeout": PATIENCE_SECONDS, "check_same_thread": False},
     )
+    event.listen(engine, "connect", _on_sqlite_connect)
+    event.listen(engine, "begin", _on_sqlite_begin)
+    return engine
 
 
 def _make_folder(file: str) -> None:
@@ -98,20 +147,25 @@ def _make_folder(file: str) -> None:
 def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
     # The driver's own transaction handling is off: _on_sqlite_begin says BEGIN.
     connection.isolation_level = None
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    _set_busy_timeout(connection)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _on_sqlite_begin(connection: Connection) -> None:
+    raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)
+    _set_busy_timeout(raw)
     if not connection.get_execution_options().get(_WRITES, False):
         connection.exec_driver_sql("BEGIN")
-        return
-    raw = connection.connection.dbapi_connection
-    if isinstance(raw, sqlite3.Connection) and _begin_fairly(raw):
-        return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what SQLAlchemy makes of it
+    elif not _begin_fairly(raw):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what SQLAlchemy makes of it
+
+
+def _set_busy_timeout(connection: sqlite3.Connection) -> None:
+    """Wait for a lock until the deadline; without one, as for a migration, a day and more."""
+    milliseconds = int(min(remaining_seconds(), 100_000.0) * 1000)
+    connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def _begin_fairly(raw: sqlite3.Connection) -> bool:
@@ -123,19 +177,18 @@ def _begin_fairly(raw: sqlite3.Connection) -> bool:
     """
     raw.execute("PRAGMA busy_timeout = 0")
     try:
-        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
         while True:
             try:
                 raw.execute("BEGIN IMMEDIATE")
             except sqlite3.OperationalError as error:
                 is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not is_busy or time.monotonic() > deadline:
+                if not is_busy or not remaining_seconds():
                     return False
                 time.sleep(random.uniform(0.001, 0.004))  # noqa: S311 - spreads the tries
             else:
                 return True
     finally:
-        raw.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        _set_busy_timeout(raw)
 
 
 @contextmanager
@@ -143,11 +196,13 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes; committed at the end, rolled back on an error.
 
     Raises:
-        StorageUnavailable: the database is away or stayed locked.
+        StorageUnavailable: the database is away, stayed locked, or refuses.
+        Unstorable, Conflict: it cannot store what was sent.
     """
+    gate = _gate_of(engine)
     with (
-        _translated(),
-        _turn(engine),
+        _answered(engine, gate, gate.writes),
+        _turn(gate),
         engine.connect().execution_options(**{_WRITES: True}) as connection,
         connection.begin(),
     ):
@@ -155,55 +210,101 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def _turn(engine: Engine) -> Iterator[None]:
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads.
+
+    Raises:
+        StorageUnavailable: the database is away or refuses.
+    """
+    gate = _gate_of(engine)
+    with (
+        _answered(engine, gate, gate.reads),
+        engine.connect() as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def connecting(engine: Engine) -> Iterator[Connection]:
+    """A connection that begins and ends its transactions itself, as migrations do.
+
+    Raises:
+        StorageUnavailable: the database is away or refuses.
+    """
+    gate = _gate_of(engine)
+    with _answered(engine, gate, gate.writes), engine.connect() as connection:
+        yield connection
+
+
+def _gate_of(engine: Engine) -> _Gate:
+    gate: _Gate = engine.get_execution_options()[_GATE]
+    return gate
+
+
+@contextmanager
+def _answered(engine: Engine, gate: _Gate, breaker: CircuitBreaker) -> Iterator[None]:
+    """Let a transaction run within its time, and say in our words what became of it."""
+    if not breaker.may_call():
+        raise _unavailable("The database did not answer just now; try again in a moment.")
+    started = time.monotonic()
+    try:
+        with within(gate.patience_seconds), _slot(gate):
+            started = time.monotonic()
+            yield
+    except (SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
+        problem = understand(error)
+        if problem is None:  # a mistake of ours in using SQLAlchemy
+            raise
+        gate.complaints.complain(problem.kind, error)
+        if problem.kind in gate.hanging and time.monotonic() - started >= HANGS_SECONDS:
+            breaker.note_failure()
+        elif problem.is_stale:
+            engine.dispose()  # the file or the server may be another one by now
+        raise problem.error from error
+    except (UnicodeError, OverflowError) as error:  # of a driver that cannot send a value
+        raise Unstorable("A value of this request cannot be stored.") from error
+    except StorageUnavailable:  # no connection, or no turn: nothing was learnt of the database
+        raise
+    except BaseException:  # what the caller made of the answer
+        breaker.note_success()
+        raise
+    breaker.note_success()
+
+
+@contextmanager
+def _slot(gate: _Gate) -> Iterator[None]:
+    if not acquire_in_time(gate.slots):
+        raise _unavailable("Too many requests wait for the database; try again in a moment.")
+    try:
+        yield
+    finally:
+        gate.slots.release()
+
+
+@contextmanager
+def _turn(gate: _Gate) -> Iterator[None]:
     """Wait in line for SQLite's one write lock, among the threads of this process.
 
     SQLite's own waiting is sleeping and trying again: with many threads the unlucky ones sleep
     through every gap until their time is up.
     """
-    lock: threading.Lock | None = engine.get_execution_options().get(_LOCK)
-    if lock is None:
+    if gate.turn is None:
         yield
         return
-    if not lock.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
-        raise StorageUnavailable(
-            "The database is busy; try again in a moment.", retry_after_seconds=2
-        )
+    if not acquire_in_time(gate.turn):
+        raise _unavailable("The database is busy; try again in a moment.")
     try:
         yield
     finally:
-        lock.release()
+        gate.turn.release()
 
 
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """A transaction that only reads.
-
-    Raises:
-        StorageUnavailable: the database is away.
-    """
-    with _translated(), engine.connect() as connection, connection.begin():
-        yield connection
+def acquire_in_time(lock: threading.Lock | threading.Semaphore) -> bool:
+    """Acquire a lock before the present deadline; whether that came to be."""
+    left = remaining_seconds()
+    return lock.acquire(timeout=-1 if left == math.inf else left)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except OperationalError as error:
-        raise StorageUnavailable(
-            "The database cannot be reached or is busy; try again in a moment.",
-            retry_after_seconds=2,
-        ) from error
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise StorageUnavailable(
-            "The connection to the database was lost; try again in a moment.",
-            retry_after_seconds=2,
-        ) from error
-    except PoolTimeoutError as error:
-        raise StorageUnavailable(
-            "Too many requests wait for the database; try again in a moment.",
-            retry_after_seconds=2,
-        ) from error
+def _unavailable(sentence: str) -> StorageUnavailable:
+    return StorageUnavailable(sentence, retry_after_seconds=TEMPORARY_RETRY_SECONDS)

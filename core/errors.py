@@ -7,11 +7,13 @@ TextmillError
 │   ├── NotFound             404
 │   ├── Conflict             409
 │   ├── ValidationFailed     422, names every bad field at once
+│   ├── Unstorable           422, the database cannot store a value
 │   └── Unavailable          has a time to come back
 │       ├── RateLimited      429
-│       └── QueueFull        503
-├── StorageUnavailable       the database did not answer in time (503)
-└── (worker.models.errors, worker.engine.errors add theirs)
+│       ├── QueueFull        503
+│       └── StorageUnavailable   503, the database is away or busy
+│           └── StorageRefused   503, until its operator has mended it
+└── (cli.exits, finetune.errors, worker.models.errors and worker.engine.requests add theirs)
 
 Every class has a stable ``code``, a word that scripts may match on; the message says what to do.
 Knows nothing of Flask: ``backend.errors`` turns these into problem documents.
@@ -106,7 +108,23 @@ class QueueFull(Unavailable):
     code = "queue_full"
 
 
+class Unstorable(ClientError):
+    """The database cannot store a value of the request, which no check before has refused."""
+
+    code = "unstorable"
+    http_status = 422
+
+
 class StorageUnavailable(Unavailable):
-    """The database did not answer in time."""
+    """The database is away or busy: what was asked may succeed in a moment."""
 
     code = "storage_unavailable"
+
+
+class StorageRefused(StorageUnavailable):
+    """The database answers and refuses: it is read-only, full, damaged or not migrated.
+
+    A worker keeps what it wanted to write and tries again, as with its base class.
+    """
+
+    code = "storage_refused"

@@ -2,9 +2,7 @@
 
 Every transition is one guarded UPDATE, judged by its row count, with one row in ``job_events`` in
 the same transaction; the clock is the database's. Knows nothing of Redis, Celery or tokens: a
-ticket or a stream that was lost can never harm what stands here.
-
-Sources of the rules: DESIGN.md, "The database is the truth, Redis is only speed".
+ticket or a stream that was lost can never harm what is stored here.
 """
 
 from __future__ import annotations
@@ -41,7 +39,7 @@ from core.errors import Conflict
 from core.models import CLAIM_ORDER, JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
 from core.search import search_text
-from core.sweeping import SweepReport, sweep
+from core.sweeping import MAX_LOSSES, HeldLease, SweepReport, held_leases, sweep
 from core.transitions import QUEUED, RUNNING, end_queued, job_record, move, run_record
 
 __all__ = [
@@ -68,7 +66,7 @@ _IS_ELIGIBLE = (
 _ELIGIBLE = select(Job.id).where(*_IS_ELIGIBLE).limit(1)
 _CANDIDATE = (
     select(JOBS, now_ms().label("now"))
-    .where(*_IS_ELIGIBLE)
+    .where(*_IS_ELIGIBLE, Job.lost_count <= bindparam("most_losses", type_=Integer))
     .order_by(*CLAIM_ORDER)
     .limit(1)
     .with_for_update(skip_locked=True)
@@ -243,22 +241,36 @@ class JobStore:
         with reading(self.engine) as connection:
             return connection.execute(_ELIGIBLE, {"models": models}).first() is not None
 
-    def claim(self, worker_id: str, models: Sequence[str], *, is_idle: bool) -> JobRecord | None:
+    def claim(
+        self,
+        worker_id: str,
+        models: Sequence[str],
+        *,
+        most_losses: int = MAX_LOSSES,
+        waits_for_first: bool = False,
+    ) -> JobRecord | None:
         """Take the best eligible row: by priority, then fair share, then age.
 
-        A job that was lost once runs alone, so that its batch-mates are safe from it: a worker
-        that is not idle leaves it, and everything behind it, until it is.
+        Args:
+            worker_id: whose job it becomes.
+            models: those that the worker serves.
+            most_losses: jobs that were lost more often are passed over: see worker.isolation.
+            waits_for_first: take nothing when the best row is one of those.
 
         Returns:
             The running job under its new attempt; ``None`` when there is none to take.
         """
         with writing(self.engine) as connection:
-            row = connection.execute(_CANDIDATE, {"models": models}).first()
+            asked = {"models": models, "most_losses": MAX_LOSSES}
+            row = connection.execute(_CANDIDATE, asked).first()
+            if row is not None and row.lost_count > most_losses:
+                if waits_for_first:
+                    return None
+                asked["most_losses"] = most_losses
+                row = connection.execute(_CANDIDATE, asked).first()
             if row is None:
                 return None
             was = JobRecord.from_row(row)
-            if was.lost_count and not is_idle:
-                return None
             claimed: dict[str, Any] = {
                 "attempt": was.attempt + 1,
                 "worker_id": worker_id,
@@ -373,10 +385,23 @@ class JobStore:
 
     # ---- the sweeper ------------------------------------------------------------------------
 
-    def sweep(self, actor: str) -> SweepReport:
-        """Take back jobs whose lease ran out, and fail those that waited beyond their deadline."""
+    def held_leases(self, worker_id: str | None = None) -> list[HeldLease]:
+        """The leases of all jobs that run, or of those of one worker.
+
+        Who saw a worker's process end takes all its jobs back by ``sweep`` of what this returns.
+        """
+        with reading(self.engine) as connection:
+            return held_leases(connection, worker_id)
+
+    def sweep(self, actor: str, dead: Sequence[HeldLease] | None = None) -> SweepReport:
+        """Take back jobs of dead workers, and fail those that waited beyond their deadline.
+
+        Args:
+            actor: is named in ``job_events``.
+            dead: the leases to take back; ``None``: all that are expired by the database's clock.
+        """
         with writing(self.engine) as connection:
-            return sweep(connection, actor)
+            return sweep(connection, actor, dead)
 
     def models_waiting(self) -> list[str]:
         """The models that have eligible jobs, so that a lost ticket can be published again."""

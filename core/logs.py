@@ -1,21 +1,32 @@
-"""Structured logs: a fixed event name and fields, on standard error; no prompts, no secrets."""
+"""Structured logs: a fixed event name and fields, on standard error; no prompts, no secrets.
+
+Tracebacks are written by ``core.redaction``, those of libraries and of threads that die as well;
+passwords in URLs are left out wherever they appear.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import sys
+import threading
+from types import TracebackType
 from typing import TextIO, cast
 
 import structlog
 
+from core.redaction import mask_credentials, traceback_of
 from core.settings import Settings
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_QUOTES_REQUEST = re.compile(
+    r"^(Invalid request from ip=[^ :]+|Error handling request).*", re.DOTALL
+)
 
 
 class BestEffortStream:
-    """Writes to a stream while that is possible.
+    """Writes to a stream while that is possible, without the passwords of URLs.
 
     Where the disk is full or whoever read the lines has gone, they are lost; the request or the
     job that wanted to tell something goes on.
@@ -28,13 +39,22 @@ class BestEffortStream:
     def write(self, text: str) -> int:
         """Write a text, or lose it."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
-            self._stream.write(text)
+            self._stream.write(mask_credentials(text))
         return len(text)
 
     def flush(self) -> None:
         """Hand on what was written, or lose it."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
+
+
+class _WithoutRequest(logging.Filter):
+    """Leaves out what gunicorn quotes of a request: broken headers, an address with its query."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Cut the message; the record itself is kept."""
+        record.msg, record.args = _QUOTES_REQUEST.sub(r"\1", record.getMessage()), ()
+        return True
 
 
 def configure_logs(settings: Settings) -> None:
@@ -45,7 +65,7 @@ def configure_logs(settings: Settings) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _render_exception,
     ]
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
@@ -69,3 +89,39 @@ def configure_logs(settings: Settings) -> None:
     root.handlers = [handler]
     # Libraries speak from warnings on: their chatter at "info" would drown our events.
     root.setLevel(max(level, logging.WARNING))
+    # gunicorn's own handlers would write tracebacks as Python does.
+    for name in ("gunicorn.error", "gunicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(max(level, logging.INFO))  # below it every address is told
+        logger.filters = [_WithoutRequest()]
+    sys.excepthook = _on_dead_process
+    threading.excepthook = _on_dead_thread
+
+
+def _render_exception(
+    _logger: object, _name: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """Put an exception's traceback into the event, without what its message quotes."""
+    given = event.pop("exc_info", None)
+    if given is True:
+        given = sys.exc_info()
+    error = given[1] if isinstance(given, tuple) else given
+    if isinstance(error, BaseException):
+        event["exception"] = traceback_of(error)
+    return event
+
+
+def _on_dead_process(
+    kind: type[BaseException], error: BaseException, _traceback: TracebackType | None
+) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        structlog.get_logger(__name__).critical("process_died", exc_info=error)
+
+
+def _on_dead_thread(arguments: threading.ExceptHookArgs) -> None:
+    if arguments.exc_value is not None and not isinstance(arguments.exc_value, SystemExit):
+        name = arguments.thread.name if arguments.thread else "unknown"
+        structlog.get_logger(__name__).critical(
+            "thread_died", thread=name, exc_info=arguments.exc_value
+        )

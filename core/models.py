@@ -108,7 +108,7 @@ class Job(Base):
 
     status: Mapped[str] = mapped_column(String(16))
     priority: Mapped[int] = mapped_column(Integer)
-    # Start-time fair queueing: see core.fair_share.
+    # Start-time fair queueing: see core.admission.
     share_rank: Mapped[int] = mapped_column(BigInteger)
     attempt: Mapped[int] = mapped_column(Integer)
     lost_count: Mapped[int] = mapped_column(Integer)

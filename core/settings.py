@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -100,7 +100,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All settings of one process; see CONTRACT.md and the README for their meaning.
+    """All settings of one process; see the README for their meaning.
 
     Times are in seconds. ``redis_url`` is ``None`` where ``up`` runs an embedded server;
     ``num_slots`` is ``None`` where the device decides; ``serve`` is empty where all models are.
@@ -124,7 +124,6 @@ class Settings:
     worker_metrics_port: int = 0  # 0: off; worker number n listens on this port + n - 1
     log_level: str = "info"
     log_format: str = "text"
-    _source: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -145,10 +144,12 @@ class Settings:
                 values[attribute] = parse(text)
             except (ValueError, OverflowError):
                 wanted = (parse.__doc__ or "something else").strip()
-                raise SettingsError(f"{name} is {text!r}; it must be {wanted}.") from None
+                # A URL may hold a password, and this sentence goes into logs.
+                shown = "not one that can be used" if name.endswith("_URL") else repr(text)
+                raise SettingsError(f"{name} is {shown}; it must be {wanted}.") from None
         home = values.setdefault("home", Path(".textmill").absolute())
         values.setdefault("database_url", f"sqlite:///{home}/textmill.db")
-        return cls(**values, _source=dict(environment))  # type: ignore[arg-type]
+        return cls(**values)  # type: ignore[arg-type]
 
     def to_environment(self) -> dict[str, str]:
         """The settings as environment variables, for a child process."""
@@ -156,7 +157,7 @@ class Settings:
         result: dict[str, str] = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name.startswith("_") or value is None or value == ():
+            if value is None or value == ():
                 continue
             text = ",".join(value) if isinstance(value, tuple) else str(value)
             result[names[item.name]] = text
@@ -168,6 +169,11 @@ class Settings:
         if self.kernels == "off":
             return None
         return self.home / "kernels" if self.kernels == "auto" else Path(self.kernels)
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The SQLite file; ``None`` on PostgreSQL."""
+        return Path(self.database_url.removeprefix("sqlite:///")) if self.is_sqlite else None
 
     @property
     def is_sqlite(self) -> bool:

@@ -5,19 +5,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_
+from sqlalchemy import Connection, and_, select, tuple_
 
 from core.db import now_ms
-from core.models import Job
+from core.models import Job, Worker
 from core.records import JobRecord
 from core.search import search_text
 from core.transitions import RUNNING, end_queued, locked_rows, move
 
 MAX_LOSSES = 3  # a job whose worker died this often is not tried again
 RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLease:
+    """The lease of a running job as a sweeper sees it.
+
+    Attributes:
+        is_expired: by the database's clock, which may have been set meanwhile.
+        is_orphan: whether no worker of that id is known: it said goodbye, or its supervisor saw it
+            die (``core.workers.forget_dead``).
+    """
+
+    job_id: str
+    attempt: int
+    lease_until: int
+    is_expired: bool
+    is_orphan: bool
 
 
 @dataclass(slots=True)
@@ -29,11 +47,37 @@ class SweepReport:
     canceled: list[str] = field(default_factory=list)
 
 
-def sweep(connection: Connection, actor: str) -> SweepReport:
-    """Take back jobs whose lease ran out, and fail those that waited beyond their deadline."""
+def held_leases(connection: Connection, worker_id: str | None = None) -> list[HeldLease]:
+    """The leases of all jobs that run, or of those of one worker."""
+    query = (
+        select(
+            Job.id.label("job_id"),
+            Job.attempt,
+            Job.lease_until,
+            (Job.lease_until < now_ms()).label("is_expired"),
+            Worker.id.is_(None).label("is_orphan"),
+        )
+        .join(Worker, Worker.id == Job.worker_id, isouter=True)
+        .where(Job.status == "running", Job.lease_until.is_not(None))
+    )
+    if worker_id is not None:
+        query = query.where(Job.worker_id == worker_id)
+    return [HeldLease(**row._mapping) for row in connection.execute(query)]
+
+
+def sweep(
+    connection: Connection, actor: str, dead: Sequence[HeldLease] | None = None
+) -> SweepReport:
+    """Take back jobs of dead workers, and fail those that waited beyond their deadline.
+
+    Args:
+        connection: in a transaction that writes.
+        actor: who sweeps.
+        dead: the leases to take back, each unless it was renewed since it was seen. ``None``: all
+            that are expired by the database's clock.
+    """
     report = SweepReport()
-    expired = and_(Job.status == "running", Job.lease_until < now_ms())
-    for was in locked_rows(connection, expired):
+    for was in _taken_back(connection, dead):
         _take_back(connection, was, actor, report)
     late = and_(Job.status == "queued", Job.deadline_at < now_ms())
     for was in locked_rows(connection, late):
@@ -42,8 +86,19 @@ def sweep(connection: Connection, actor: str) -> SweepReport:
     return report
 
 
+def _taken_back(connection: Connection, dead: Sequence[HeldLease] | None) -> list[JobRecord]:
+    if dead is None:
+        condition = Job.lease_until < now_ms()
+    elif dead:
+        seen = [(lease.job_id, lease.attempt, lease.lease_until) for lease in dead]
+        condition = tuple_(Job.id, Job.attempt, Job.lease_until).in_(seen)
+    else:
+        return []
+    return locked_rows(connection, and_(Job.status == "running", condition))
+
+
 def _take_back(connection: Connection, was: JobRecord, actor: str, report: SweepReport) -> None:
-    guard = RUNNING.where(Job.lease_until < now_ms())
+    guard = RUNNING.where(Job.lease_until == was.lease_until)
     losses = was.lost_count + 1
     lost: dict[str, Any] = {"lost_count": losses, "lease_until": None}
     ended = {"finished_at": now_ms(), "search_text": search_text(was.prompt, was.text)}

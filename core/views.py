@@ -14,7 +14,6 @@ from core.finetuning import Finetuning
 
 Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 FinishReason = Literal["stop", "length", "canceled", "deadline", "error"]
-FINAL_STATUSES = ("succeeded", "failed", "canceled")
 
 
 class Usage(BaseModel):

@@ -60,14 +60,11 @@ def forget(engine: Engine, worker_id: str) -> None:
         connection.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def forget_unseen(engine: Engine, seconds: float) -> None:
-    """Take away the workers that were not seen for so long; they died without a word."""
-    gone = Worker.last_seen < now_ms() - int(seconds * 1000)
+def unseen_workers(engine: Engine, seconds: float) -> frozenset[str]:
+    """The workers that were not seen for so long; they died without a word."""
+    query = select(Worker.id).where(Worker.last_seen < now_ms() - int(seconds * 1000))
     with reading(engine) as connection:
-        if connection.execute(select(Worker.id).where(gone).limit(1)).first() is None:
-            return  # the usual case, and it must not cost a write every few seconds
-    with writing(engine) as connection:
-        connection.execute(delete(Worker).where(gone))
+        return frozenset(connection.execute(query).scalars())
 
 
 def seen_workers(engine: Engine, within_seconds: float = SEEN_SECONDS) -> list[SeenWorker]:

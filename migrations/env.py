@@ -18,15 +18,16 @@ def _is_ours(obj: object, name: str | None, type_: str, reflected: bool, other: 
 
 
 def run() -> None:
-    """Run the migrations in the caller's transaction."""
+    """Run the migrations, in the caller's transaction or else each in one of its own."""
     connection = context.config.attributes["connection"]
     context.configure(
         connection=connection,
         target_metadata=Base.metadata,
         include_object=_is_ours,
-        transaction_per_migration=False,
+        transaction_per_migration=True,
     )
-    context.run_migrations()
+    with context.begin_transaction():
+        context.run_migrations()
 
 
 run()

@@ -1,50 +1,127 @@
-"""Runs the migrations from code: ``textmill migrate`` and ``textmill up`` call this."""
+"""Runs the migrations from code: ``textmill migrate`` and ``textmill up`` call this.
+
+On SQLite all migrations run in one transaction under the file's write lock. On PostgreSQL each is
+a transaction of its own, without a limit to its time, beside jobs that are submitted and done: a
+statement that cannot have its lock within a moment gives up its place in the line, since all who
+come later would wait behind it, and the migration is tried again.
+"""
 
 from __future__ import annotations
 
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import Connection, Engine, text
 
-from core.db import make_engine, writing
+from core.db import connecting, make_engine, reading, writing
+from core.errors import StorageUnavailable
 
-_FOLDER = Path(__file__).parent
+LOCK_MS = 1_000  # writers wait no longer behind a statement that waits for a table's lock
+LOCK_TRIES_SECONDS = 30.0  # then the caller is told, who may go on trying
+_LOCK_NOT_AVAILABLE = "55P03"
 _MIGRATION_LOCK = 0x7E_87_11_12  # two processes that start together must not both migrate
+_LOOK_SECONDS = 0.2  # between two looks whether another process has migrated
+_FOLDER = Path(__file__).parent
+log = structlog.get_logger(__name__)
 
 
-def alembic_config(database_url: str) -> Config:
-    """Alembic's configuration for one database; there is no alembic.ini to keep in step."""
+def alembic_config(database_url: str, more_versions: Sequence[Path] = ()) -> Config:
+    """Alembic's configuration for one database; there is no alembic.ini to keep in step.
+
+    Args:
+        database_url: as in the settings.
+        more_versions: folders of further migrations, which the tests have.
+    """
     config = Config()
     config.set_main_option("script_location", str(_FOLDER))
+    config.set_main_option("path_separator", "newline")
+    folders = [_FOLDER / "versions", *more_versions]
+    config.set_main_option("version_locations", "\n".join(map(str, folders)))
     config.attributes["database_url"] = database_url
     return config
 
 
-def upgrade(database_url: str) -> None:
-    """Bring the database to the newest schema; does nothing when it is there already."""
-    config = alembic_config(database_url)
-    engine = make_engine(database_url, pool_size=1)
+def upgrade(database_url: str, more_versions: Sequence[Path] = ()) -> None:
+    """Bring the database to the newest schema; does nothing when it is there already.
+
+    Raises:
+        StorageUnavailable: it is away, or a lock that is needed was never free.
+    """
+    config = alembic_config(database_url, more_versions)
+    if database_url.startswith("sqlite"):
+        engine = make_engine(database_url, pool_size=1)
+        try:
+            with writing(engine) as connection:
+                _upgrade(config, connection)
+        finally:
+            engine.dispose()
+        return
+    engine = make_engine(database_url, pool_size=1, patience_seconds=None)
     try:
-        with writing(engine) as connection:
-            if connection.dialect.name == "postgresql":
-                connection.execute(
-                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK}
-                )
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        with _alone(engine):
+            _upgrade_beside_others(engine, config)
     finally:
         engine.dispose()
+
+
+def _upgrade_beside_others(engine: Engine, config: Config) -> None:
+    deadline = time.monotonic() + LOCK_TRIES_SECONDS
+    while True:
+        try:
+            with connecting(engine) as connection:
+                connection.execute(text(f"SET lock_timeout = {LOCK_MS}"))
+                connection.commit()
+                _upgrade(config, connection)
+        except StorageUnavailable as error:
+            if not _wants_a_lock(error) or time.monotonic() > deadline:
+                raise
+            log.warning("migration_waits", reason="a table is locked; trying again")
+            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - lets those who wait go first
+        else:
+            return
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Hold off other processes that migrate.
+
+    The lock is a session's and is asked for without waiting: a session that waits in a transaction
+    would keep CREATE INDEX CONCURRENTLY waiting for it.
+    """
+    with connecting(engine) as connection:
+        session = connection.execution_options(isolation_level="AUTOCOMMIT")
+        key = {"key": _MIGRATION_LOCK}
+        while not session.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
+            time.sleep(_LOOK_SECONDS)
+        try:
+            yield
+        finally:
+            session.execute(text("SELECT pg_advisory_unlock(:key)"), key)
+
+
+def _upgrade(config: Config, connection: Connection) -> None:
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _wants_a_lock(error: StorageUnavailable) -> bool:
+    original = getattr(error.__cause__, "orig", None)
+    return getattr(original, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def is_at_head(database_url: str) -> bool:
     """Whether the database has the newest schema."""
     engine = make_engine(database_url, pool_size=1)
     try:
-        with engine.connect() as connection:
+        with reading(engine) as connection:
             current = MigrationContext.configure(connection).get_current_revision()
     finally:
         engine.dispose()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import redis
+from sqlalchemy import make_url
 
 from cli.embedded_redis import find_server
 
@@ -88,6 +91,88 @@ def running_redis() -> Iterator[RedisServer]:
     finally:
         server.stop()
         shutil.rmtree(server.folder, ignore_errors=True)
+
+
+class Proxy:
+    """A TCP address in front of a server, which a test freezes, thaws and cuts.
+
+    Frozen it takes connections and bytes and passes nothing on: what a client sees of a server that
+    is stopped by SIGSTOP, or of a network that swallows packets.
+    """
+
+    def __init__(self, connect: Callable[[], socket.socket]) -> None:
+        """``connect`` opens a connection to the server."""
+        self._connect = connect
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._open: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def freeze(self) -> None:
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def cut(self) -> None:
+        """End all connections, as a server that restarts."""
+        for end in self._open:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._listener.close()
+        self.thaw()
+        self.cut()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        self._flowing.wait()
+        server = self._connect()
+        self._open += [client, server]
+        back = threading.Thread(target=self._pass_on, args=(server, client), daemon=True)
+        back.start()
+        self._pass_on(client, server)
+        back.join()
+        client.close()
+        server.close()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                self._flowing.wait()
+                target.sendall(piece)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def proxied_postgres(url: str) -> Iterator[tuple[str, Proxy]]:
+    """(the address of a database through a proxy, the proxy)."""
+    parts = make_url(url)
+    folder = str(parts.query.get("host") or "")
+    port = int(parts.query.get("port") or parts.port or 5432)
+
+    def connect() -> socket.socket:
+        if folder:
+            made = socket.socket(socket.AF_UNIX)
+            made.connect(f"{folder}/.s.PGSQL.{port}")
+            return made
+        return socket.create_connection((parts.host or "127.0.0.1", port))
+
+    proxy = Proxy(connect)
+    through = parts.set(host="127.0.0.1", port=proxy.port, query={})
+    try:
+        yield through.render_as_string(hide_password=False), proxy
+    finally:
+        proxy.close()
 
 
 @contextmanager

@@ -29,28 +29,29 @@ from core.live_catalog import LiveCatalog
 from core.logs import configure_logs
 from core.model_cards import ModelCard, register_card
 from core.model_catalog import ModelSpec
+from core.redaction import reason_of
 from core.settings import Settings
 from core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
 from core.workers import forget, worker_host
 from worker.cancels import CancelListener
 from worker.engine import Engine, EngineError
-from worker.lease import HEARTBEAT_SECONDS, PROGRESS_SECONDS, Heartbeat, Loop, Watchdog
+from worker.lease import WATCH_SECONDS, Heartbeat, Loop, Watchdog
 from worker.metrics import WorkerMetrics
 from worker.model_watch import WATCH_MODELS_SECONDS, Actions, ModelWatch
 from worker.models.errors import ModelLoadError
 from worker.models.loading import LoadedModel, default_num_slots, load
 from worker.models.memory import cache_bytes
 from worker.models.sources import prepare
-from worker.poller import POLL_SECONDS, Poller
+from worker.pace import Pace
+from worker.poller import Poller
 from worker.publishing import Publisher
-from worker.sweeper import SWEEP_SECONDS, Sweeper
+from worker.sweeper import Sweeper
 from worker.tasks import JobRunner
 from worker.termination import Termination
 
 EX_CONFIG = 78  # sysexits.h: a restart cannot help; the supervisor stops everything
 EX_SOFTWARE = 70  # a hang: a restart does help
 EX_TEMPFAIL = 75  # in good order, and to be started again at once: the models are others now
-WATCH_SECONDS = 10.0
 DATABASE_CONNECTIONS = 6  # as many again under load; claims come one by one, results seldom
 log = structlog.get_logger(__name__)
 
@@ -58,8 +59,15 @@ log = structlog.get_logger(__name__)
 class WorkerProcess:
     """Everything that one worker process holds, and the order of its start and end."""
 
-    def __init__(self, settings: Settings, watch: ModelWatch, termination: Termination) -> None:
-        """Put the parts together; nothing runs yet."""
+    def __init__(
+        self,
+        settings: Settings,
+        watch: ModelWatch,
+        termination: Termination,
+        pace: Pace | None = None,
+    ) -> None:
+        """Put the parts together; nothing runs yet. ``pace`` is for tests."""
+        pace = pace or Pace()
         self.settings = settings
         self.model_watch = watch
         self.is_outdated = False  # whether it ends since the models file asks for another
@@ -69,7 +77,7 @@ class WorkerProcess:
         self.engine = Engine(
             watch.models, num_slots=num_slots, cache_bytes=cache_bytes(settings.cache_mib << 20)
         )
-        self.store = make_store(settings)
+        self.store = make_store(settings, pace.lease)
         self.metrics = WorkerMetrics()
         self.bus = EventBus(settings.redis_url)
         self.publisher = Publisher(self.bus.publish)
@@ -81,23 +89,30 @@ class WorkerProcess:
             worker_id=self.worker_id,
             revisions={name: model.info.revision for name, model in watch.models.items()},
             on_dead_engine=lambda: _end_process("the engine's thread has died"),
+            settled_seconds=pace.settled,
         )
         self._first_models = self.runner.models
         self.celery = make_celery(settings, self._first_models)
         self._tickets = TicketPublisher(self.celery)
         self._consumer: Any = None  # Celery's, once it is made
-        self._loops = self._make_loops(num_slots)
+        self._loops = self._make_loops(num_slots, pace)
         self._listener = (
             CancelListener(settings.redis_url, self._progress_loop.stir)
             if settings.redis_url
             else None
         )
 
-    def _make_loops(self, num_slots: int) -> list[Loop]:
+    def _make_loops(self, num_slots: int, pace: Pace) -> list[Loop]:
         heartbeat = Heartbeat(
             store=self.store, engine=self.engine, runner=self.runner, worker_id=self.worker_id
         )
-        sweeper = Sweeper(self.store, self._publish, f"sweeper:{self.worker_id}")
+        sweeper = Sweeper(
+            self.store,
+            self._publish,
+            f"sweeper:{self.worker_id}",
+            living=heartbeat.living,
+            pace=pace,
+        )
         self._poller = Poller(self.runner, self._has_eligible, num_slots)
         watchdog = Watchdog(
             heartbeat=heartbeat,
@@ -105,16 +120,16 @@ class WorkerProcess:
             has_eligible=self._has_eligible,
             end_process=_end_process,
         )
-        self._progress_loop = Loop("progress", PROGRESS_SECONDS, heartbeat.save_progress)
-        self._poll_loop = Loop("poller", POLL_SECONDS, self._poller.look)
-        self._heartbeat_loop = Loop("heartbeat", HEARTBEAT_SECONDS, heartbeat.beat)
+        self._progress_loop = Loop("progress", pace.progress, heartbeat.save_progress)
+        self._poll_loop = Loop("poller", pace.poll, self._poller.look)
+        self._heartbeat_loop = Loop("heartbeat", pace.heartbeat, heartbeat.beat)
         watch = partial(self.model_watch.look, Actions(self._add_model, self._renew, self._ask_end))
         return [
             self._heartbeat_loop,
             self._progress_loop,
             self._poll_loop,
             Loop("models", WATCH_MODELS_SECONDS, watch),
-            Loop("sweeper", SWEEP_SECONDS, sweeper.sweep),
+            Loop("sweeper", pace.sweep, sweeper.sweep),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
         ]
 
@@ -172,9 +187,10 @@ class WorkerProcess:
         self.engine.stop(2.0)
         try:
             forget(self.store.engine, self.worker_id)
-        finally:
-            self.bus.close()
-            self.store.engine.dispose()
+        except StorageUnavailable as error:  # its row is forgotten when it was not seen for a while
+            log.warning("goodbye_not_written", reason=str(error))
+        self.bus.close()
+        self.store.engine.dispose()
         log.info("worker_stopped", worker_id=self.worker_id)
 
     def _add_model(self, model: LoadedModel) -> None:
@@ -210,7 +226,10 @@ class WorkerProcess:
         return self.store.has_eligible(self.runner.models)
 
     def _on_ticket(self, model: str) -> None:
-        self.runner.work()
+        try:
+            self.runner.work()
+        except Exception:  # the task edge: Celery would write the error's message into the log
+            log.exception("ticket_failed", model=model)
 
     def _on_shutting_down(self, **_: Any) -> None:
         """Celery waits for its threads from here on; the drain makes them end in time."""
@@ -219,10 +238,10 @@ class WorkerProcess:
         ).start()
 
 
-def make_store(settings: Settings) -> JobStore:
+def make_store(settings: Settings, lease_seconds: float) -> JobStore:
     """The store as the settings have it."""
-    limits = Limits.from_settings(settings)
-    return JobStore(make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS), limits)
+    engine = make_engine(settings.database_url, pool_size=DATABASE_CONNECTIONS)
+    return JobStore(engine, Limits.from_settings(settings), lease_seconds=lease_seconds)
 
 
 def card_of(name: str, model: LoadedModel) -> ModelCard:
@@ -244,8 +263,12 @@ def card_of(name: str, model: LoadedModel) -> ModelCard:
     )
 
 
-def main(settings: Settings) -> int:
+def main(settings: Settings, pace: Pace | None = None) -> int:
     """Run a worker until SIGTERM.
+
+    Args:
+        settings: of the process.
+        pace: for tests, which cannot wait for a lease of 30 s to run out.
 
     Returns:
         The exit code: 0 after a clean stop, ``EX_CONFIG`` where a restart cannot help,
@@ -257,14 +280,16 @@ def main(settings: Settings) -> int:
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     termination = Termination()
     try:
-        process = WorkerProcess(settings, load_models(settings), termination)
+        process = WorkerProcess(settings, load_models(settings), termination, pace)
         process.start()
     except (SettingsError, ModelLoadError) as error:
         # The supervisor shows this line as the reason why it stops.
         sys.stderr.write(f"textmill: {error}\n")
         return EX_CONFIG
     except (StorageUnavailable, EngineError) as error:
-        log.error("worker_cannot_start", reason=str(error), cause=str(error.__cause__)[:300])
+        log.error(
+            "worker_cannot_start", reason=str(error), cause=reason_of(error.__cause__ or error)
+        )
         return EX_SOFTWARE
     if settings.worker_metrics_port:
         start_http_server(

@@ -8,7 +8,6 @@ nothing. Decides nothing about a job: what to cancel and what is lost, the store
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -17,13 +16,15 @@ import structlog
 from core.errors import StorageUnavailable
 from core.jobs import JobStore, Standing
 from core.workers import WorkerState, beat
+from worker.awake_clock import AwakeClock
 from worker.engine import Engine
+from worker.pace import Pace
 from worker.tasks import JobRunner
 
-HEARTBEAT_SECONDS = 5.0  # six chances within a lease
-PROGRESS_SECONDS = 1.0  # what a reader without Redis waits for, and a cancellation at most
 STALL_SECONDS = 20.0  # longer than any step takes; together with the lease: lost within 50 s
 NO_CLAIM_SECONDS = 60.0
+WATCH_SECONDS = 10.0  # between two looks of the watchdog
+RETRY_SECONDS = 1.0  # after a call that found the database away: leases run out meanwhile
 log = structlog.get_logger(__name__)
 
 
@@ -38,6 +39,7 @@ class Loop:
         self._stirred = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._name = name
+        self._is_away = False  # the database, at the last call
 
     def start(self) -> None:
         """Start the thread; the first call comes at once."""
@@ -59,24 +61,35 @@ class Loop:
             self._stirred.clear()
             if self._closing.is_set():  # looked at after the clearing, or a close would be missed
                 return
+            pause = self._every
             try:
                 self._call()
+                self._note_database(None)
             except StorageUnavailable as error:
-                log.warning("database_away", loop=self._name, reason=str(error))
+                self._note_database(error)
+                pause = min(pause, RETRY_SECONDS)
             except Exception:  # the task edge: a loop that dies would take the worker's leases
                 log.exception("loop_failed", loop=self._name)
-            self._stirred.wait(self._every)
+            self._stirred.wait(pause)
+
+    def _note_database(self, error: StorageUnavailable | None) -> None:
+        """Log that the database went away or came back, once each."""
+        if error is not None and not self._is_away:
+            log.warning("database_away", loop=self._name, reason=str(error))
+        elif error is None and self._is_away:
+            log.info("database_back", loop=self._name)
+        self._is_away = error is not None
 
 
 class StallDetector:
     """Tells an engine that works from one that hangs, by its step counter."""
 
-    def __init__(self, engine: EngineLike, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start as not stalled."""
+    def __init__(self, engine: EngineLike, clock: Callable[[], float] | None = None) -> None:
+        """Start as not stalled; asked at every heartbeat, it leaves out pauses of the process."""
         self._engine = engine
-        self._clock = clock
+        self._clock = clock or AwakeClock(2 * Pace().heartbeat)
         self._step = -1
-        self._since = clock()
+        self._since = self._clock()
 
     def stalled_seconds(self) -> float:
         """For how long there has been work and no step."""
@@ -119,6 +132,10 @@ class Heartbeat:
         self._worker_id = worker_id
         self._stall = StallDetector(engine)
         self.stalled_seconds = 0.0
+
+    def living(self) -> dict[str, int]:
+        """The jobs (id → attempt) that this worker holds and works on."""
+        return {} if self.stalled_seconds > STALL_SECONDS else self._runner.attempts()
 
     def beat(self) -> None:
         """One beat; a stalled engine's leases are left to run out."""
@@ -168,15 +185,16 @@ class Watchdog:
         runner: JobRunner,
         has_eligible: Callable[[], bool],
         end_process: Callable[[str], None],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """``end_process`` gets the reason and does not return in a real worker."""
         self._heartbeat = heartbeat
         self._runner = runner
         self._has_eligible = has_eligible
         self._end_process = end_process
-        self._clock = clock
+        self._clock = clock or AwakeClock(2 * WATCH_SECONDS)
         self._hungry_since: float | None = None
+        self._num_claimed = 0
 
     def look(self) -> None:
         """Judge the worker once."""
@@ -186,9 +204,11 @@ class Watchdog:
             self._runner.num_free > 0 and not self._runner.is_blocked and self._has_eligible()
         )
         now = self._clock()
-        if not is_hungry:
+        has_claimed = self._runner.num_claimed != self._num_claimed
+        self._num_claimed = self._runner.num_claimed
+        if not is_hungry or has_claimed:
             self._hungry_since = None
         elif self._hungry_since is None:
             self._hungry_since = now
-        elif now - max(self._hungry_since, self._runner.last_claim_at) > NO_CLAIM_SECONDS:
+        elif now - self._hungry_since > NO_CLAIM_SECONDS:
             self._end_process("jobs wait and slots are free, but nothing was claimed for a minute")

@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from worker.tasks import JobRunner
 
-POLL_SECONDS = 2.0  # the cost of a lost ticket
-
 
 class Poller:
     """Starts ``work`` on threads of its own when the table has something."""

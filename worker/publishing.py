@@ -6,6 +6,7 @@ the entries are thrown away, and readers take the text from the row.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +19,17 @@ GATHER_SECONDS = 0.04  # fast enough to look continuous, and one round trip for 
 # With many texts at once each has few tokens in 40 ms, and the round trips would cost the engine.
 GATHER_SECONDS_AT_MOST, FEW_TEXTS = 0.1, 16
 BACK_OFF_SECONDS = 1.0  # after a failure: a frozen Redis costs its time-out at every try
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 log = structlog.get_logger(__name__)
 
 
 def storable(text: str) -> str:
-    """The text as PostgreSQL can keep it: a generated NUL shows as the replacement character."""
-    return text.replace("\0", "\ufffd")
+    """The text as both databases can keep it.
+
+    A NUL, which PostgreSQL refuses, and half of a surrogate pair, which is no UTF-8, show as the
+    replacement character.
+    """
+    return _UNSTORABLE.sub("\ufffd", text)
 
 
 class JobStream:

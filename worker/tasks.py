@@ -10,21 +10,24 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from core.errors import StorageUnavailable, TextmillError
+from core.errors import Conflict, StorageUnavailable, TextmillError, Unstorable
 from core.jobs import JobStore, Outcome, Progress
 from core.records import JobRecord
+from core.redaction import reason_of
 from core.schemas import decoding_parameters
 from worker.engine import Delta, Engine, Generation, GenerationRequest, GenerationResult
 from worker.engine.requests import EngineStopped
+from worker.isolation import ANY_LOSSES, Admission, RunningJob, admission
 from worker.metrics import WorkerMetrics
+from worker.pace import Pace
 from worker.publishing import JobStream, Publisher, storable
 
-MAX_ERRORS = 3  # a job whose decoding failed this often fails; alone from the second time on
+MAX_ERRORS = 3  # a job whose decoding failed this often fails; each error counts as a loss
 RETRY_WRITE_SECONDS = 1.0  # between tries to write a result while the database is away
 log = structlog.get_logger(__name__)
 
@@ -53,6 +56,7 @@ class JobRunner:
         worker_id: str,
         revisions: Mapping[str, str],
         on_dead_engine: Callable[[], None] = lambda: None,
+        settled_seconds: float | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -65,6 +69,7 @@ class JobRunner:
             revisions: the served models' names with their revisions.
             on_dead_engine: called when the engine has died under a job, which is back in the queue
                 by then; a worker can do nothing but end.
+            settled_seconds: after so long a job that was lost before is taken for harmless.
         """
         self._store = store
         self._engine = engine
@@ -73,6 +78,7 @@ class JobRunner:
         self._worker_id = worker_id
         self._revisions = dict(revisions)
         self._on_dead_engine = on_dead_engine
+        self._settled_seconds = Pace().settled if settled_seconds is None else settled_seconds
         self.models = tuple(revisions)
         self._slots = threading.Semaphore(engine.num_slots)
         self._claim_lock = threading.Lock()
@@ -82,8 +88,8 @@ class JobRunner:
         self._unwritten = 0  # results that wait for the database to come back
         self._closing = threading.Event()
         self._giving_up = threading.Event()
-        self.last_claim_at = time.monotonic()
-        self.is_blocked = False  # a lost job waits to run alone, or runs alone
+        self.num_claimed = 0
+        self.is_blocked = False  # jobs that were lost before wait until others have settled
 
     # ---- running ----------------------------------------------------------------------------
 
@@ -102,29 +108,42 @@ class JobRunner:
         return num_run
 
     def _claim(self) -> ActiveJob | None:
-        """One claim at a time, so that "alone" means alone."""
+        """One claim at a time, so that what may run beside what is known."""
         with self._claim_lock:
             if self._closing.is_set() or self._unwritten:
                 return None
-            with self._lock:
-                running = [active.job for active in self._active.values()]
-            self.is_blocked = any(job.lost_count for job in running)
+            admitted = self._admission()
+            self.is_blocked = admitted.most_losses < 0
             if self.is_blocked:
                 return None
             try:
-                job = self._store.claim(self._worker_id, self.models, is_idle=not running)
+                job = self._store.claim(
+                    self._worker_id,
+                    self.models,
+                    most_losses=admitted.most_losses,
+                    waits_for_first=admitted.waits_for_first,
+                )
             except StorageUnavailable as error:
                 log.warning("claim_failed", reason=str(error))
                 return None
             if job is None:
-                self.is_blocked = bool(running)  # perhaps: a lost job waits until this is idle
+                self.is_blocked = admitted.most_losses < ANY_LOSSES  # perhaps: a lost job waits
                 return None
-            self.last_claim_at = time.monotonic()
-            active = ActiveJob(job, claimed_at=self.last_claim_at)
+            self.num_claimed += 1
+            active = ActiveJob(job, claimed_at=time.monotonic())
             with self._lock:
                 self._active[job.id] = active
         self._metrics.claimed(job)
         return active
+
+    def _admission(self) -> Admission:
+        now = time.monotonic()
+        with self._lock:
+            running = [
+                RunningJob(active.job.lost_count, now - active.claimed_at)
+                for active in self._active.values()
+            ]
+        return admission(running, self._engine.num_slots, self._settled_seconds)
 
     def _run(self, active: ActiveJob) -> None:
         job = active.job
@@ -184,10 +203,11 @@ class JobRunner:
             return
         if result.finish_reason == "error" and self._retries(job, result):
             self._write(lambda: self._store.release(job, delay_seconds=1.0, counts_as_loss=True))
-            log.warning("job_retried", code=_code(result.error), reason=str(result.error)[:500])
+            reason = reason_of(result.error) if result.error else ""
+            log.warning("job_retried", code=_code(result.error), reason=reason)
             return
-        outcome = self._outcome(job, result)
-        if not self._write(lambda: self._store.finish(job, outcome)):
+        outcome, is_written = self._finish(job, self._outcome(job, result))
+        if not is_written:
             log.warning("result_thrown_away", status=outcome.status)
             return
         stream.done(len(outcome.text), outcome.num_completion_tokens)
@@ -199,6 +219,23 @@ class JobRunner:
             tokens=outcome.num_completion_tokens,
             seconds=round(time.monotonic() - active.claimed_at, 3),
         )
+
+    def _finish(self, job: JobRecord, outcome: Outcome) -> tuple[Outcome, bool]:
+        """Write an outcome; one that no database can store fails the job instead."""
+        try:
+            return outcome, self._write(lambda: self._store.finish(job, outcome))
+        except (Unstorable, Conflict):  # to try again would meet the same, and hold up all others
+            log.exception("outcome_cannot_be_stored", status=outcome.status)
+        failed = replace(
+            outcome,
+            status="failed",
+            text="",
+            finish_reason="error",
+            error_code="unstorable",
+            error_message="The database cannot store the text that was written.",
+            trace=None,
+        )
+        return failed, self._write(lambda: self._store.finish(job, failed))
 
     def _give_back(self, job: JobRecord) -> None:
         """The engine is gone: no fault of the job's, and no use in claiming another."""
@@ -221,7 +258,7 @@ class JobRunner:
         statuses = {"canceled": "canceled", "error": "failed", "deadline": "failed"}
         error_code = error_message = None
         if result.finish_reason == "error":
-            error_code, error_message = _code(result.error), str(result.error)[:1000]
+            error_code, error_message = _code(result.error), storable(str(result.error)[:1000])
         elif result.finish_reason == "deadline":
             error_code, error_message = "deadline", "The text was not done by the job's deadline."
         return Outcome(
@@ -249,7 +286,7 @@ class JobRunner:
                         is_waiting = True
                         with self._lock:
                             self._unwritten += 1
-                    log.warning("result_waits_for_database", reason=str(error))
+                        log.warning("result_waits_for_database", reason=str(error))
                     if self._giving_up.wait(RETRY_WRITE_SECONDS):
                         return False  # the lease runs out, and another worker repeats the job
         finally:

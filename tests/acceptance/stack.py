@@ -46,6 +46,7 @@ class Stack:
     models_file: Path
     settings: dict[str, str] = field(default_factory=dict)
     log: Path | None = None  # where everything is logged; absent, a file a process
+    programs: dict[str, list[str]] = field(default_factory=dict)  # in place of ``textmill COMMAND``
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -150,7 +151,7 @@ class Stack:
         environment |= self.settings | settings
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli", command],
+                self.programs.get(command, [sys.executable, "-P", "-m", "cli", command]),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

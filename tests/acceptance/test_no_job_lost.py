@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from core.db import make_engine, now_ms, reading, writing
 from core.errors import StorageUnavailable
-from core.models import Job, JobEvent
+from core.models import Job, JobEvent, Worker
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
 
@@ -199,6 +199,8 @@ def _expire_leases(stack: Stack, worker: subprocess.Popen[bytes]) -> None:
         mine = Job.worker_id.like(f"%-{worker.pid}-%")
         expired = update(Job).where(Job.status == "running", mine)
         connection.execute(expired.values(lease_until=now_ms() - 1))
+        # As one who saw it die: else a sweeper would first make sure of its silence.
+        connection.execute(delete(Worker).where(Worker.id.like(f"%-{worker.pid}-%")))
     engine.dispose()
 
 

@@ -66,7 +66,6 @@ class BeamSearch:
         self._texts: list[tuple[int, ...]] = [()]
         self._scores = torch.zeros(1)
         self._ended: list[Hypothesis] = []  # best first, at most num_beams
-        self._is_improvable = True
         self.is_done = False
 
     @property

@@ -56,11 +56,6 @@ class PrefixCache:
         self._entries.move_to_end(best)
         return self._entries[best], length
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._entries.clear()
-        self.num_bytes = 0
-
     def _drop(self, key: bytes) -> None:
         self.num_bytes -= self._entries.pop(key).num_bytes
 

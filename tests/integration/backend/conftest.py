@@ -51,7 +51,7 @@ class Site:
         return dict(answer.get_json())
 
     def claim(self) -> JobRecord:
-        job = self.services.store.claim("w1", ["tiny", "other"], is_idle=True)
+        job = self.services.store.claim("w1", ["tiny", "other"])
         assert job is not None
         return job
 

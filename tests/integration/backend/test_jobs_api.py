@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from jsonschema import Draft202012Validator
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from core.events import done
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, bad_fields, problem
@@ -181,18 +181,15 @@ def test_ready_needs_a_worker_and_a_database_that_takes_writes(site: Site) -> No
 def test_a_read_only_database_is_503_everywhere_and_says_which_part(site: Site) -> None:
     site.beat()
     engine = site.services.store.engine
-    is_sqlite = engine.dialect.name == "sqlite"
-    name = engine.url.database
-    with engine.connect() as connection:
-        statement = (
-            "PRAGMA query_only = ON"
-            if is_sqlite
-            else (f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-        )
-        connection.execute(text(statement))
-        connection.commit()
-    if not is_sqlite:
-        engine.dispose()
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA query_only = ON"))
+    else:
+        name = engine.url.database
+        with engine.connect() as connection:
+            statement = f"ALTER DATABASE {name} SET default_transaction_read_only = on"
+            connection.execute(text(statement))
+            connection.commit()
+    engine.dispose()
     answer = site.client.get("/readyz")
     assert answer.status_code == 503
     assert answer.get_json()["database"] != "ok"

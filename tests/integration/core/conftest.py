@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -38,11 +39,11 @@ class Bench:
     def submit(self, owner: str = "anna", **fields: object) -> JobRecord:
         return self.store.submit(self.new(**fields), Origin(owner))  # type: ignore[arg-type]
 
-    def claim(self, worker: str = "w1", *, is_idle: bool = True) -> JobRecord | None:
-        return self.store.claim(worker, [MODEL], is_idle=is_idle)
+    def claim(self, worker: str = "w1", **admitted: Any) -> JobRecord | None:
+        return self.store.claim(worker, [MODEL], **admitted)
 
-    def claimed(self, worker: str = "w1", *, is_idle: bool = True) -> JobRecord:
-        job = self.claim(worker, is_idle=is_idle)
+    def claimed(self, worker: str = "w1", **admitted: Any) -> JobRecord:
+        job = self.claim(worker, **admitted)
         assert job is not None
         return job
 

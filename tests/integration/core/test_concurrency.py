@@ -117,7 +117,7 @@ def test_no_writer_is_ever_told_that_the_database_is_busy(database_url: str) -> 
             num_done = 0
             for _ in range(6):
                 bench.submit(f"owner-{number}")
-                job = bench.store.claim(worker, [MODEL], is_idle=True)
+                job = bench.store.claim(worker, [MODEL])
                 if job is None:
                     continue
                 bench.store.save_progress(worker, [Progress(job.id, job.attempt, "t", 1)])

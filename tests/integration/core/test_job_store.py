@@ -142,7 +142,7 @@ def test_a_worker_gets_jobs_of_its_models_alone(bench: Bench) -> None:
     assert bench.claim() is None
     assert not bench.store.has_eligible([MODEL])
     assert bench.store.has_eligible(["other", MODEL])
-    claimed = bench.store.claim("w2", [MODEL, "other"], is_idle=True)
+    claimed = bench.store.claim("w2", [MODEL, "other"])
     assert claimed is not None
     assert claimed.id == job.id
     assert bench.store.models_waiting() == []
@@ -276,7 +276,7 @@ def test_the_same_worker_under_an_older_attempt_is_a_zombie_too(bench: Bench) ->
 def test_a_heartbeat_renews_and_tells_what_changed(bench: Bench) -> None:
     for _ in range(4):
         bench.submit()
-    kept, canceled, lost, deleted = (bench.claimed(is_idle=False) for _ in range(4))
+    kept, canceled, lost, deleted = (bench.claimed(most_losses=0) for _ in range(4))
     for job in (kept, canceled):
         bench.set(job.id, lease_until=now_ms() + 1000)
     bench.lose(lost.id)
@@ -331,7 +331,7 @@ def test_what_has_ended_can_be_canceled_no_more(bench: Bench, status: str) -> No
 def test_a_canceled_job_that_is_released_or_lost_ends_as_canceled(bench: Bench) -> None:
     bench.submit()
     bench.submit()
-    released, lost = bench.claimed(), bench.claimed(is_idle=False)
+    released, lost = bench.claimed(), bench.claimed(most_losses=0)
     for job in (released, lost):
         bench.store.save_progress("w1", [Progress(job.id, 1, "wonderful", 2)])
         bench.store.request_cancel(job.id)

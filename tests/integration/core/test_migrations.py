@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from alembic import command
-from sqlalchemy import inspect, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, text
 
-from core.db import make_engine, writing
+from core.db import connecting, make_engine, reading, writing
 from core.finetuning import parse_finetuning
 from core.history import Filters, History
-from core.jobs import JobStore, NewJob, Origin
+from core.jobs import JobStore, Limits, NewJob, Origin
 from core.model_cards import ModelCard, cards, register_card
-from migrations.upgrade import alembic_config, is_at_head, upgrade
+from migrations.upgrade import LOCK_MS, alembic_config, is_at_head, upgrade
 from tests.finetunings import CARD, CURVE, finetune_json
 
 OLD_CARD = """
@@ -113,6 +118,138 @@ def test_the_way_down_leaves_the_cards_as_the_first_release_had_them(database_ur
     engine.dispose()
     assert not columns & {"finetuning", "curve_svg", "card_markdown"}
     assert (row["name"], row["tokenizer_json"]) == ("tuned", "{}")
+
+
+# ---- PostgreSQL, with writers beside ------------------------------------------------------------
+
+NUM_ROWS = int(os.environ.get("TEXTMILL_TEST_MIGRATION_ROWS", "20000"))
+"""Rows of job_events that a migration is tried on: with 2000000 it is the size of a busy year."""
+
+_MIGRATION = """
+import sqlalchemy as sa
+from alembic import op
+from migrations.indexes import create_index
+
+revision = "9001"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade():
+    timeouts = [op.get_bind().execute(sa.text("SHOW statement_timeout")).scalar_one()]
+    op.add_column("job_events", sa.Column("note", sa.Text(), nullable=True))
+    create_index("ix_job_events_at", "job_events", ["at"], where="attempt > 0")
+    op.create_table("timeouts", sa.Column("value", sa.Text()))
+    for value in timeouts:
+        op.get_bind().execute(sa.text("INSERT INTO timeouts VALUES (:v)"), {{"v": value}})
+"""
+
+
+@pytest.fixture
+def more_versions(tmp_path: Path) -> Path:
+    """A folder with a migration that adds a column and an index to a large table."""
+    folder = tmp_path / "versions"
+    folder.mkdir()
+    head = ScriptDirectory.from_config(alembic_config("sqlite://")).get_current_head()
+    (folder / "v9001.py").write_text(_MIGRATION.format(head=head))
+    return folder
+
+
+class Writers:
+    """Submissions, one after the other on a few threads, and how long each took."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = make_engine(url, pool_size=4)
+        self._closing = threading.Event()
+        self.seconds: list[float] = []
+        self._threads = [threading.Thread(target=self._write) for _ in range(2)]
+
+    def __enter__(self) -> Writers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+        self._engine.dispose()
+
+    def _write(self) -> None:
+        store = JobStore(self._engine, Limits(max_queued=1_000_000))
+        while not self._closing.is_set():
+            started = time.monotonic()
+            store.submit(NewJob("m", "wonderful", "greedy", {}), Origin("anna"))
+            self.seconds.append(time.monotonic() - started)
+
+
+def test_a_large_table_is_migrated_while_others_write_and_hold_locks(
+    postgres_url: str, more_versions: Path
+) -> None:
+    engine = make_engine(postgres_url, patience_seconds=None)
+    with writing(engine) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO job_events (job_id, attempt, to_status, actor, at) "
+                "SELECT 'job-' || n, n % 3, 'running', 'w', n FROM generate_series(1, :num) AS n"
+            ),
+            {"num": NUM_ROWS},
+        )
+    with Writers(postgres_url) as writers, ThreadPoolExecutor(1) as pool:
+        with reading(engine) as connection:  # somebody reads for longer than a lock is waited for
+            connection.execute(text("SELECT count(*) FROM job_events"))
+            migrating = pool.submit(upgrade, postgres_url, [more_versions])
+            _await_tries(engine, migrating)
+            num_before = len(writers.seconds)
+        migrating.result(timeout=600)
+    assert len(writers.seconds) > num_before > 0
+    # A writer waits behind one try for the table's lock at most, and not for the index.
+    assert max(writers.seconds) < LOCK_MS / 1000 + 1.5
+    with reading(engine) as connection:
+        assert connection.execute(text("SELECT value FROM timeouts")).scalars().all() == ["0"]
+        valid = connection.execute(
+            text("SELECT indisvalid FROM pg_index WHERE indexrelid = 'ix_job_events_at'::regclass")
+        )
+        assert valid.scalar_one()
+    engine.dispose()
+
+
+def _await_tries(engine: Engine, migrating: Future[None]) -> None:
+    """Until the migration has given up its first try for the lock."""
+    query = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    deadline = time.monotonic() + 60
+    has_waited = False
+    while True:
+        assert not migrating.done()
+        assert time.monotonic() < deadline
+        with reading(engine) as connection:
+            is_waiting = bool(connection.execute(query).scalar_one())
+        if has_waited and not is_waiting:
+            return
+        has_waited = has_waited or is_waiting
+        time.sleep(0.01)
+
+
+def test_a_migration_that_was_cut_off_is_done_again(postgres_url: str, more_versions: Path) -> None:
+    """CREATE INDEX CONCURRENTLY leaves an index that is not valid; the next try replaces it."""
+    engine = make_engine(postgres_url, patience_seconds=None)
+    with connecting(engine) as connection:
+        session = connection.execution_options(isolation_level="AUTOCOMMIT")
+        session.execute(text("CREATE INDEX ix_job_events_at ON job_events (number)"))
+        session.execute(
+            text(
+                "UPDATE pg_index SET indisvalid = false "
+                "WHERE indexrelid = 'ix_job_events_at'::regclass"
+            )
+        )
+    upgrade(postgres_url, [more_versions])
+    with reading(engine) as connection:
+        made = connection.execute(
+            text("SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_job_events_at'")
+        )
+        assert "(at) WHERE (attempt > 0)" in made.scalar_one()
+    engine.dispose()
 
 
 def _downgrade(url: str, revision: str = "base") -> None:

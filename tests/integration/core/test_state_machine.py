@@ -62,12 +62,12 @@ def machine_for(database: Engine) -> type[RuleBasedStateMachine]:
                 new = NewJob("m", "p", "greedy", parameters)
                 self.accepted.add(self.store.submit(new, Origin(owner)).id)
 
-        @rule(worker=WORKERS, is_idle=st.booleans())
-        def claim(self, worker: str, is_idle: bool) -> None:
-            job = self.store.claim(worker, ["m"], is_idle=is_idle)
+        @rule(worker=WORKERS, most=st.integers(0, 2), waits=st.booleans())
+        def claim(self, worker: str, most: int, waits: bool) -> None:
+            job = self.store.claim(worker, ["m"], most_losses=most, waits_for_first=waits)
             if job is not None:
                 assert job.id not in self.ended
-                assert is_idle or job.lost_count == 0
+                assert job.lost_count <= most
                 self.believed.append(job)
 
         @rule(pick=PICKS, status=st.sampled_from(sorted(FINAL)))

@@ -10,6 +10,7 @@ from core.db import now_ms, reading
 from core.jobs import JobStore, Progress
 from core.models import Job
 from core.sweeping import MAX_LOSSES
+from core.workers import WorkerState, beat
 from tests.integration.core.conftest import MODEL, Bench
 
 
@@ -27,14 +28,43 @@ def test_a_sweep_takes_back_what_the_dead_held_and_leaves_the_living(bench: Benc
     assert bench.store.sweep("sweeper").requeued == []
 
 
-def test_a_job_that_was_lost_once_runs_alone(bench: Bench) -> None:
+def test_a_job_that_was_lost_more_often_than_is_admitted_is_passed_or_waited_for(
+    bench: Bench,
+) -> None:
     bench.submit()
     lost = bench.claimed()
     bench.lose(lost.id)
     behind = bench.submit()
-    assert bench.claim(is_idle=False) is None  # nor what stands behind it: it must get its turn
-    assert bench.claimed("w2", is_idle=True).id == lost.id
-    assert bench.claimed("w3", is_idle=False).id == behind.id
+    assert bench.claim(most_losses=0, waits_for_first=True) is None
+    assert bench.claimed("w3", most_losses=0).id == behind.id
+    assert bench.claim("w3", most_losses=0) is None
+    assert bench.claimed("w2", most_losses=1, waits_for_first=True).id == lost.id
+
+
+def test_a_lease_that_was_renewed_since_it_was_seen_is_left(bench: Bench) -> None:
+    bench.submit()
+    bench.submit()
+    dead, living = bench.claimed("w1"), bench.claimed("w2")
+    for job in (dead, living):
+        bench.expire_lease(job.id)
+    seen = bench.store.held_leases()
+    assert {lease.job_id for lease in seen} == {dead.id, living.id}
+    assert all(lease.is_expired and lease.is_orphan for lease in seen)
+    bench.store.renew("w2", {living.id: living.attempt})
+    assert bench.store.sweep("s", []).requeued == []
+    assert bench.store.sweep("s", seen).requeued == [(dead.id, MODEL)]
+    assert bench.job(living.id).status == "running"
+
+
+def test_the_lease_of_a_worker_that_is_known_is_no_orphan(bench: Bench) -> None:
+    beat(bench.engine, WorkerState("w1", [MODEL], 4, 0, 0.0))
+    bench.submit()
+    bench.submit()
+    known, unknown = bench.claimed("w1"), bench.claimed("w2")
+    leases = {lease.job_id: lease for lease in bench.store.held_leases()}
+    assert not leases[known.id].is_orphan
+    assert leases[unknown.id].is_orphan
+    assert not any(lease.is_expired for lease in leases.values())
 
 
 def test_the_third_loss_fails_the_job_and_each_makes_it_wait_longer(bench: Bench) -> None:

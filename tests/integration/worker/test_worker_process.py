@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import make_url, select
+from sqlalchemy import create_engine, make_url, select, text
 
-from core.db import BUSY_TIMEOUT_MS, make_engine, reading
+from core.db import PATIENCE_SECONDS, make_engine, reading
 from core.jobs import JobStore, NewJob, Origin
 from core.model_cards import cards
 from core.models import Job, JobEvent
 from core.records import JobRecord
 from core.settings import Settings
 from core.workers import seen_workers
+from tests.servers import Proxy, proxied_postgres
 from tests.tiny_models import build_tiny_gpt2, build_tiny_llama
 from worker.app import WorkerProcess, load_models
 from worker.termination import Termination
@@ -203,9 +204,60 @@ def test_a_result_waits_for_a_database_that_is_locked(
     assert statuses(store, job) == ["queued", "running", "succeeded"]
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_result_survives_a_database_that_becomes_read_only(
+    start_worker: Callable[..., WorkerProcess], store: JobStore, database_url: str
+) -> None:
+    """As after a failover: sessions end, and new ones find a standby."""
+    name = make_url(database_url).database
+    process = start_worker()
+    job = submit(store, length=400)
+    await_job(store, job, lambda j: j.status == "running")
+    server = create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+        connection.execute(text(_END_SESSIONS))
+    _hold_until_a_write_was_refused(process)
+    with server.connect() as connection:
+        connection.execute(text("SET default_transaction_read_only = off"))
+        connection.execute(text(f"ALTER DATABASE {name} RESET default_transaction_read_only"))
+        connection.execute(text(_END_SESSIONS))
+    server.dispose()
+    done = await_job(store, job, lambda j: j.is_final)
+    assert (done.status, done.attempt, done.lost_count) == ("succeeded", 1, 0)
+    assert statuses(store, job) == ["queued", "running", "succeeded"]
+
+
+@pytest.fixture
+def proxied(postgres_url: str) -> Iterator[tuple[str, Proxy]]:
+    with proxied_postgres(postgres_url) as (url, proxy):
+        yield url, proxy
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_result_survives_a_database_that_freezes(
+    proxied: tuple[str, Proxy], start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    url, proxy = proxied
+    process = start_worker(TEXTMILL_DATABASE_URL=url)
+    job = submit(store, length=400)
+    await_job(store, job, lambda j: j.status == "running")
+    proxy.freeze()
+    _hold_until_a_write_was_refused(process)
+    proxy.thaw()
+    done = await_job(store, job, lambda j: j.is_final)
+    assert (done.status, done.attempt, done.lost_count) == ("succeeded", 1, 0)
+
+
+_END_SESSIONS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+
+
 def _hold_until_a_write_was_refused(process: WorkerProcess) -> None:
     pause = threading.Event()
-    for _ in range(int(BUSY_TIMEOUT_MS / 10) * 4):
+    for _ in range(int(PATIENCE_SECONDS * 100) * 4):
         if process.runner._unwritten:
             return
         pause.wait(0.01)

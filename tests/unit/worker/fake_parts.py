@@ -132,13 +132,23 @@ class FakeStore:
             self.refused.set()
             raise StorageUnavailable("away", retry_after_seconds=1)
 
-    def claim(self, worker_id: str, models: Sequence[str], *, is_idle: bool) -> JobRecord | None:
+    def claim(
+        self,
+        worker_id: str,
+        models: Sequence[str],
+        *,
+        most_losses: int,
+        waits_for_first: bool,
+    ) -> JobRecord | None:
         self.num_claims += 1
         self.asked_for.append(tuple(models))
         self._check()
-        if not self.queued or (self.queued[0].lost_count and not is_idle):
+        if self.queued and self.queued[0].lost_count > most_losses and waits_for_first:
             return None
-        return self.queued.pop(0)
+        for index, job in enumerate(self.queued):
+            if job.lost_count <= most_losses:
+                return self.queued.pop(index)
+        return None
 
     def finish(self, job: JobRecord, outcome: Outcome) -> bool:
         self._check()

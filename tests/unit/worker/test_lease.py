@@ -9,11 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.errors import StorageUnavailable
 from core.jobs import Standing
 from tests.unit.worker.fake_parts import FakeEngine, RunnerBench, make_job, result
 from worker import lease
+from worker.awake_clock import AwakeClock
 from worker.lease import NO_CLAIM_SECONDS, STALL_SECONDS, Heartbeat, Loop, StallDetector, Watchdog
 
 
@@ -67,6 +69,31 @@ def test_work_after_a_long_rest_is_not_counted_from_the_rest() -> None:
     assert detector.stalled_seconds() <= 5
 
 
+def test_a_pause_of_the_process_is_no_stall_of_its_engine() -> None:
+    engine, clock = FakeEngine(num_active=1), Clock()
+    detector = StallDetector(engine, AwakeClock(10.0, clock))
+    for _ in range(3):
+        clock.now += 5
+        detector.stalled_seconds()
+        engine.step_count += 1
+    clock.now += 3600  # the lid was closed, and the heartbeat is the first to wake
+    assert detector.stalled_seconds() < STALL_SECONDS
+    for _ in range(5):
+        clock.now += 5
+        stalled = detector.stalled_seconds()
+    assert stalled > STALL_SECONDS  # an engine that does not wake up is one
+
+
+def test_an_awake_clock_goes_on_and_never_back() -> None:
+    clock = Clock()
+    awake = AwakeClock(5.0, clock)
+    readings = []
+    for step in (1.0, 4.0, 100.0, -50.0, 2.0):
+        clock.now += step
+        readings.append(awake())
+    assert readings == [1.0, 5.0, 10.0, 10.0, 12.0]
+
+
 # ---- Heartbeat --------------------------------------------------------------------------------
 
 
@@ -112,6 +139,14 @@ def test_a_stalled_engine_loses_its_leases(
     heartbeat.beat()
     assert len(bench.store.renewed) == 2
     bench.engine.num_active = 0
+
+
+def test_what_a_stalled_engine_holds_does_not_count_as_living(bench: RunnerBench) -> None:
+    heartbeat = heartbeat_of(bench)
+    bench.start(make_job(1, attempt=4))
+    assert heartbeat.living() == {"job-1": 4}
+    heartbeat.stalled_seconds = STALL_SECONDS + 1
+    assert heartbeat.living() == {}
 
 
 def test_what_the_database_says_reaches_the_engine(bench: RunnerBench) -> None:
@@ -191,6 +226,31 @@ def test_a_loop_outlives_whatever_its_call_raises() -> None:
     loop.close()
 
 
+def test_a_loop_that_found_the_database_away_calls_again_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.001)
+    calls = Counter(lambda num: StorageUnavailable("", retry_after_seconds=1) if num < 3 else None)
+    loop = Loop("test", 3600, calls)
+    loop.start()
+    calls.await_calls(3)
+    loop.close()
+    assert calls.num == 3
+
+
+def test_a_database_that_goes_and_comes_back_is_logged_once_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.001)
+    calls = Counter(lambda num: StorageUnavailable("", retry_after_seconds=1) if num < 9 else None)
+    with capture_logs() as said:
+        loop = Loop("test", 0.001, calls)
+        loop.start()
+        calls.await_calls(12)
+        loop.close()
+    assert [line["event"] for line in said] == ["database_away", "database_back"]
+
+
 def test_a_loop_that_was_never_started_or_ends_itself_closes() -> None:
     Loop("never", 1, lambda: None).close()
     loops: list[Loop] = []
@@ -235,7 +295,7 @@ class Watched:
     clock: Clock = field(default_factory=Clock)
     heartbeat: Any = field(default_factory=lambda: SimpleNamespace(stalled_seconds=0.0))
     runner: Any = field(
-        default_factory=lambda: SimpleNamespace(num_free=1, is_blocked=False, last_claim_at=0.0)
+        default_factory=lambda: SimpleNamespace(num_free=1, is_blocked=False, num_claimed=0)
     )
     has_eligible: bool = True
     reasons: list[str] = field(default_factory=list)
@@ -275,7 +335,22 @@ def test_a_worker_that_cannot_or_does_claim_lives(change: dict[str, Any]) -> Non
     for _ in range(30):
         watched.look_for(10)
         if change.get("claims"):
-            watched.runner.last_claim_at = watched.clock.now
+            watched.runner.num_claimed += 1
+    assert watched.reasons == []
+
+
+def test_a_pause_of_the_process_is_no_hunger() -> None:
+    watched = Watched()
+    watched.dog = Watchdog(
+        heartbeat=watched.heartbeat,
+        runner=watched.runner,
+        has_eligible=lambda: True,
+        end_process=watched.reasons.append,
+        clock=AwakeClock(20.0, watched.clock),
+    )
+    watched.look_for(20)
+    watched.clock.now += 3600
+    watched.look_for(20)
     assert watched.reasons == []
 
 

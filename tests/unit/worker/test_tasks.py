@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from core.errors import TextmillError
+from core.errors import Conflict, TextmillError, Unstorable
+from core.jobs import Outcome
+from core.records import JobRecord
 from tests.unit.worker.fake_parts import WAIT_SECONDS, RunnerBench, make_job, result
 from worker import tasks
 from worker.engine.requests import EngineStopped
@@ -220,22 +222,41 @@ def test_no_more_jobs_are_claimed_than_there_are_slots(bench: RunnerBench) -> No
     assert sorted(bench.num_run) == [1, 2]
 
 
-def test_a_job_that_was_lost_runs_alone(bench: RunnerBench) -> None:
+def test_a_job_that_was_lost_twice_waits_for_its_turn_and_starts_alone(bench: RunnerBench) -> None:
     bench.start(make_job(1))
-    bench.store.queued.append(make_job(2, lost_count=1))
-    assert bench.runner.work() == 0
+    bench.store.queued += [make_job(2, lost_count=2), make_job(3)]
+    assert bench.runner.work() == 0  # the first has only just begun, and nothing passes by
     assert bench.runner.is_blocked
-    bench.engine.end("job-1", result())
+    bench.runner._settled_seconds = 0.0
+    bench.work()
     bench.engine.await_job("job-2")
-    bench.store.queued.append(make_job(3))
-    assert bench.runner.work() == 0
-    assert bench.runner.is_blocked
+    bench.runner._settled_seconds = 3600.0
+    bench.engine.end("job-1", result())
+    _await(lambda: bench.runner.attempts().keys() == {"job-2"})
     num_claims = bench.store.num_claims
+    assert bench.runner.work() == 0  # not even a look
+    assert bench.runner.is_blocked
+    assert bench.store.num_claims == num_claims
     bench.engine.end("job-2", result())
     bench.engine.await_job("job-3")
-    assert bench.store.num_claims == num_claims + 1
     assert not bench.runner.is_blocked
     end(bench, "job-3")
+
+
+def test_jobs_that_were_never_lost_pass_those_that_wait_for_their_group(
+    bench: RunnerBench,
+) -> None:
+    bench.runner._settled_seconds = 3600.0
+    bench.engine.num_slots = 1  # a group of one, though two threads may run
+    bench.start(make_job(1, lost_count=1))
+    bench.store.queued += [make_job(2, lost_count=1), make_job(3)]
+    bench.work()
+    bench.engine.await_job("job-3")
+    assert [job.id for job in bench.store.queued] == ["job-2"]
+    bench.engine.end("job-3", result())
+    bench.engine.end("job-1", result())
+    bench.engine.await_job("job-2")
+    end(bench, "job-2")
 
 
 def test_a_claim_that_the_database_refuses_is_no_claim(bench: RunnerBench) -> None:
@@ -286,6 +307,27 @@ def _await(condition: object) -> None:
             return
         pause.wait(0.01)
     raise AssertionError("it did not come to be")
+
+
+@pytest.mark.parametrize("error", [Unstorable("a value"), Conflict("a rule")])
+def test_an_outcome_that_no_database_can_store_fails_its_job_and_holds_up_no_other(
+    bench: RunnerBench, error: Exception
+) -> None:
+    finish = bench.store.finish
+
+    def refuse(job: JobRecord, outcome: Outcome) -> bool:
+        if outcome.text:
+            raise error
+        return finish(job, outcome)
+
+    bench.store.finish = refuse  # type: ignore[method-assign]
+    bench.start(make_job(1))
+    end(bench, "job-1", text="bad")
+    bench.start(make_job(2))
+    end(bench, "job-2", text="")
+    (_, failed), (_, other) = bench.store.finished
+    assert (failed.status, failed.error_code, failed.text) == ("failed", "unstorable", "")
+    assert other.status == "succeeded"
 
 
 # ---- cancel and drain -------------------------------------------------------------------------
