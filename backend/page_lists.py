@@ -108,7 +108,7 @@ def _compared(jobs: list[Document], columns: list[Document], **values: Any) -> R
         is_final=is_final,
         is_restarted=any(is_restarted(job) for job in jobs),
         num_ended=sum(has_ended(job) for job in jobs),
-        has_workers=not is_waiting or bool(_services().queue()["workers"]),
+        has_workers=not is_waiting or _services().has_workers(),
         status_words=STATUS_WORDS,
         exactly=exactly,
         **values,

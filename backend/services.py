@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
+from backend.best_effort import BestEffort
 from backend.filters import parse_filters
 from backend.openapi import openapi_document
 from backend.presenting import (
@@ -29,7 +31,7 @@ from backend.presenting import (
     strategy_document,
 )
 from backend.tokenizing import TokenizerCache
-from backend.waiting_line import WaitingLine
+from backend.waiting_line import UNKNOWN_PLACE, WaitingLine
 from core.errors import FieldError, NotFound, ValidationFailed
 from core.events import EventBus, EventsUnavailable
 from core.history import History
@@ -53,6 +55,7 @@ from core.workers import SeenWorker, seen_workers
 
 WITHOUT_REDIS_SECONDS = 0.25  # between two looks at the row of somebody who waits
 CARDS_SECONDS = 2.0  # how long a newly loaded model may stay unknown to validation
+log = structlog.get_logger(__name__)
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
@@ -72,6 +75,8 @@ class Services:
         self.bus = bus
         self.history = History(store.engine)
         self._line = WaitingLine(store.engine, self.history)
+        self._estimates = BestEffort("estimates")
+        self._hints = BestEffort("hints")  # to Redis; its own breaker must not stop the estimates
         self._tickets = tickets
         self._live_catalog = catalog
         self._tokenizers = TokenizerCache()
@@ -132,7 +137,7 @@ class Services:
             NotFound, Conflict: there is none, or it has ended.
         """
         job = self.store.request_cancel(_checked_id(job_id))
-        self.bus.request_cancel(job.id)
+        self._hints.ask(lambda: self.bus.request_cancel(job.id))
         return self._document(job)
 
     def delete_job(self, job_id: str) -> None:
@@ -143,8 +148,8 @@ class Services:
         """
         job = self.store.delete(_checked_id(job_id))
         if job.status == "running":
-            self.bus.request_cancel(job.id)
-        self.bus.forget(job.id)
+            self._hints.ask(lambda: self.bus.request_cancel(job.id))
+        self._hints.ask(lambda: self.bus.forget(job.id))
 
     # ---- read -------------------------------------------------------------------------------
 
@@ -251,6 +256,14 @@ class Services:
             raise NotFound(f"There is no model of that name, or it has no {what}.")
         return text
 
+    def has_workers(self) -> bool:
+        """Whether a worker was seen lately; true where that cannot be read in time."""
+        return self._estimates.ask(lambda: bool(self._workers())) is not False
+
+    def default_model(self) -> str:
+        """The name of the default model, from the models file alone."""
+        return self._catalog.default.name
+
     def list_strategies(self) -> list[Document]:
         """The strategies with their parameters."""
         return [strategy_document(spec) for spec in STRATEGIES]
@@ -350,15 +363,26 @@ class Services:
 
     def _publish(self, job: JobRecord) -> None:
         """After the commit, and without it: a lost ticket costs two seconds."""
-        if self._tickets is not None and job.status == "queued":
+        if self._tickets is None or job.status != "queued":
+            return
+        try:
             self._tickets.publish(job.model)
+        except Exception as error:  # an edge: the job is stored, and the answer must say so
+            log.warning("ticket_not_published", model=job.model, reason=type(error).__name__)
 
     def _document(self, job: JobRecord) -> Document:
         return self._documents([job])[0]
 
     def _documents(self, jobs: Sequence[JobRecord]) -> list[Document]:
-        places = self.places(jobs)
-        return [job_document(job, places.get(job.id)) for job in jobs]
+        """The jobs as clients see them.
+
+        Places in the line are best effort: the jobs were stored, or read, and no failure of an
+        estimate may turn that into an error.
+        """
+        places: dict[str, Document] = {}
+        if any(job.status == "queued" for job in jobs):
+            places = self._estimates.ask(lambda: self.places(jobs)) or {}
+        return [job_document(job, places.get(job.id, UNKNOWN_PLACE)) for job in jobs]
 
     def places(self, jobs: Iterable[JobRecord]) -> dict[str, Document]:
         """Where each queued job stands in the line; see ``WaitingLine``."""

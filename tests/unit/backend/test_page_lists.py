@@ -197,6 +197,9 @@ class StubServices:
     def list_strategies(self) -> list[dict[str, Any]]:
         return [strategy_document(spec) for spec in STRATEGIES]
 
+    def has_workers(self) -> bool:
+        return bool(self.workers)
+
     def queue(self) -> dict[str, Any]:
         return {
             "depth": 3, "running": 5, "workers": self.workers,

@@ -91,6 +91,12 @@ class StubServices:
             {"name": "other", "description": "", "default": False, **common},
         ]
 
+    def has_workers(self) -> bool:
+        return bool(self.workers)
+
+    def default_model(self) -> str:
+        return "tiny"
+
     def queue(self) -> dict[str, Any]:
         self._read()
         waiting = {"median_seconds": 4.2, "p90_seconds": 7.6}
