@@ -78,9 +78,13 @@ _FIRST_TOKEN_AT = func.coalesce(
     Job.started_at + bindparam("first_ms", type_=BigInteger), Job.first_token_at
 )
 _NUM_PROMPT_TOKENS = func.coalesce(bindparam("num_prompt", type_=Integer), Job.num_prompt_tokens)
+_NOT_ASKED = Job.cancel_requested_at.is_(None)
+_ASKED = Job.cancel_requested_at.is_not(None)
 _ENDING = RUNNING.values(
     finished_at=now_ms(), first_token_at=_FIRST_TOKEN_AT, num_prompt_tokens=_NUM_PROMPT_TOKENS
 )
+_ENDING_UNASKED = _ENDING.where(_NOT_ASKED)
+_ENDING_ASKED = _ENDING.where(_ASKED)
 _PROGRESSING = RUNNING.where(Job.worker_id == bindparam("of_worker")).values(
     first_token_at=_FIRST_TOKEN_AT, num_prompt_tokens=_NUM_PROMPT_TOKENS
 )
@@ -272,32 +276,30 @@ class JobStore:
                 return None
             return replace(was, status="running", **claimed)
 
-    def finish(self, job: JobRecord, outcome: Outcome) -> bool:
+    def finish(self, job: JobRecord, outcome: Outcome) -> Outcome | None:
         """Write a job's end under the attempt that was claimed.
 
+        A job that a client asked to cancel, and was told so, ends as canceled however its text
+        ended; it keeps the text. A request to cancel comes either before this, and is kept, or
+        after it, and is refused: the guards of the two UPDATEs exclude each other, and a request
+        that was once made is never taken back.
+
         Returns:
-            Whether it was written; ``False``: the job is no longer this attempt's, throw the
+            The outcome as it was written; ``None``: the job is no longer this attempt's, throw the
             output away.
         """
-        values: dict[str, Any] = {
-            "text": outcome.text,
-            "search_text": search_text(job.prompt, outcome.text),
-            "finish_reason": outcome.finish_reason,
-            "error_code": outcome.error_code,
-            "error_message": outcome.error_message,
-            "num_completion_tokens": outcome.num_completion_tokens,
-            "model_revision": outcome.model_revision,
-            "lease_until": None,
-            "num_prompt": outcome.num_prompt_tokens,
-            "first_ms": _milliseconds(outcome.first_token_seconds),
-        }
         with writing(self.engine) as connection:
-            if not move(connection, _ENDING, job, outcome.status, _worker(job), **values):
-                return False
-            if outcome.trace is not None:
-                connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
-                connection.execute(insert(JobTrace).values(job_id=job.id, tokens=outcome.trace))
-            return True
+            for guard, ended in (
+                (_ENDING_UNASKED, outcome),
+                (_ENDING_ASKED, _as_canceled(outcome)),
+            ):
+                if not move(connection, guard, job, ended.status, _worker(job), **_end(job, ended)):
+                    continue
+                if ended.trace is not None:
+                    connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
+                    connection.execute(insert(JobTrace).values(job_id=job.id, tokens=ended.trace))
+                return ended
+        return None
 
     def release(
         self, job: JobRecord, *, delay_seconds: float = 0.0, counts_as_loss: bool = False
@@ -305,24 +307,14 @@ class JobStore:
         """Give a running job back to the queue (drain, transient error).
 
         A drain counts no loss; an error in decoding does, so that the job runs alone the next
-        time. A job that somebody asked to cancel meanwhile ends as canceled instead.
+        time. A job that a client asked to cancel meanwhile ends as canceled instead: first the
+        UPDATE of one that was not asked for, then that of one that was, so that a request which
+        arrives between the two is seen.
         """
         with writing(self.engine) as connection:
-            kept = connection.execute(select(Job.text).where(Job.id == job.id)).scalar() or ""
-            asked = move(
+            is_queued = move(
                 connection,
-                RUNNING.where(Job.cancel_requested_at.is_not(None)),
-                job,
-                "canceled",
-                _worker(job),
-                search_text=search_text(job.prompt, kept),
-                finish_reason="canceled",
-                lease_until=None,
-                finished_at=now_ms(),
-            )
-            return asked or move(
-                connection,
-                RUNNING,
+                RUNNING.where(_NOT_ASKED),
                 job,
                 "queued",
                 _worker(job),
@@ -330,6 +322,20 @@ class JobStore:
                 lease_until=None,
                 lost_count=job.lost_count + int(counts_as_loss),
                 not_before=now_ms() + int(delay_seconds * 1000),
+            )
+            if is_queued:
+                return True
+            kept = connection.execute(select(Job.text).where(Job.id == job.id)).scalar() or ""
+            return move(
+                connection,
+                RUNNING.where(_ASKED),
+                job,
+                "canceled",
+                _worker(job),
+                search_text=search_text(job.prompt, kept),
+                finish_reason="canceled",
+                lease_until=None,
+                finished_at=now_ms(),
             )
 
     def save_progress(self, worker_id: str, progress: Sequence[Progress]) -> None:
@@ -391,6 +397,29 @@ class JobStore:
                 .distinct()
             )
             return list(connection.execute(query).scalars())
+
+
+def _as_canceled(outcome: Outcome) -> Outcome:
+    """The end of a job that was asked to cancel, with the text that it had by then."""
+    return replace(
+        outcome, status="canceled", finish_reason="canceled", error_code=None, error_message=None
+    )
+
+
+def _end(job: JobRecord, outcome: Outcome) -> dict[str, Any]:
+    """The columns that an outcome gives a job, and what ``_ENDING`` asks for."""
+    return {
+        "text": outcome.text,
+        "search_text": search_text(job.prompt, outcome.text),
+        "finish_reason": outcome.finish_reason,
+        "error_code": outcome.error_code,
+        "error_message": outcome.error_message,
+        "num_completion_tokens": outcome.num_completion_tokens,
+        "model_revision": outcome.model_revision,
+        "lease_until": None,
+        "num_prompt": outcome.num_prompt_tokens,
+        "first_ms": _milliseconds(outcome.first_token_seconds),
+    }
 
 
 def _milliseconds(seconds: float | None) -> int | None:

@@ -35,6 +35,11 @@ def sweep(connection: Connection, actor: str) -> SweepReport:
     expired = and_(Job.status == "running", Job.lease_until < now_ms())
     for was in locked_rows(connection, expired):
         _take_back(connection, was, actor, report)
+    # An older release could give back a job that was asked to cancel, which no worker claims.
+    asked = and_(Job.status == "queued", Job.cancel_requested_at.is_not(None))
+    for was in locked_rows(connection, asked):
+        if end_queued(connection, was, "canceled", "canceled", actor):
+            report.canceled.append(was.id)
     late = and_(Job.status == "queued", Job.deadline_at < now_ms())
     for was in locked_rows(connection, late):
         if end_queued(connection, was, "failed", "deadline", actor):

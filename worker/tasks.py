@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -26,6 +26,7 @@ from worker.publishing import JobStream, Publisher, storable
 
 MAX_ERRORS = 3  # a job whose decoding failed this often fails; alone from the second time on
 RETRY_WRITE_SECONDS = 1.0  # between tries to write a result while the database is away
+Written = TypeVar("Written")
 log = structlog.get_logger(__name__)
 
 
@@ -186,9 +187,10 @@ class JobRunner:
             self._write(lambda: self._store.release(job, delay_seconds=1.0, counts_as_loss=True))
             log.warning("job_retried", code=_code(result.error), reason=str(result.error)[:500])
             return
-        outcome = self._outcome(job, result)
-        if not self._write(lambda: self._store.finish(job, outcome)):
-            log.warning("result_thrown_away", status=outcome.status)
+        made = self._outcome(job, result)
+        outcome = self._write(lambda: self._store.finish(job, made))
+        if outcome is None:
+            log.warning("result_thrown_away", status=made.status)
             return
         stream.done(len(outcome.text), outcome.num_completion_tokens)
         self._metrics.ended(job, outcome, result)
@@ -237,13 +239,17 @@ class JobRunner:
             trace=_trace_json(result),
         )
 
-    def _write(self, write: Any) -> bool:
-        """Write a result; while the database is away keep it, claim nothing, and try again."""
+    def _write(self, write: Callable[[], Written]) -> Written | None:
+        """Write a result; while the database is away keep it, claim nothing, and try again.
+
+        Returns:
+            What the write returned; ``None`` when the worker gave it up.
+        """
         is_waiting = False
         try:
             while True:
                 try:
-                    return bool(write())
+                    return write()
                 except StorageUnavailable as error:
                     if not is_waiting:
                         is_waiting = True
@@ -251,7 +257,7 @@ class JobRunner:
                             self._unwritten += 1
                     log.warning("result_waits_for_database", reason=str(error))
                     if self._giving_up.wait(RETRY_WRITE_SECONDS):
-                        return False  # the lease runs out, and another worker repeats the job
+                        return None  # the lease runs out, and another worker repeats the job
         finally:
             if is_waiting:
                 with self._lock:

@@ -140,14 +140,14 @@ class FakeStore:
             return None
         return self.queued.pop(0)
 
-    def finish(self, job: JobRecord, outcome: Outcome) -> bool:
+    def finish(self, job: JobRecord, outcome: Outcome) -> Outcome | None:
         self._check()
         if job.id in self.fenced:
-            return False
+            return None
         with self.changed:
             self.finished.append((job.id, outcome))
             self.changed.notify_all()
-        return True
+        return outcome
 
     def release(
         self, job: JobRecord, *, delay_seconds: float = 0.0, counts_as_loss: bool = False
