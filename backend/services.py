@@ -19,7 +19,6 @@ from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from backend.best_effort import BestEffort
-from backend.filters import parse_filters
 from backend.openapi import openapi_document
 from backend.presenting import (
     Document,
@@ -34,7 +33,7 @@ from backend.tokenizing import TokenizerCache
 from backend.waiting_line import UNKNOWN_PLACE, WaitingLine
 from core.errors import FieldError, NotFound, ValidationFailed
 from core.events import EventBus, EventsUnavailable
-from core.history import History
+from core.history import Filters, History
 from core.jobs import JobStore, NewJob, Origin
 from core.live_catalog import LiveCatalog
 from core.model_cards import ModelCard, card_markdown, cards, curve_svg, tokenizer_json
@@ -193,26 +192,22 @@ class Services:
         """
         return {"job_id": job_id, "tokens": self.history.trace(_checked_id(job_id))}
 
-    def list_jobs(self, filters: Mapping[str, str]) -> Document:
-        """A page of the history.
-
-        Raises:
-            ValidationFailed: names every bad filter.
-        """
-        page = self.history.page(parse_filters(filters))
+    def list_jobs(self, filters: Filters) -> Document:
+        """A page of the history."""
+        page = self.history.page(filters)
         return {
             "items": self._documents(page.items),
             "next_cursor": page.next_cursor,
         }
 
-    def export(self, filters: Mapping[str, str]) -> Iterator[Document]:
+    def export(self, filters: Filters) -> Iterator[Document]:
         """All jobs that the filters pick, newest first.
 
         Raises:
-            ValidationFailed, StorageUnavailable: at the call, which reads the first batch, so
-                that the answer can still be an error.
+            StorageUnavailable: at the call, which reads the first batch, so that the answer can
+                still be an error.
         """
-        jobs = self.history.export(parse_filters(filters))
+        jobs = self.history.export(filters)
         first = list(itertools.islice(jobs, 1))
         return (job_document(job) for job in itertools.chain(first, jobs))
 
@@ -469,5 +464,18 @@ def _checked_key(key: str | None) -> str | None:
 def _hash(payload: object, key: str | None) -> str | None:
     if key is None:
         return None
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_canonical(payload), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """A JSON value such that what means the same request is equal.
+
+    JSON has one kind of number, so 2.0 is 2; a null field is one that was left out. A default that
+    is written out stays apart from one that is left out: the default may change between the two.
+    """
+    if isinstance(value, dict):
+        return {name: _canonical(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

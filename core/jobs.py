@@ -38,11 +38,18 @@ from core.admission import (
 )
 from core.db import now_ms, reading, writing
 from core.errors import Conflict
-from core.models import CLAIM_ORDER, JOBS, Job, JobTrace, Run
+from core.models import CLAIM_ORDER, IS_QUEUED, JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
-from core.search import search_text
 from core.sweeping import SweepReport, sweep
-from core.transitions import QUEUED, RUNNING, end_queued, job_record, move, run_record
+from core.transitions import (
+    QUEUED,
+    RUNNING,
+    end_queued,
+    ended_search,
+    job_record,
+    move,
+    run_record,
+)
 
 __all__ = [
     "JobStore",
@@ -59,14 +66,14 @@ DEFAULT_LIMITS = Limits()
 _FINAL = ("succeeded", "failed", "canceled")
 # Statements that every job needs, built once: building one costs as much as executing it.
 _IS_ELIGIBLE = (
-    Job.status == "queued",
+    IS_QUEUED,
     Job.model.in_(bindparam("models", expanding=True)),
     Job.not_before <= now_ms(),
     Job.deadline_at >= now_ms(),
     Job.cancel_requested_at.is_(None),
 )
 _ELIGIBLE = select(Job.id).where(*_IS_ELIGIBLE).limit(1)
-_CANDIDATE = (
+CANDIDATE = (
     select(JOBS, now_ms().label("now"))
     .where(*_IS_ELIGIBLE)
     .order_by(*CLAIM_ORDER)
@@ -248,7 +255,7 @@ class JobStore:
             return connection.execute(_ELIGIBLE, {"models": models}).first() is not None
 
     def claim(self, worker_id: str, models: Sequence[str], *, is_idle: bool) -> JobRecord | None:
-        """Take the best eligible row: by priority, then fair share, then age.
+        """Take the best eligible row: by fair share, then age.
 
         A job that was lost once runs alone, so that its batch-mates are safe from it: a worker
         that is not idle leaves it, and everything behind it, until it is.
@@ -257,7 +264,7 @@ class JobStore:
             The running job under its new attempt; ``None`` when there is none to take.
         """
         with writing(self.engine) as connection:
-            row = connection.execute(_CANDIDATE, {"models": models}).first()
+            row = connection.execute(CANDIDATE, {"models": models}).first()
             if row is None:
                 return None
             was = JobRecord.from_row(row)
@@ -332,7 +339,7 @@ class JobStore:
                 job,
                 "canceled",
                 _worker(job),
-                search_text=search_text(job.prompt, kept),
+                **ended_search(job.prompt, kept),
                 finish_reason="canceled",
                 lease_until=None,
                 finished_at=now_ms(),
@@ -390,7 +397,7 @@ class JobStore:
             query = (
                 select(Job.model)
                 .where(
-                    Job.status == "queued",
+                    IS_QUEUED,
                     Job.not_before <= now_ms(),
                     Job.cancel_requested_at.is_(None),
                 )
@@ -410,7 +417,7 @@ def _end(job: JobRecord, outcome: Outcome) -> dict[str, Any]:
     """The columns that an outcome gives a job, and what ``_ENDING`` asks for."""
     return {
         "text": outcome.text,
-        "search_text": search_text(job.prompt, outcome.text),
+        **ended_search(job.prompt, outcome.text),
         "finish_reason": outcome.finish_reason,
         "error_code": outcome.error_code,
         "error_message": outcome.error_message,

@@ -11,10 +11,9 @@ from typing import Any
 from sqlalchemy import Connection, and_
 
 from core.db import now_ms
-from core.models import Job
+from core.models import IS_QUEUED, IS_RUNNING, Job
 from core.records import JobRecord
-from core.search import search_text
-from core.transitions import RUNNING, end_queued, locked_rows, move
+from core.transitions import RUNNING, end_queued, ended_search, locked_rows, move
 
 MAX_LOSSES = 3  # a job whose worker died this often is not tried again
 RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
@@ -32,15 +31,15 @@ class SweepReport:
 def sweep(connection: Connection, actor: str) -> SweepReport:
     """Take back jobs whose lease ran out, and fail those that waited beyond their deadline."""
     report = SweepReport()
-    expired = and_(Job.status == "running", Job.lease_until < now_ms())
+    expired = and_(IS_RUNNING, Job.lease_until < now_ms())
     for was in locked_rows(connection, expired):
         _take_back(connection, was, actor, report)
     # An older release could give back a job that was asked to cancel, which no worker claims.
-    asked = and_(Job.status == "queued", Job.cancel_requested_at.is_not(None))
+    asked = and_(IS_QUEUED, Job.cancel_requested_at.is_not(None))
     for was in locked_rows(connection, asked):
         if end_queued(connection, was, "canceled", "canceled", actor):
             report.canceled.append(was.id)
-    late = and_(Job.status == "queued", Job.deadline_at < now_ms())
+    late = and_(IS_QUEUED, Job.deadline_at < now_ms())
     for was in locked_rows(connection, late):
         if end_queued(connection, was, "failed", "deadline", actor):
             report.failed.append(was.id)
@@ -51,7 +50,7 @@ def _take_back(connection: Connection, was: JobRecord, actor: str, report: Sweep
     guard = RUNNING.where(Job.lease_until < now_ms())
     losses = was.lost_count + 1
     lost: dict[str, Any] = {"lost_count": losses, "lease_until": None}
-    ended = {"finished_at": now_ms(), "search_text": search_text(was.prompt, was.text)}
+    ended = {"finished_at": now_ms(), **ended_search(was.prompt, was.text)}
     if was.cancel_requested_at is not None:
         values = lost | ended | {"finish_reason": "canceled"}
         if move(connection, guard, was, "canceled", actor, **values):

@@ -132,9 +132,10 @@ def test_one_owners_jobs_come_in_their_order(bench: Bench) -> None:
     assert [bench.claimed().id for _ in range(5)] == ids
 
 
-def test_priority_comes_first(bench: Bench) -> None:
-    low, high = bench.submit(), bench.submit(priority=1)
-    assert [bench.claimed().id, bench.claimed().id] == [high.id, low.id]
+def test_a_priority_that_an_older_release_wrote_changes_no_turn(bench: Bench) -> None:
+    first, second = bench.submit(), bench.submit()
+    bench.set(second.id, priority=1)
+    assert [bench.claimed().id, bench.claimed().id] == [first.id, second.id]
 
 
 def test_a_worker_gets_jobs_of_its_models_alone(bench: Bench) -> None:
