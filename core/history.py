@@ -343,7 +343,7 @@ def _read_page(connection: Connection, filters: Filters, limit: int) -> tuple[li
 
 
 def _query(connection: Connection, filters: Filters) -> Select[Any]:
-    query = select(Job.number, _NUM_BYTES)
+    query: Select[Any] = select(Job.number, _NUM_BYTES)
     equal = {
         Job.status: filters.status,
         Job.strategy: filters.strategy,

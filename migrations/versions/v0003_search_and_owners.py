@@ -36,19 +36,26 @@ def upgrade() -> None:
         )
         op.add_column("jobs", sa.Column("search_rules", sa.Integer(), nullable=True))
         _create_indexes()
+        op.execute("PRAGMA analysis_limit = 1000")  # else it reads every index from end to end
+        op.execute("ANALYZE")
     else:
         add = "ALTER TABLE jobs ADD COLUMN IF NOT EXISTS"
         op.execute(f"{add} search_runs TEXT NOT NULL DEFAULT ''")
         op.execute(f"{add} search_rules INTEGER")
         _create_indexes_on_postgresql()
-    op.execute("ANALYZE")
+        op.execute("ANALYZE jobs, job_events, job_traces, runs, workers, model_cards")
 
 
-def _create_indexes(**options: bool) -> None:
+def _create_indexes(*, is_concurrent: bool = False) -> None:
     for name, (columns, where) in _INDEXES.items():
         op.drop_index(name, "jobs", if_exists=True)
         op.create_index(
-            name, "jobs", columns, sqlite_where=where, postgresql_where=where, **options
+            name,
+            "jobs",
+            columns,
+            sqlite_where=where,
+            postgresql_where=where,
+            postgresql_concurrently=is_concurrent,
         )
 
 
@@ -56,7 +63,7 @@ def _create_indexes_on_postgresql() -> None:
     has_rows = op.get_bind().execute(sa.text("SELECT EXISTS (SELECT 1 FROM jobs)")).scalar_one()
     if has_rows and _commits_by_itself():
         with op.get_context().autocommit_block():
-            _create_indexes(postgresql_concurrently=True)
+            _create_indexes(is_concurrent=True)
     else:
         _create_indexes()
 
