@@ -97,6 +97,7 @@ _RANKED = (
 # Every submission asks it, and building it took longer than executing it.
 _POSITIONS = select(_RANKED).where(_RANKED.c.id.in_(bindparam("ids", expanding=True)))
 _NUM_BYTES = (_num_bytes(Job.prompt) + _num_bytes(Job.text)).label("num_bytes")
+_SIZES: list[Any] = [Job.number, _NUM_BYTES]
 _PAGE = (
     select(*_COLUMNS)
     .where(Job.number.in_(bindparam("numbers", expanding=True)))
@@ -343,7 +344,7 @@ def _read_page(connection: Connection, filters: Filters, limit: int) -> tuple[li
 
 
 def _query(connection: Connection, filters: Filters) -> Select[Any]:
-    query: Select[Any] = select(Job.number, _NUM_BYTES)
+    query = select(*_SIZES)
     equal = {
         Job.status: filters.status,
         Job.strategy: filters.strategy,

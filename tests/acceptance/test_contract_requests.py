@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from core.search import words
+from core.search import parts
 from core.strategies import STRATEGIES, ParameterSpec
 from tests.acceptance.stack import Stack, parse_events
 
@@ -268,7 +268,7 @@ def test_every_filter_picks_what_it_says(stack: Stack) -> None:
 
 def test_a_written_text_is_found_by_each_of_its_words(stack: Stack) -> None:
     job = stack.generate(strategy="sampling", temperature=1.5, seed=5, max_new_tokens=60)
-    found = words(job["text"])[:20]
+    found = [*parts(job["text"]).words, *parts(job["text"]).runs][:20]
     assert found
     for word in found:
         listed = stack.request("GET", f"/api/v1/jobs?limit=200&q={quote(word)}").json["items"]
