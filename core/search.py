@@ -53,10 +53,11 @@ _ZERO_WIDTH_SPACE, _ZERO_WIDTH_NON_JOINER = "\u200b", "\u200c"
 # Cyrillic letters whose mark readers leave out as often as not.
 _SAME_LETTER = str.maketrans({"ё": "е", "ѐ": "е", "ѝ": "и"})
 _NO_LETTER_OF_ITS_OWN = str.maketrans({"ı": "i", "ـ": None})  # Turkish i; the Arabic stretching bar
+_SEPARATORS = {ord(_ZERO_WIDTH_SPACE): None, ord(_ZERO_WIDTH_NON_JOINER): None}
 # The patterns are over kinds, one letter a character: see ``_kind``.
-_ACCENTS = re.compile("(?<=a)[mx]+")
-_CYRILLIC = re.compile("cm+")
-_PARTS = re.compile("(?P<run>r[rmxzb]*)|(?P<word>[acw](?:[acwmx]|(?<=[wm])z)*)")
+_ACCENTS = re.compile("(?<=a)[mk]+")
+_CYRILLIC = re.compile("c[mk]+")
+_PARTS = re.compile("(?P<run>r[rmkzb]*)|(?P<word>[acw](?:[acwm]|(?<=[wm])z)*)")
 _ASCII = re.compile("[a-z0-9]+")
 
 
@@ -71,9 +72,9 @@ class _Kinds(dict[int, str]):
 def _kind(character: str) -> str:
     """One letter for what a character is to the search.
 
-    ``a``, ``c``, ``w``: a letter or digit whose marks fall away, Cyrillic, any other; ``r``: of a
-    run; ``m``: a mark; ``x``: nothing, as a joiner is; ``z`` and ``b``: nothing in some scripts and
-    a separator elsewhere; blank: a separator.
+    ``a``, ``c``, ``w``: a letter or digit whose marks fall away, Cyrillic, any other. ``r``: of a
+    run; ``k``: a mark of such a script; ``m``: any other mark. ``x``: nothing, as a joiner is;
+    ``z`` and ``b``: nothing in some scripts and a separator elsewhere. Blank: a separator.
     """
     if character in (_ZERO_WIDTH_SPACE, _ZERO_WIDTH_NON_JOINER):
         return "b" if character == _ZERO_WIDTH_SPACE else "z"
@@ -81,7 +82,7 @@ def _kind(character: str) -> str:
     if category == "Cf" or 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF:
         return "x"
     if category[0] in "LNM" and any(first <= code <= last for first, last in _RUN_BLOCKS):
-        return "r"
+        return "k" if category[0] == "M" else "r"
     if category == "So" or code in _SKIN_TONES:
         return "r"
     if category[0] == "M":
@@ -111,8 +112,8 @@ def parts(text: str) -> Parts:
     words, runs = [], []
     for match in _PARTS.finditer(folded.translate(_KINDS)):
         part = folded[match.start() : match.end()]
-        if not part.isascii():
-            part = "".join(c for c in part if _KINDS[ord(c)] not in "xzb")
+        if "z" in (kinds := part.translate(_KINDS)) or "b" in kinds:
+            part = unicodedata.normalize("NFC", part.translate(_SEPARATORS))
         if match["word"]:
             words.append(part[:MAX_WORD_CHARACTERS])
         else:
@@ -125,6 +126,10 @@ def _folded(text: str) -> str:
     text = unicodedata.normalize("NFKD", text.casefold())
     text = unicodedata.normalize("NFKD", text.casefold()).translate(_NO_LETTER_OF_ITS_OWN)
     kinds = text.translate(_KINDS)
+    if "x" in kinds:
+        text = "".join(c for c, kind in zip(text, kinds, strict=True) if kind != "x")
+        text = unicodedata.normalize("NFKD", text)
+        kinds = text.translate(_KINDS)
     if "m" in kinds:
         text = _without_accents(text, kinds)
     return unicodedata.normalize("NFC", text)
