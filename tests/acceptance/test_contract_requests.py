@@ -47,7 +47,7 @@ def test_a_parameter_is_taken_at_its_bounds_and_refused_beyond(
         job = stack.generate(**body(value))
         assert job["status"] == "succeeded", job
         assert job["parameters"][parameter.name] == value
-    for value in (parameter.minimum - 0.5, high + 1, "1", True, None, [1], 1e300):
+    for value in (parameter.minimum - 0.5, high + 1, "1", True, [1], 1e300):
         assert refused(stack, body(value)) == [parameter.name], value
     if parameter.exclusive_minimum:
         assert refused(stack, body(parameter.minimum)) == [parameter.name]
@@ -292,7 +292,7 @@ def test_both_exports_hold_every_job_once_and_every_character(stack: Stack) -> N
     jobs = [json.loads(line) for line in lines.split("\n") if line]
     assert [job["id"] for job in jobs] == ids[::-1]
     assert [job["prompt"] for job in jobs] == prompts[::-1]
-    table = stack.request("GET", "/api/v1/jobs/export?q=okapi&format=csv").body.decode()
+    table = stack.request("GET", "/api/v1/jobs/export?q=okapi&format=csv").body.decode("utf-8-sig")
     rows = list(csv.DictReader(io.StringIO(table, newline="")))
     assert [row["id"] for row in rows] == ids[::-1]
     assert [row["prompt"] for row in rows] == prompts[::-1]
