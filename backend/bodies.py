@@ -1,4 +1,7 @@
-"""Reads JSON bodies: strict JSON, bounded, and no surprise from a parser's depth or number size."""
+"""Reads JSON bodies: strict JSON, bounded, and no surprise from a parser's depth or number size.
+
+A name that occurs twice in an object is refused, at any depth.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,26 @@ def read_json(request: Request) -> Any:
     if not data.strip():
         raise BadRequest("The body is empty; send a JSON object.")
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        # A byte-order mark, which some editors and shells write, is no part of the text (RFC 8259).
+        return json.loads(
+            data.decode("utf-8-sig"),
+            parse_constant=_refuse_constant,
+            object_pairs_hook=_object,
+        )
     except RecursionError:
         raise BadRequest("The body is nested too deeply.") from None
     except ValueError as error:
         raise BadRequest(f"The body is not JSON: {_safe(str(error))}.") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose names are all different: of two values, which one is meant is a guess."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"the name {json.dumps(twice[:100])} occurs twice in an object")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

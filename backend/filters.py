@@ -5,50 +5,56 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from core.errors import FieldError, ValidationFailed
-from core.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, decode_cursor, parse_instant
+from werkzeug.datastructures import MultiDict
+
+from backend.query import Reader, one_of, parse_query, text_of, whole
+from core.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, decode_cursor
+from core.instants import parse_instant
 from core.strategies import STRATEGIES_BY_NAME
 from core.views import Status
 
-_FILTERS = ("limit", "cursor", "q", "status", "strategy", "model", "run_id", "since", "until")
+Given = Mapping[str, str] | MultiDict[str, str]
+_COMMON: dict[str, Reader] = {
+    "q": text_of(1_000),
+    "status": one_of(get_args(Status)),
+    "strategy": one_of(STRATEGIES_BY_NAME),
+    "model": text_of(255),
+    "run_id": text_of(255),
+    "since": lambda name, text: parse_instant(name, text, is_end=False),
+    "until": lambda name, text: parse_instant(name, text, is_end=True),
+}
+_PAGES: dict[str, Reader] = {
+    "limit": whole(1, MAX_LIMIT, f"; {DEFAULT_LIMIT} if absent"),
+    "cursor": lambda _, text: decode_cursor(text),
+}
+_FIELDS = {"q": "query", "cursor": "before_number"}  # of ``Filters``, where it is named otherwise
 
 
-def parse_filters(filters: Mapping[str, str]) -> Filters:
-    """The history's filters from a query string; an empty value is no filter.
+def parse_filters(given: Given, *, ignores_others: bool = False) -> Filters:
+    """The filters of a page of the history; an empty value is no filter.
+
+    Args:
+        given: the query string.
+        ignores_others: whether a parameter that is no filter is passed over, as on a page.
 
     Raises:
         ValidationFailed: names every bad one.
     """
-    errors = [
-        FieldError(name, "there is no such filter") for name in filters if name not in _FILTERS
-    ]
-    given = {name: value for name, value in filters.items() if value.strip() and name in _FILTERS}
-    values: dict[str, Any] = {}
-    for name, value in given.items():
-        try:
-            values |= _parse_filter(name, value)
-        except ValidationFailed as failed:
-            errors += failed.errors
-    if errors:
-        raise ValidationFailed(errors)
-    return Filters(**values)
+    readers = _COMMON | _PAGES
+    values = parse_query(given, readers, may_be_empty=readers.keys(), ignores_others=ignores_others)
+    return _filters(values)
 
 
-def _parse_filter(name: str, value: str) -> dict[str, Any]:
-    def refuse(message: str) -> ValidationFailed:
-        return ValidationFailed([FieldError(name, message)])
+def parse_export(given: Given) -> tuple[str, Filters]:
+    """The format and the filters of an export, which has no pages.
 
-    if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-        raise refuse("must be valid text, with no NUL in it")
-    if name == "limit":
-        if not value.isascii() or not value.isdigit() or not 1 <= int(value[:9]) <= MAX_LIMIT:
-            raise refuse(f"must be a whole number from 1 to {MAX_LIMIT}; {DEFAULT_LIMIT} if absent")
-        return {"limit": int(value)}
-    if name == "cursor":
-        return {"before_number": decode_cursor(value)}
-    if name in {"since", "until"}:
-        return {name: parse_instant(name, value, is_end=name == "until")}
-    allowed = {"status": get_args(Status), "strategy": tuple(STRATEGIES_BY_NAME)}.get(name)
-    if allowed is not None and value not in allowed:
-        raise refuse(f"must be one of {', '.join(allowed)}")
-    return {"query" if name == "q" else name: value}
+    Raises:
+        ValidationFailed: names every bad one.
+    """
+    formats: dict[str, Reader] = {"format": one_of(("jsonl", "csv"))}
+    values = parse_query(given, _COMMON | formats, may_be_empty=_COMMON.keys())
+    return values.pop("format", "jsonl"), _filters(values)
+
+
+def _filters(values: Mapping[str, Any]) -> Filters:
+    return Filters(**{_FIELDS.get(name, name): value for name, value in values.items()})

@@ -213,7 +213,7 @@ def slider(parameter: Document) -> Document:
 def _number(text: str) -> int | float | str:
     """The number that was written, or the text, which validation then refuses."""
     text = text.strip()
-    if len(text) > 40:
+    if len(text) > 40 or "_" in text:  # Python would read 1_0 as 10
         return text
     try:
         return int(text)

@@ -245,6 +245,8 @@ def _schemas() -> Document:
     models += [(model, "serialization") for model in outputs]
     _, definitions = models_json_schema(models, ref_template=_REF + "{model}")
     schemas: Document = definitions["$defs"]
+    for model in inputs + requests:
+        _take_nulls(schemas[model.__name__])
     schemas["JobRequest"] = {
         "description": "The fields depend on the strategy; greedy where none is named.",
         "oneOf": [{"$ref": _REF + model.__name__} for model in requests],
@@ -269,7 +271,7 @@ def _run_request() -> Document:
             "additionalProperties": False,
         }
         variants.append(variant | ({"required": required} if required else {}))
-    return {
+    run: Document = {
         "type": "object",
         "description": "What a variant leaves out it takes from the run.",
         "required": ["prompt", "variants"],
@@ -286,3 +288,17 @@ def _run_request() -> Document:
             },
         },
     }
+    for schema in (run, *variants):
+        _take_nulls(schema)
+    return run
+
+
+def _take_nulls(schema: Document) -> None:
+    """Let every field that may be left out be null, which means the same."""
+    required = schema.get("required", ())
+    for name, field in schema["properties"].items():
+        is_null = any(choice == {"type": "null"} for choice in field.get("anyOf", ()))
+        if name not in required and not is_null:
+            about = {key: field[key] for key in ("title", "description", "default") if key in field}
+            value = {key: item for key, item in field.items() if key not in about}
+            schema["properties"][name] = {"anyOf": [value, {"type": "null"}], **about}

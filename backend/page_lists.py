@@ -16,8 +16,10 @@ from flask import (
     render_template,
     request,
 )
+from werkzeug.datastructures import MultiDict
 
 from backend import page_models
+from backend.filters import parse_filters
 from backend.owner import owner_id
 from backend.page_docs import groups
 from backend.page_origin import refuse_cross_site
@@ -108,7 +110,7 @@ def _compared(jobs: list[Document], columns: list[Document], **values: Any) -> R
         is_final=is_final,
         is_restarted=any(is_restarted(job) for job in jobs),
         num_ended=sum(has_ended(job) for job in jobs),
-        has_workers=not is_waiting or bool(_services().queue()["workers"]),
+        has_workers=not is_waiting or _services().has_workers(),
         status_words=STATUS_WORDS,
         exactly=exactly,
         **values,
@@ -140,11 +142,12 @@ def run_again(run_id: str) -> Response:
 def history_page() -> Response:
     """What was written, newest first."""
     given = {name: request.args.get(name, "") for name in FILTERS}
-    asked = given | {"cursor": request.args.get("cursor", ""), "limit": PAGE_SIZE}
+    asked = MultiDict(request.args)
+    asked["limit"] = PAGE_SIZE
     errors: dict[str, str] = {}
     listed: Document = {"items": [], "next_cursor": None}
     try:
-        listed = _services().list_jobs(asked)
+        listed = _services().list_jobs(parse_filters(asked, ignores_others=True))
     except ValidationFailed as failed:
         errors = {error.field: error.message for error in failed.errors}
     kept = {name: value for name, value in given.items() if value.strip()}
@@ -155,7 +158,7 @@ def history_page() -> Response:
         errors=errors,
         rows=[_row(job, titles) for job in listed["items"]],
         is_filtered=bool(kept),
-        is_first=not asked["cursor"],
+        is_first=not request.args.get("cursor"),
         query=urlencode(kept),
         newest=_with_query("/history", kept),
         older=_with_query("/history", kept | {"cursor": listed["next_cursor"]})

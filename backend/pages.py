@@ -111,7 +111,7 @@ def generate_again() -> Response:
 def generate() -> Response:
     """Submit the form: one text is a job, several are a run."""
     refuse_cross_site()
-    blank = _blank_form(models=_models_if_known())
+    blank = _blank_form(models=[{"name": services().default_model(), "default": True}])
     sent = request.form
     form = form_from_browser(blank, sent, sent.getlist("strategy"), sent.getlist("model"))
     form.check()
@@ -249,7 +249,7 @@ def _job_page(job: Document) -> str:
         ],
         status_words=STATUS_WORDS,
         end_words=END_WORDS,
-        has_workers=job["status"] != "queued" or bool(services().queue()["workers"]),
+        has_workers=job["status"] != "queued" or services().has_workers(),
         is_restarted=is_restarted(job),
         rate=_rate_so_far(job),
         curl=_curl(job),

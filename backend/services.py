@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import structlog
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
-from backend.filters import parse_filters
+from backend.best_effort import BestEffort
 from backend.openapi import openapi_document
 from backend.presenting import (
     Document,
@@ -29,17 +30,19 @@ from backend.presenting import (
     strategy_document,
 )
 from backend.tokenizing import TokenizerCache
-from backend.waiting_line import WaitingLine
+from backend.waiting_line import UNKNOWN_PLACE, WaitingLine
 from core.database_errors import TEMPORARY_RETRY_SECONDS
-from core.db import REQUEST_SECONDS, acquire_in_time
-from core.deadlines import within
+from core.db import acquire_in_time
 from core.errors import FieldError, NotFound, StorageUnavailable, ValidationFailed
-from core.events import EventBus, EventsUnavailable
-from core.history import History
+from core.event_reader import EventReader
+from core.events import EventBus
+from core.failpoints import reach
+from core.history import Filters, History
 from core.jobs import JobStore, NewJob, Origin
 from core.live_catalog import LiveCatalog
 from core.model_cards import ModelCard, card_markdown, cards, curve_svg, tokenizer_json
 from core.model_catalog import Catalog
+from core.problems import MODELS_FILE, SeenProblem, problems
 from core.records import JobRecord, RunRecord
 from core.schemas import (
     JobRequestBase,
@@ -53,10 +56,10 @@ from core.schemas import (
 from core.strategies import STRATEGIES
 from core.tickets import TicketPublisher
 from core.tokenizing import TokenizerFault
-from core.workers import SeenWorker, seen_workers
+from core.workers import SeenWorker, seen_workers, worker_host
 
-WITHOUT_REDIS_SECONDS = 0.25  # between two looks at the row of somebody who waits
 CARDS_SECONDS = 2.0  # how long a newly loaded model may stay unknown to validation
+log = structlog.get_logger(__name__)
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
@@ -76,6 +79,8 @@ class Services:
         self.bus = bus
         self.history = History(store.engine)
         self._line = WaitingLine(store.engine, self.history)
+        self._estimates = BestEffort("estimates")
+        self._hints = BestEffort("hints")  # to Redis; its own breaker must not stop the estimates
         self._tickets = tickets
         self._live_catalog = catalog
         self._tokenizers = TokenizerCache()
@@ -136,7 +141,7 @@ class Services:
             NotFound, Conflict: there is none, or it has ended.
         """
         job = self.store.request_cancel(_checked_id(job_id))
-        self.bus.request_cancel(job.id)
+        self._hints.ask(lambda: self.bus.request_cancel(job.id))
         return self._document(job)
 
     def delete_job(self, job_id: str) -> None:
@@ -147,8 +152,8 @@ class Services:
         """
         job = self.store.delete(_checked_id(job_id))
         if job.status == "running":
-            self.bus.request_cancel(job.id)
-        self.bus.forget(job.id)
+            self._hints.ask(lambda: self.bus.request_cancel(job.id))
+        self._hints.ask(lambda: self.bus.forget(job.id))
 
     # ---- read -------------------------------------------------------------------------------
 
@@ -192,26 +197,22 @@ class Services:
         """
         return {"job_id": job_id, "tokens": self.history.trace(_checked_id(job_id))}
 
-    def list_jobs(self, filters: Mapping[str, str]) -> Document:
-        """A page of the history.
-
-        Raises:
-            ValidationFailed: names every bad filter.
-        """
-        page = self.history.page(parse_filters(filters))
+    def list_jobs(self, filters: Filters) -> Document:
+        """A page of the history."""
+        page = self.history.page(filters)
         return {
             "items": self._documents(page.items),
             "next_cursor": page.next_cursor,
         }
 
-    def export(self, filters: Mapping[str, str]) -> Iterator[Document]:
+    def export(self, filters: Filters) -> Iterator[Document]:
         """All jobs that the filters pick, newest first.
 
         Raises:
-            ValidationFailed, StorageUnavailable: at the call, which reads the first batch, so
-                that the answer can still be an error.
+            StorageUnavailable: at the call, which reads the first batch, so that the answer can
+                still be an error.
         """
-        jobs = self.history.export(parse_filters(filters))
+        jobs = self.history.export(filters)
         first = list(itertools.islice(jobs, 1))
         return (job_document(job) for job in itertools.chain(first, jobs))
 
@@ -255,6 +256,14 @@ class Services:
             raise NotFound(f"There is no model of that name, or it has no {what}.")
         return text
 
+    def has_workers(self) -> bool:
+        """Whether a worker was seen lately; true where that cannot be read in time."""
+        return self._estimates.ask(lambda: bool(self._workers())) is not False
+
+    def default_model(self) -> str:
+        """The name of the default model, from the models file alone."""
+        return self._catalog.default.name
+
     def list_strategies(self) -> list[Document]:
         """The strategies with their parameters."""
         return [strategy_document(spec) for spec in STRATEGIES]
@@ -286,7 +295,26 @@ class Services:
                 "p90_seconds": waits[int(len(waits) * 0.9)] if waits else None,
             },
             "redis": "ok" if self.bus.ping() else "degraded",
+            "problems": [
+                {
+                    "host": problem.host,
+                    "kind": problem.kind,
+                    "name": problem.name,
+                    "reason": problem.reason,
+                    "at": instant(problem.at),
+                }
+                for problem in self.problems()
+            ],
         }
+
+    def problems(self) -> list[SeenProblem]:
+        """What workers leave out, and what this process finds wrong with its models file."""
+        found = problems(self.store.engine)
+        own = self._live_catalog.problem
+        if own is not None and not any(item.reason == own for item in found):
+            at = int(time.time() * 1000)
+            found.append(SeenProblem(worker_host(), "models_file", MODELS_FILE, own, at))
+        return found
 
     def tokenize(self, payload: object) -> Document:
         """A text cut into a model's tokens.
@@ -319,36 +347,9 @@ class Services:
         """The OpenAPI document."""
         return openapi_document()
 
-    def wait(self, job_id: str, seconds: float) -> Document:
-        """Wait until a job has ended or the time is up.
-
-        Raises:
-            NotFound: there is no such job.
-        """
-        deadline = time.monotonic() + seconds
-        job = self.job(job_id)
-        last = job.cursor if job.attempt else "0-0"
-        while not job.is_final and (left := deadline - time.monotonic()) > 0:
-            last = self._pause(job_id, last, min(left, 1.0))
-            with within(REQUEST_SECONDS, anew=True):
-                job = self.history.job(job_id)
-        with within(REQUEST_SECONDS, anew=True):
-            return self._document(job)
-
-    def _pause(self, job_id: str, last: str, seconds: float) -> str:
-        """Sleep until the job's stream says that it is done; returns the last id seen."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            try:
-                entries = self.bus.read({job_id: last}, int(left * 1000))
-            except EventsUnavailable:
-                time.sleep(min(left, WITHOUT_REDIS_SECONDS))
-                return last
-            for entry in entries:
-                last = f"{entry.attempt}-{entry.end}"
-            if any(entry.kind == "done" for entry in entries):
-                return last
-        return last
+    def reader(self) -> EventReader:
+        """What hears of written jobs, on the event loop of its caller."""
+        return EventReader(self.bus.redis_url)
 
     # ---- parts ------------------------------------------------------------------------------
 
@@ -359,15 +360,27 @@ class Services:
 
     def _publish(self, job: JobRecord) -> None:
         """After the commit, and without it: a lost ticket costs two seconds."""
-        if self._tickets is not None and job.status == "queued":
+        reach("before_ticket", job.prompt)
+        if self._tickets is None or job.status != "queued":
+            return
+        try:
             self._tickets.publish(job.model)
+        except Exception as error:  # an edge: the job is stored, and the answer must say so
+            log.warning("ticket_not_published", model=job.model, reason=type(error).__name__)
 
     def _document(self, job: JobRecord) -> Document:
         return self._documents([job])[0]
 
     def _documents(self, jobs: Sequence[JobRecord]) -> list[Document]:
-        places = self.places(jobs)
-        return [job_document(job, places.get(job.id)) for job in jobs]
+        """The jobs as clients see them.
+
+        Places in the line are best effort: the jobs were stored, or read, and no failure of an
+        estimate may turn that into an error.
+        """
+        places: dict[str, Document] = {}
+        if any(job.status == "queued" for job in jobs):
+            places = self._estimates.ask(lambda: self.places(jobs)) or {}
+        return [job_document(job, places.get(job.id, UNKNOWN_PLACE)) for job in jobs]
 
     def places(self, jobs: Iterable[JobRecord]) -> dict[str, Document]:
         """Where each queued job stands in the line; see ``WaitingLine``."""
@@ -458,5 +471,18 @@ def _checked_key(key: str | None) -> str | None:
 def _hash(payload: object, key: str | None) -> str | None:
     if key is None:
         return None
-    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(_canonical(payload), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """A JSON value such that what means the same request is equal.
+
+    JSON has one kind of number, so 2.0 is 2; a null field is one that was left out. A default that
+    is written out stays apart from one that is left out: the default may change between the two.
+    """
+    if isinstance(value, dict):
+        return {name: _canonical(item) for name, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_canonical(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -14,6 +14,7 @@ from core.history import History
 from core.records import JobRecord
 from core.workers import seen_workers
 
+UNKNOWN_PLACE: Document = {"position": None, "eta_seconds": None}
 PACE_SECONDS = 1.0  # an estimate may be as old as this; every submission asks for one
 
 

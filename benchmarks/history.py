@@ -16,7 +16,7 @@ from benchmarks.figures import Section
 from benchmarks.processes import Product, Workspace
 from core.db import make_engine, writing
 from core.models import Job
-from core.search import search_text
+from core.search import RULES, search_columns
 
 NUM_JOBS = 100_000
 CHUNK_JOBS = 5_000
@@ -122,14 +122,14 @@ def _row(source: random.Random, prompt: str, written: str, created: int) -> dict
         "parameters": {"max_new_tokens": 64, "seed": 1, "stop": [], "repetition_penalty": 1.0},
         "has_trace": False,
         "status": source.choices(("succeeded", "failed", "canceled"), (90, 5, 5))[0],
-        "priority": 0,
         "share_rank": 1,
         "attempt": 1,
         "lost_count": 0,
         "not_before": 0,
         "deadline_at": created + 86_400_000,
         "text": written,
-        "search_text": search_text(prompt, written),
+        **search_columns(prompt, written),
+        "search_rules": RULES,
         "finish_reason": "length",
         "num_prompt_tokens": 60,
         "num_completion_tokens": 64,

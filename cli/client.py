@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -33,8 +34,11 @@ class Refused(TextmillError):
 
     code = "refused"
 
-    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+    def __init__(
+        self, status: int, problem: Mapping[str, Any], retry_after_seconds: float = 0.0
+    ) -> None:
         self.status = status
+        self.retry_after_seconds = retry_after_seconds  # 0: the server asked for no pause
         lines = [str(problem.get("detail") or problem.get("title") or "The request was refused.")]
         for error in problem.get("errors") or ():
             lines.append(f"  {error.get('field') or 'body'}: {error.get('message')}")
@@ -70,9 +74,9 @@ class Client:
         self._prefix = parts.path.rstrip("/")
         self.url = url.rstrip("/")
 
-    def submit(self, request: Mapping[str, Any]) -> Document:
-        """``POST /jobs``: the new job."""
-        return self._call("POST", "/api/v1/jobs", request)
+    def submit(self, request: Mapping[str, Any], key: str) -> Document:
+        """``POST /jobs``: the new job, or the one that the same key made before."""
+        return self._call("POST", "/api/v1/jobs", request, {"Idempotency-Key": key})
 
     def read(self, job_id: str, wait_seconds: int = 0) -> Document:
         """``GET /jobs/{id}``, held until the job ends or the time is up."""
@@ -99,8 +103,14 @@ class Client:
     def _connection(self) -> http.client.HTTPConnection:
         return self._connect(self._host, self._port, timeout=_ANSWER_SECONDS)
 
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Document:
-        headers = {"Accept": "application/json"}
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        more_headers: Mapping[str, str] | None = None,
+    ) -> Document:
+        headers = {"Accept": "application/json", **(more_headers or {})}
         payload = None
         if body is not None:
             headers["Content-Type"] = "application/json"
@@ -158,7 +168,9 @@ def _refusal(response: http.client.HTTPResponse) -> Refused:
     problem = _json(response.read().decode(errors="replace"))
     if not isinstance(problem, dict):
         problem = {"detail": response.reason or "The server gave no reason."}
-    return Refused(response.status, problem)
+    asked = response.getheader("Retry-After", "").strip()
+    seconds = float(asked) if re.fullmatch(r"[0-9]{1,6}", asked) else 0.0
+    return Refused(response.status, problem, seconds)
 
 
 def _document(body: bytes) -> Document:

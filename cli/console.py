@@ -13,6 +13,8 @@ import threading
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
+from cli.terminal import printable
+
 _MAX_WAITING_LINES = 10_000
 _LOG_FILE_BYTES = 10 * 1024 * 1024
 _LOG_FILE_COUNT = 3
@@ -38,7 +40,7 @@ class Console:
     def relay(self, name: str, line: str) -> None:
         """Print a line that the child ``name`` wrote."""
         if self._lines.qsize() < _MAX_WAITING_LINES:
-            self._lines.put(f"[{name}] {line}")
+            self._lines.put(f"[{name}] {printable(line)}")
 
     def close(self, timeout_seconds: float = 1.0) -> None:
         """Write what waits; give up after the time-out when nobody reads."""

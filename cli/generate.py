@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +13,13 @@ import click
 from cli.addresses import reachable_host, url_of
 from cli.client import LONG_POLL_SECONDS, Client, Document, Refused, Unreachable
 from cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, CommandFailed
+from cli.patience import PATIENCE_SECONDS, Patience
+from cli.terminal import printable, printable_json
 from core.settings import Settings
 from core.strategies import STRATEGIES, ParameterSpec
 
 _FINAL = frozenset({"succeeded", "failed", "canceled"})
-_NUM_RESUMES = 5  # broken streams in a row after which the job is polled instead
+_NUM_RESUMES = 5  # streams in a row that brought nothing, after which the job is polled instead
 
 Command = Callable[..., None]
 
@@ -44,22 +46,35 @@ def _parameter_options(command: Command) -> Command:
 @click.option("--seed", type=int, help="The same seed gives the same text.")
 @click.option("--stop", multiple=True, help="Ends the text where it occurs; may be repeated.")
 @click.option("--url", help="Address of the server; the settings' host and port when left out.")
+@click.option(
+    "--retry-for",
+    type=click.FloatRange(min=0),
+    default=PATIENCE_SECONDS,
+    show_default=True,
+    help="Seconds to go on while the server does not answer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the finished job as JSON instead.")
-def generate(prompt: str, url: str | None, as_json: bool, **fields: Any) -> None:
-    """Continue PROMPT and print the text as it comes; PROMPT "-" reads standard input."""
+def generate(prompt: str, url: str | None, as_json: bool, retry_for: float, **fields: Any) -> None:
+    """Continue PROMPT and print the text as it comes; PROMPT "-" reads standard input.
+
+    On a terminal, characters that would command it are printed as escapes; a pipe or a file gets
+    the text as it is.
+    """
     client = Client(url or _configured_url())
+    patience = Patience(retry_for, tell=_tell)
     request = {name: value for name, value in fields.items() if value not in (None, ())}
     request["prompt"] = sys.stdin.read() if prompt == "-" else prompt
-    job = client.submit(request)
+    key = str(uuid.uuid4())  # a submission whose answer was lost is repeated, and stored once
+    job = patience.call(lambda: client.submit(request, key))
     text = _Output(shows_text=not as_json)
     try:
-        job = _follow(client, job, text)
+        job = _follow(client, job, text, patience)
     except KeyboardInterrupt:
         _cancel(client, job)
         sys.exit(EXIT_INTERRUPTED)
     text.finish(job)
     if as_json:
-        click.echo(json.dumps(job, indent=2, ensure_ascii=False))
+        click.echo(printable_json(job))
     if job["status"] != "succeeded":
         raise CommandFailed(_failure(job), EXIT_FAILED)
 
@@ -76,12 +91,18 @@ class _Output:
         self._shows_text = shows_text
         self._printed = ""
         self._received = ""
+        self._show = printable if sys.stdout.isatty() else str
         self._shows_progress = sys.stderr.isatty() and not (shows_text and sys.stdout.isatty())
 
     def add(self, piece: str) -> None:
         """Take text that was appended to the job's."""
         self._received += piece
         self._print(self._received)
+
+    def show(self, text: str) -> None:
+        """Take all of the job's text so far."""
+        self._received = text
+        self._print(text)
 
     def restart(self) -> None:
         """A new attempt begins; the same seed writes the same text again."""
@@ -90,7 +111,7 @@ class _Output:
     def report(self, line: str) -> None:
         """Show progress on a terminal that does not show the text itself."""
         if self._shows_progress:
-            click.echo(f"\r\x1b[K{line}", nl=False, err=True)
+            click.echo(f"\r\x1b[K{printable(line)}", nl=False, err=True)
 
     def finish(self, job: Document) -> None:
         """Print what is still missing of the final text."""
@@ -107,29 +128,39 @@ class _Output:
     def _print(self, text: str) -> None:
         if len(text) > len(self._printed) and text.startswith(self._printed):
             if self._shows_text:
-                click.echo(text[len(self._printed) :], nl=False)
+                click.echo(self._show(text[len(self._printed) :]), nl=False)
                 sys.stdout.flush()
             self._printed = text
 
 
-def _follow(client: Client, job: Document, output: _Output) -> Document:
-    """Read the stream to the job's end, resuming where it broke; poll when that fails too."""
-    after, num_broken = "", 0
-    while job["status"] not in _FINAL and num_broken < _NUM_RESUMES:
-        num_broken += 1
+def _follow(client: Client, job: Document, output: _Output, patience: Patience) -> Document:
+    """Read the job to its end, whatever happens to the connection meanwhile.
+
+    A stream that breaks is resumed after its last event; where streams bring nothing, the job is
+    polled between two of them.
+    """
+    job_id, after, num_fruitless = str(job["id"]), "", 0
+    while job["status"] not in _FINAL:
+        num_fruitless += 1
+        failure: Unreachable | Refused | None = None
         try:
-            for event in client.follow(str(job["id"]), after):
-                after, num_broken = event.id or after, 0
+            for event in client.follow(job_id, after):
+                patience.renew()
+                after, num_fruitless = event.id or after, 0
                 job = _take(event.kind, event.data, job, output)
                 if event.kind == "done":
                     break
-        except Unreachable:
+        except (Unreachable, Refused) as error:
+            failure = error
+        if job["status"] in _FINAL or not num_fruitless:
             continue
-        except Refused:
-            break
-    while job["status"] not in _FINAL:
-        job = client.read(str(job["id"]), LONG_POLL_SECONDS)
-        output.report(_progress(job))
+        if isinstance(failure, Refused) or num_fruitless >= _NUM_RESUMES:
+            job = patience.call(lambda: client.read(job_id, LONG_POLL_SECONDS))
+            output.show(str(job.get("text") or ""))
+            output.report(_progress(job))
+            after = str(job.get("cursor") or after)
+        elif failure is not None:
+            patience.pause(failure)
     return job
 
 
@@ -159,10 +190,16 @@ def _failure(job: Document) -> str:
     return f"The job {job['id']} {job['status']}: {reason}"
 
 
+def _tell(sentence: str) -> None:
+    """Say to a person at a terminal why nothing happens; a script hears only of the end."""
+    if sys.stderr.isatty():
+        click.echo(f"textmill: {printable(sentence)}", err=True)
+
+
 def _cancel(client: Client, job: Document) -> None:
     try:
         client.cancel(str(job["id"]))
     except (Refused, Unreachable) as error:
-        click.echo(f"\ntextmill: the job was not cancelled: {error}", err=True)
+        click.echo(f"\ntextmill: the job was not cancelled: {printable(str(error))}", err=True)
     else:
         click.echo("\ntextmill: the job was cancelled.", err=True)

@@ -16,6 +16,7 @@ from cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 from cli.generate import generate
 from cli.private_state import keep_private
 from cli.register import register
+from cli.terminal import printable
 from core.errors import SettingsError, TextmillError
 from core.settings import Settings
 
@@ -35,7 +36,7 @@ class _Commands(click.Group):
 
 
 def _refuse(ctx: click.Context, message: str, status: int) -> NoReturn:
-    click.echo(f"textmill: {message}", err=True)
+    click.echo(f"textmill: {printable(message)}", err=True)
     ctx.exit(status)
 
 
@@ -114,7 +115,7 @@ def doctor() -> None:
     _quiet_logs()
     findings = list(examine(_settings()))
     for finding in findings:
-        click.echo(finding.line())
+        click.echo(printable(finding.line()))
     if any(finding.verdict is Verdict.FAIL for finding in findings):
         sys.exit(EXIT_FAILED)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli.exits import CommandFailed
+from cli.terminal import printable
 from core.model_catalog import DTYPES, FINETUNE_FILE, Catalog, load_catalog
 from core.settings import Settings
 
@@ -70,7 +71,7 @@ def register(
         description=found.description if description is None else " ".join(description.split()),
     )
     done = put_model(settings, entry, makes_default=makes_default)
-    click.echo("\n".join(_report(entry, done, settings)))
+    click.echo(printable("\n".join(_report(entry, done, settings))))
 
 
 @dataclass(frozen=True, slots=True)

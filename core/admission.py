@@ -14,24 +14,23 @@ from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, 
 
 from core.db import now_ms
 from core.errors import FieldError, QueueFull, RateLimited, ValidationFailed
-from core.models import JOBS, Job, Run
-from core.search import search_text
+from core.models import IS_ACTIVE, IS_QUEUED, IS_RUNNING, JOBS, Job, Run
+from core.search import search_columns
 from core.settings import Settings
 from core.transitions import append_event
 
 _SUBMISSION_LOCK = 0x7E_87_11_11  # any constant; one lock for all that count the queue
 # Built once: building a statement costs as much as executing it.
-_NUM_QUEUED = select(func.count()).select_from(Job).where(Job.status == "queued")
+_NUM_QUEUED = select(func.count()).select_from(Job).where(IS_QUEUED)
 _INSERT = insert(JOBS).values(
     deadline_at=now_ms() + bindparam("deadline_ms", type_=BigInteger), created_at=now_ms()
 )
-_ACTIVE = Job.status.in_(("queued", "running"))
-_RANKS = select(
+RANKS = select(
     select(func.max(Job.share_rank))
-    .where(_ACTIVE, Job.owner_id == bindparam("owner"))
+    .where(IS_ACTIVE, Job.owner_id == bindparam("owner"))
     .scalar_subquery(),
-    select(func.min(Job.share_rank)).where(Job.status == "queued").scalar_subquery(),
-    select(func.max(Job.share_rank)).where(Job.status == "running").scalar_subquery(),
+    select(func.min(Job.share_rank)).where(IS_QUEUED).scalar_subquery(),
+    select(func.max(Job.share_rank)).where(IS_RUNNING).scalar_subquery(),
 )
 
 
@@ -45,7 +44,6 @@ class NewJob:
     parameters: dict[str, Any]
     has_trace: bool = False
     num_prompt_tokens: int | None = None
-    priority: int = 0
     variant_index: int | None = None
     sample_index: int | None = None
 
@@ -156,14 +154,13 @@ def insert_queued(
             "parameters": new.parameters,
             "has_trace": new.has_trace,
             "status": "queued",
-            "priority": new.priority,
             "share_rank": rank + offset,
             "attempt": 0,
             "lost_count": 0,
             "not_before": 0,
             "deadline_ms": int(limits.deadline_seconds * 1000),
             "text": "",
-            "search_text": search_text(new.prompt),
+            **search_columns(new.prompt),
             "num_prompt_tokens": new.num_prompt_tokens,
             "num_completion_tokens": 0,
         }
@@ -179,6 +176,6 @@ def _next_share_rank(connection: Connection, owner_id: str) -> int:
     A job's rank is one more than its owner's last waiting one, but never before the queue's
     present virtual time: an owner with five hundred jobs and one with a single job take turns.
     """
-    own, head, running = connection.execute(_RANKS, {"owner": owner_id}).one()
+    own, head, running = connection.execute(RANKS, {"owner": owner_id}).one()
     virtual_time = head - 1 if head is not None else (running or 0)
     return max(virtual_time, own or 0) + 1

@@ -1,6 +1,6 @@
 """Reads of the history and of the queue: pages, searches, exports, places, figures. Writes nothing.
 
-The search compares words that ``core.search`` cut, in FTS5 on SQLite and in a ``tsvector`` on
+The search compares terms that ``core.search`` cut, in FTS5 on SQLite and in a ``tsvector`` on
 PostgreSQL. Places follow the order in which a model's jobs are claimed.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import datetime as dt
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -19,6 +18,8 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     Engine,
+    Integer,
+    Row,
     Select,
     and_,
     bindparam,
@@ -31,40 +32,78 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.expression import Join
+from sqlalchemy.sql.functions import FunctionElement
 
 from core.db import now_ms, reading
 from core.errors import FieldError, NotFound, ValidationFailed
-from core.models import CLAIM_ORDER, Job, JobTrace, Run
+from core.models import CLAIM_ORDER, IS_QUEUED, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
-from core.search import fts5_query, query_words, tsquery
+from core.search import Query, fts5_query, parse_search, tsquery
 from core.transitions import job_record
+
+
+class _OnBoth(FunctionElement[int]):
+    """A function that both databases have, under names of their own."""
+
+    type = Integer()
+    inherit_cache = True
+    sqlite: str
+    postgresql: str
+
+
+class _num_bytes(_OnBoth):  # noqa: N801 - reads as the SQL function that it is
+    """The bytes of a text in UTF-8; PostgreSQL knows them without reading the text."""
+
+    inherit_cache = True
+    sqlite = "length(CAST({} AS BLOB))"
+    postgresql = "octet_length({})"
+
+
+class _position(_OnBoth):  # noqa: N801 - reads as the SQL function that it is
+    """Where a text has another, character by character; 0: nowhere."""
+
+    inherit_cache = True
+    sqlite = "instr({})"
+    postgresql = "strpos({})"
+
+
+@compiles(_OnBoth, "sqlite")
+@compiles(_OnBoth, "postgresql")
+def _function(element: _OnBoth, compiler: Any, **kw: Any) -> str:
+    form = element.sqlite if compiler.dialect.name == "sqlite" else element.postgresql
+    return form.format(compiler.process(element.clauses, **kw))
+
 
 DEFAULT_LIMIT = 50
 MAX_LIMIT = 200
 EXPORT_BATCH = 200  # rows that one transaction of an export reads
+# Prompts and texts of one page, or of one batch of an export, in UTF-8: 200 of the longest would be
+# a hundred MiB, in the database's answer, in this process and in the browser.
+MAX_PAGE_BYTES = 4 * 1024 * 1024
 RECENT_SECONDS = 300  # throughput, waiting times and failures are of this time
 DURATION_WINDOW_SECONDS = 3_600  # older jobs say nothing of today's speed
 NUM_DURATIONS = 50  # latest jobs of a model whose durations an estimate averages
 MAX_WAITS = 1_000
 _MAX_NUMBER = 2**63 - 1  # what a row's number, and so a cursor, can be
-_MAX_INSTANT_CHARACTERS = 40
-_DAY_MS = 86_400_000
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _COLUMNS = [getattr(Job, item.name) for item in fields(JobRecord)]
 _RANKED = (
     select(
         Job.id,
         func.row_number().over(partition_by=Job.model, order_by=CLAIM_ORDER).label("position"),
     )
-    .where(Job.status == "queued", Job.model.in_(bindparam("models", expanding=True)))
+    .where(IS_QUEUED, Job.model.in_(bindparam("models", expanding=True)))
     .subquery()
 )
 # Every submission asks it, and building it took longer than executing it.
 _POSITIONS = select(_RANKED).where(_RANKED.c.id.in_(bindparam("ids", expanding=True)))
+_NUM_BYTES = (_num_bytes(Job.prompt) + _num_bytes(Job.text)).label("num_bytes")
+_SIZES: list[Any] = [Job.number, _NUM_BYTES]
+_PAGE = (
+    select(*_COLUMNS)
+    .where(Job.number.in_(bindparam("numbers", expanding=True)))
+    .order_by(Job.number.desc())
+)
 _JOBS_SEARCH = table("jobs_search", column("rowid", BigInteger()))
-# In a query string "+" means a blank: an offset written without percent-encoding arrives so.
-_LOST_PLUS = re.compile(r" (\d\d:?\d\d)$", re.ASCII)
-_DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 
 
 class _CrossJoin(Join):
@@ -138,24 +177,6 @@ def decode_cursor(cursor: str) -> int:
     return int(digits)
 
 
-def parse_instant(name: str, value: str, *, is_end: bool) -> int:
-    """A date or date-time as milliseconds since 1970; a day's end is its last millisecond.
-
-    Raises:
-        ValidationFailed: under ``name``, when it is neither.
-    """
-    try:
-        if len(value) > _MAX_INSTANT_CHARACTERS:  # Python reads a date out of any long number
-            raise ValueError
-        when = dt.datetime.fromisoformat(_LOST_PLUS.sub(r"+\1", value))
-        aware = when if when.tzinfo else when.replace(tzinfo=dt.UTC)
-        ms = (aware - _EPOCH) // dt.timedelta(milliseconds=1)
-    except (ValueError, OverflowError):
-        message = "must be a date or a date-time, as 2026-11-23 or 2026-11-23T12:00:00Z"
-        raise ValidationFailed([FieldError(name, message)]) from None
-    return ms + _DAY_MS - 1 if is_end and _DATE.fullmatch(value) else ms
-
-
 class History:
     """Answers what is stored. Safe to share between threads."""
 
@@ -192,26 +213,26 @@ class History:
             return RunRecord.from_rows(run, connection.execute(query))
 
     def page(self, filters: Filters) -> Page:
-        """One page of what the filters pick."""
-        limit = filters.limit or DEFAULT_LIMIT
+        """One page of what the filters pick: as many jobs as asked for, of bounded size.
+
+        A page whose prompts and texts would be too large has fewer jobs, at least one, and a
+        cursor to the rest.
+        """
         with reading(self._engine) as connection:
-            rows = connection.execute(_query(connection, filters).limit(limit + 1)).all()
-        jobs = tuple(JobRecord.from_row(row) for row in rows[:limit])
-        return Page(jobs, encode_cursor(jobs[-1].number) if len(rows) > limit else None)
+            rows, has_more = _read_page(connection, filters, filters.limit or DEFAULT_LIMIT)
+        jobs = tuple(JobRecord.from_row(row) for row in rows)
+        return Page(jobs, encode_cursor(jobs[-1].number) if has_more else None)
 
     def export(self, filters: Filters) -> Iterator[JobRecord]:
-        """All that the filters pick, at most ``limit``; holds no transaction while it is read."""
-        left = filters.limit
-        while left is None or left > 0:
-            size = EXPORT_BATCH if left is None else min(left, EXPORT_BATCH)
+        """All that the filters pick; holds no transaction while it is read."""
+        has_more = True
+        while has_more:
             with reading(self._engine) as connection:
-                rows = connection.execute(_query(connection, filters).limit(size)).all()
+                rows, has_more = _read_page(connection, filters, EXPORT_BATCH)
             for row in rows:
                 yield JobRecord.from_row(row)
-            if len(rows) < size:
-                return
-            filters = replace(filters, before_number=rows[-1].number)
-            left = None if left is None else left - size
+            if rows:
+                filters = replace(filters, before_number=rows[-1].number)
 
     def trace(self, job_id: str) -> list[dict[str, Any]]:
         """Why each token of a job was chosen; empty for a job that wrote none.
@@ -301,8 +322,29 @@ def _seconds(start: int | None, end: int | None) -> float:
     return max(0, (end or 0) - (start or 0)) / 1000  # a clock set back must not give less than 0
 
 
+def _read_page(connection: Connection, filters: Filters, limit: int) -> tuple[list[Row[Any]], bool]:
+    """The rows of a page, newest first, and whether more follow.
+
+    The sizes are read first, and the texts only of the jobs that fit.
+    """
+    sizes = connection.execute(_query(connection, filters).limit(limit + 1)).all()
+    numbers: list[int] = []
+    left = MAX_PAGE_BYTES
+    for row in sizes[:limit]:
+        left -= row.num_bytes
+        if left < 0 and numbers:
+            break
+        numbers.append(row.number)
+    if not numbers:
+        return [], False
+    rows = connection.execute(_PAGE, {"numbers": numbers}).all()
+    if not rows:  # deleted since, on PostgreSQL: go on behind them
+        return _read_page(connection, replace(filters, before_number=numbers[-1]), limit)
+    return list(rows), len(numbers) < len(sizes)
+
+
 def _query(connection: Connection, filters: Filters) -> Select[Any]:
-    query = select(*_COLUMNS)
+    query = select(*_SIZES)
     equal = {
         Job.status: filters.status,
         Job.strategy: filters.strategy,
@@ -317,25 +359,29 @@ def _query(connection: Connection, filters: Filters) -> Select[Any]:
     if filters.until is not None:
         query = query.where(Job.created_at <= filters.until)
     if filters.query is not None and filters.query.strip():
-        words = query_words(filters.query)
-        if not words:
+        asked = parse_search(filters.query)
+        if not asked.terms:
             return query.where(false())
-        return _search(connection, query, words, filters.before_number)
+        return _search(connection, query, asked, filters.before_number)
     if filters.before_number is not None:
         query = query.where(Job.number < filters.before_number)
     return query.order_by(Job.number.desc())
 
 
 def _search(
-    connection: Connection, query: Select[Any], words: list[str], before: int | None
+    connection: Connection, query: Select[Any], asked: Query, before: int | None
 ) -> Select[Any]:
+    for run in asked.runs:  # the terms alone would also find its pairs of characters apart
+        query = query.where(_position(Job.search_runs, run) > 0)
     if connection.dialect.name != "sqlite":
-        matches = text("jobs.search_vector @@ CAST(:q AS tsquery)").bindparams(q=tsquery(words))
+        matches = text("jobs.search_vector @@ CAST(:q AS tsquery)").bindparams(
+            q=tsquery(asked.terms)
+        )
         query = query.where(matches).order_by(Job.number.desc())
         return query if before is None else query.where(Job.number < before)
     # FTS5 walks its own index backwards by rowid and stops at the limit, so that a word of every
     # text costs no more than a rare one. CROSS JOIN keeps SQLite from turning the join around.
-    matches = text("jobs_search MATCH :q").bindparams(q=fts5_query(words))
+    matches = text("jobs_search MATCH :q").bindparams(q=fts5_query(asked.terms))
     rowid = _JOBS_SEARCH.c.rowid
     query = query.select_from(_CrossJoin(_JOBS_SEARCH, Job.__table__, rowid == Job.number))
     query = query.where(matches)

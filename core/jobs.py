@@ -36,11 +36,18 @@ from core.admission import (
 )
 from core.db import now_ms, reading, writing
 from core.errors import Conflict
-from core.models import CLAIM_ORDER, JOBS, Job, JobTrace, Run
+from core.models import CLAIM_ORDER, IS_QUEUED, JOBS, Job, JobTrace, Run
 from core.records import JobRecord, RunRecord
-from core.search import search_text
 from core.sweeping import MAX_LOSSES, HeldLease, SweepReport, held_leases, sweep
-from core.transitions import QUEUED, RUNNING, end_queued, job_record, move, run_record
+from core.transitions import (
+    QUEUED,
+    RUNNING,
+    end_queued,
+    ended_search,
+    job_record,
+    move,
+    run_record,
+)
 
 __all__ = [
     "JobStore",
@@ -57,14 +64,14 @@ DEFAULT_LIMITS = Limits()
 _FINAL = ("succeeded", "failed", "canceled")
 # Statements that every job needs, built once: building one costs as much as executing it.
 _IS_ELIGIBLE = (
-    Job.status == "queued",
+    IS_QUEUED,
     Job.model.in_(bindparam("models", expanding=True)),
     Job.not_before <= now_ms(),
     Job.deadline_at >= now_ms(),
     Job.cancel_requested_at.is_(None),
 )
 _ELIGIBLE = select(Job.id).where(*_IS_ELIGIBLE).limit(1)
-_CANDIDATE = (
+CANDIDATE = (
     select(JOBS, now_ms().label("now"))
     .where(*_IS_ELIGIBLE, Job.lost_count <= bindparam("most_losses", type_=Integer))
     .order_by(*CLAIM_ORDER)
@@ -76,9 +83,13 @@ _FIRST_TOKEN_AT = func.coalesce(
     Job.started_at + bindparam("first_ms", type_=BigInteger), Job.first_token_at
 )
 _NUM_PROMPT_TOKENS = func.coalesce(bindparam("num_prompt", type_=Integer), Job.num_prompt_tokens)
+_NOT_ASKED = Job.cancel_requested_at.is_(None)
+_ASKED = Job.cancel_requested_at.is_not(None)
 _ENDING = RUNNING.values(
     finished_at=now_ms(), first_token_at=_FIRST_TOKEN_AT, num_prompt_tokens=_NUM_PROMPT_TOKENS
 )
+_ENDING_UNASKED = _ENDING.where(_NOT_ASKED)
+_ENDING_ASKED = _ENDING.where(_ASKED)
 _PROGRESSING = RUNNING.where(Job.worker_id == bindparam("of_worker")).values(
     first_token_at=_FIRST_TOKEN_AT, num_prompt_tokens=_NUM_PROMPT_TOKENS
 )
@@ -249,7 +260,7 @@ class JobStore:
         most_losses: int = MAX_LOSSES,
         waits_for_first: bool = False,
     ) -> JobRecord | None:
-        """Take the best eligible row: by priority, then fair share, then age.
+        """Take the best eligible row: by fair share, then age.
 
         Args:
             worker_id: whose job it becomes.
@@ -262,12 +273,12 @@ class JobStore:
         """
         with writing(self.engine) as connection:
             asked = {"models": models, "most_losses": MAX_LOSSES}
-            row = connection.execute(_CANDIDATE, asked).first()
+            row = connection.execute(CANDIDATE, asked).first()
             if row is not None and row.lost_count > most_losses:
                 if waits_for_first:
                     return None
                 asked["most_losses"] = most_losses
-                row = connection.execute(_CANDIDATE, asked).first()
+                row = connection.execute(CANDIDATE, asked).first()
             if row is None:
                 return None
             was = JobRecord.from_row(row)
@@ -284,32 +295,30 @@ class JobStore:
                 return None
             return replace(was, status="running", **claimed)
 
-    def finish(self, job: JobRecord, outcome: Outcome) -> bool:
+    def finish(self, job: JobRecord, outcome: Outcome) -> Outcome | None:
         """Write a job's end under the attempt that was claimed.
 
+        A job that a client asked to cancel, and was told so, ends as canceled however its text
+        ended; it keeps the text. A request to cancel comes either before this, and is kept, or
+        after it, and is refused: the guards of the two UPDATEs exclude each other, and a request
+        that was once made is never taken back.
+
         Returns:
-            Whether it was written; ``False``: the job is no longer this attempt's, throw the
+            The outcome as it was written; ``None``: the job is no longer this attempt's, throw the
             output away.
         """
-        values: dict[str, Any] = {
-            "text": outcome.text,
-            "search_text": search_text(job.prompt, outcome.text),
-            "finish_reason": outcome.finish_reason,
-            "error_code": outcome.error_code,
-            "error_message": outcome.error_message,
-            "num_completion_tokens": outcome.num_completion_tokens,
-            "model_revision": outcome.model_revision,
-            "lease_until": None,
-            "num_prompt": outcome.num_prompt_tokens,
-            "first_ms": _milliseconds(outcome.first_token_seconds),
-        }
         with writing(self.engine) as connection:
-            if not move(connection, _ENDING, job, outcome.status, _worker(job), **values):
-                return False
-            if outcome.trace is not None:
-                connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
-                connection.execute(insert(JobTrace).values(job_id=job.id, tokens=outcome.trace))
-            return True
+            for guard, ended in (
+                (_ENDING_UNASKED, outcome),
+                (_ENDING_ASKED, _as_canceled(outcome)),
+            ):
+                if not move(connection, guard, job, ended.status, _worker(job), **_end(job, ended)):
+                    continue
+                if ended.trace is not None:
+                    connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
+                    connection.execute(insert(JobTrace).values(job_id=job.id, tokens=ended.trace))
+                return ended
+        return None
 
     def release(
         self, job: JobRecord, *, delay_seconds: float = 0.0, counts_as_loss: bool = False
@@ -317,24 +326,14 @@ class JobStore:
         """Give a running job back to the queue (drain, transient error).
 
         A drain counts no loss; an error in decoding does, so that the job runs alone the next
-        time. A job that somebody asked to cancel meanwhile ends as canceled instead.
+        time. A job that a client asked to cancel meanwhile ends as canceled instead: first the
+        UPDATE of one that was not asked for, then that of one that was, so that a request which
+        arrives between the two is seen.
         """
         with writing(self.engine) as connection:
-            kept = connection.execute(select(Job.text).where(Job.id == job.id)).scalar() or ""
-            asked = move(
+            is_queued = move(
                 connection,
-                RUNNING.where(Job.cancel_requested_at.is_not(None)),
-                job,
-                "canceled",
-                _worker(job),
-                search_text=search_text(job.prompt, kept),
-                finish_reason="canceled",
-                lease_until=None,
-                finished_at=now_ms(),
-            )
-            return asked or move(
-                connection,
-                RUNNING,
+                RUNNING.where(_NOT_ASKED),
                 job,
                 "queued",
                 _worker(job),
@@ -342,6 +341,20 @@ class JobStore:
                 lease_until=None,
                 lost_count=job.lost_count + int(counts_as_loss),
                 not_before=now_ms() + int(delay_seconds * 1000),
+            )
+            if is_queued:
+                return True
+            kept = connection.execute(select(Job.text).where(Job.id == job.id)).scalar() or ""
+            return move(
+                connection,
+                RUNNING.where(_ASKED),
+                job,
+                "canceled",
+                _worker(job),
+                **ended_search(job.prompt, kept),
+                finish_reason="canceled",
+                lease_until=None,
+                finished_at=now_ms(),
             )
 
     def save_progress(self, worker_id: str, progress: Sequence[Progress]) -> None:
@@ -409,13 +422,36 @@ class JobStore:
             query = (
                 select(Job.model)
                 .where(
-                    Job.status == "queued",
+                    IS_QUEUED,
                     Job.not_before <= now_ms(),
                     Job.cancel_requested_at.is_(None),
                 )
                 .distinct()
             )
             return list(connection.execute(query).scalars())
+
+
+def _as_canceled(outcome: Outcome) -> Outcome:
+    """The end of a job that was asked to cancel, with the text that it had by then."""
+    return replace(
+        outcome, status="canceled", finish_reason="canceled", error_code=None, error_message=None
+    )
+
+
+def _end(job: JobRecord, outcome: Outcome) -> dict[str, Any]:
+    """The columns that an outcome gives a job, and what ``_ENDING`` asks for."""
+    return {
+        "text": outcome.text,
+        **ended_search(job.prompt, outcome.text),
+        "finish_reason": outcome.finish_reason,
+        "error_code": outcome.error_code,
+        "error_message": outcome.error_message,
+        "num_completion_tokens": outcome.num_completion_tokens,
+        "model_revision": outcome.model_revision,
+        "lease_until": None,
+        "num_prompt": outcome.num_prompt_tokens,
+        "first_ms": _milliseconds(outcome.first_token_seconds),
+    }
 
 
 def _milliseconds(seconds: float | None) -> int | None:

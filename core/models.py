@@ -23,6 +23,8 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
+    or_,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -31,6 +33,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 _QUEUED = text("status = 'queued'")
 _RUNNING = text("status = 'running'")
+_ACTIVE = text("status = 'queued' OR status = 'running'")
+_STALE_SEARCH = text("search_rules IS NULL AND finished_at IS NOT NULL")
 
 
 class Base(DeclarativeBase):
@@ -83,6 +87,19 @@ class Job(Base):
             postgresql_where=_QUEUED,
         ),
         Index("ix_jobs_running", "lease_until", sqlite_where=_RUNNING, postgresql_where=_RUNNING),
+        Index(
+            "ix_jobs_active_owner_id",
+            "owner_id",
+            "share_rank",
+            sqlite_where=_ACTIVE,
+            postgresql_where=_ACTIVE,
+        ),
+        Index(
+            "ix_jobs_stale_search",
+            "number",
+            sqlite_where=_STALE_SEARCH,
+            postgresql_where=_STALE_SEARCH,
+        ),
         Index("ix_jobs_run_id", "run_id", "number"),
         Index("ix_jobs_status", "status", "number"),
         Index("ix_jobs_finished_at", "finished_at"),
@@ -107,7 +124,8 @@ class Job(Base):
     has_trace: Mapped[bool] = mapped_column(Boolean)
 
     status: Mapped[str] = mapped_column(String(16))
-    priority: Mapped[int] = mapped_column(Integer)
+    # Not used: kept for the release before, which orders by it.
+    priority: Mapped[int] = mapped_column(Integer, default=0)
     # Start-time fair queueing: see core.admission.
     share_rank: Mapped[int] = mapped_column(BigInteger)
     attempt: Mapped[int] = mapped_column(Integer)
@@ -119,7 +137,7 @@ class Job(Base):
     cancel_requested_at: Mapped[int | None] = mapped_column(BigInteger)
 
     text: Mapped[str] = mapped_column(Text)
-    # The words of prompt and text, cut by core.search, one space between.
+    # The terms of prompt and text, cut by core.search, one space between.
     search_text: Mapped[str] = mapped_column(Text)
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     error_code: Mapped[str | None] = mapped_column(String(64))
@@ -131,6 +149,11 @@ class Job(Base):
     started_at: Mapped[int | None] = mapped_column(BigInteger)
     first_token_at: Mapped[int | None] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
+    # What a search within scripts without spaces compares; empty in a row of the release before.
+    search_runs: Mapped[str] = mapped_column(Text, server_default="")
+    # By which rules of core.search the terms of a job that has ended were cut; null: not ended, or
+    # by those of the release before. core.upkeep cuts the latter anew.
+    search_rules: Mapped[int | None] = mapped_column(Integer)
 
 
 class JobEvent(Base):
@@ -194,9 +217,27 @@ class LoadedModelCard(Base):
     card_markdown: Mapped[str | None] = mapped_column(Text)
 
 
+class Problem(Base):
+    """Why a model, the models file or a worker is left out; see ``core.problems``."""
+
+    __tablename__ = "problems"
+
+    host: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[int] = mapped_column(BigInteger)
+    until: Mapped[int] = mapped_column(BigInteger)
+
+
 # For the hot paths: the detour over the mapped class was a fifth of what a submission cost.
 JOBS = cast(Table, Job.__table__)
 JOB_EVENTS = cast(Table, JobEvent.__table__)
 
-CLAIM_ORDER = (Job.priority.desc(), Job.share_rank, Job.number)
-"""Which of a model's waiting jobs is the next: by priority, then fair share, then age."""
+# Literals, not parameters: a partial index serves only a query that names its status.
+IS_QUEUED = Job.status == literal_column("'queued'")
+IS_RUNNING = Job.status == literal_column("'running'")
+IS_ACTIVE = or_(IS_QUEUED, IS_RUNNING)
+
+CLAIM_ORDER = (Job.share_rank, Job.number)
+"""Which of a model's waiting jobs is the next: by fair share, then age."""

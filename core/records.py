@@ -26,7 +26,6 @@ class JobRecord:
     parameters: dict[str, Any]
     has_trace: bool
     status: str
-    priority: int
     share_rank: int
     attempt: int
     lost_count: int

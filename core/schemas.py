@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 from core.errors import FieldError, ValidationFailed
 from core.strategies import (
     DEFAULT_STRATEGY,
+    DRAWN_SEEDS,
     MAX_NEW_TOKENS,
     MAX_SEED,
     MAX_STOP_CHARACTERS,
@@ -191,7 +192,7 @@ class JobRequestBase(BaseModel):
         seed = self.seed if seed is None else seed
         resolved |= {
             "max_new_tokens": self.max_new_tokens,
-            "seed": secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
+            "seed": secrets.randbelow(DRAWN_SEEDS) if seed is None else seed,
             "stop": list(self.stop),
         }
         return resolved
@@ -231,6 +232,24 @@ JOB_REQUESTS: dict[str, type[JobRequestBase]] = {
 }
 
 
+_OPTIONAL = {
+    *JobRequestBase.model_fields,
+    *(parameter.name for spec in STRATEGIES for parameter in spec.parameters),
+} - {"prompt"}
+
+
+def without_nulls(payload: Mapping[str, Any], *own: str) -> dict[str, Any]:
+    """A request without the optional fields that are null: null means "not given" in all of them.
+
+    A null under a name that is no field's stays, and is refused with the name. ``own`` are the
+    optional fields beside those of a job.
+    """
+    optional = _OPTIONAL.union(own)
+    return {
+        name: value for name, value in payload.items() if value is not None or name not in optional
+    }
+
+
 def parse_job_request(payload: object, context: RequestContext | None = None) -> JobRequestBase:
     """Validate the body of ``POST /jobs``.
 
@@ -239,6 +258,7 @@ def parse_job_request(payload: object, context: RequestContext | None = None) ->
     """
     if not isinstance(payload, Mapping):
         raise ValidationFailed([FieldError("", "the body must be a JSON object")])
+    payload = without_nulls(payload)
     strategy = payload.get("strategy", DEFAULT_STRATEGY)
     model = JOB_REQUESTS.get(strategy) if isinstance(strategy, str) else None
     extra: list[FieldError] = []
@@ -372,6 +392,7 @@ def parse_run_request(payload: object, context: RequestContext | None = None) ->
     """
     if not isinstance(payload, Mapping):
         raise ValidationFailed([FieldError("", "the body must be a JSON object")])
+    payload = without_nulls(payload, "samples")
     errors: list[FieldError] = []
     try:
         run = RunRequestBase.model_validate(dict(payload))
@@ -405,7 +426,7 @@ def _plan_variant(
         if run is not None:
             errors.append(FieldError(prefix, "a variant must be a JSON object"))
         return []
-    own = dict(variant)
+    own = without_nulls(variant, "samples", "prompt")
     num_samples = _integral(own.pop("samples", run.samples if run else 1))
     if (
         isinstance(num_samples, bool)
@@ -449,7 +470,10 @@ def is_deterministic(request: JobRequestBase) -> bool:
 
 
 def _sample_seed(request: JobRequestBase, sample: int) -> int | None:
-    return None if request.seed is None else (request.seed + sample) & MAX_SEED
+    """Sample *i* of a run gets seed + *i*; a seed that JavaScript can hold stays one."""
+    if request.seed is None:
+        return None
+    return (request.seed + sample) % (DRAWN_SEEDS if request.seed < DRAWN_SEEDS else MAX_SEED + 1)
 
 
 class TokenizeRequest(BaseModel):

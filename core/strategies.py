@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 MAX_SEED = 2**63 - 1
+# A seed that we draw stays below: JavaScript's numbers, and so JSON there, are exact to 2^53 alone.
+DRAWN_SEEDS = 2**53
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 64
 DEFAULT_STRATEGY = "greedy"

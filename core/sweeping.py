@@ -12,10 +12,9 @@ from typing import Any
 from sqlalchemy import Connection, and_, select, tuple_
 
 from core.db import now_ms
-from core.models import Job, Worker
+from core.models import IS_QUEUED, IS_RUNNING, Job, Worker
 from core.records import JobRecord
-from core.search import search_text
-from core.transitions import RUNNING, end_queued, locked_rows, move
+from core.transitions import RUNNING, end_queued, ended_search, locked_rows, move
 
 MAX_LOSSES = 3  # a job whose worker died this often is not tried again
 RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
@@ -79,7 +78,12 @@ def sweep(
     report = SweepReport()
     for was in _taken_back(connection, dead):
         _take_back(connection, was, actor, report)
-    late = and_(Job.status == "queued", Job.deadline_at < now_ms())
+    # An older release could give back a job that was asked to cancel, which no worker claims.
+    asked = and_(IS_QUEUED, Job.cancel_requested_at.is_not(None))
+    for was in locked_rows(connection, asked):
+        if end_queued(connection, was, "canceled", "canceled", actor):
+            report.canceled.append(was.id)
+    late = and_(IS_QUEUED, Job.deadline_at < now_ms())
     for was in locked_rows(connection, late):
         if end_queued(connection, was, "failed", "deadline", actor):
             report.failed.append(was.id)
@@ -94,14 +98,14 @@ def _taken_back(connection: Connection, dead: Sequence[HeldLease] | None) -> lis
         condition = tuple_(Job.id, Job.attempt, Job.lease_until).in_(seen)
     else:
         return []
-    return locked_rows(connection, and_(Job.status == "running", condition))
+    return locked_rows(connection, and_(IS_RUNNING, condition))
 
 
 def _take_back(connection: Connection, was: JobRecord, actor: str, report: SweepReport) -> None:
     guard = RUNNING.where(Job.lease_until == was.lease_until)
     losses = was.lost_count + 1
     lost: dict[str, Any] = {"lost_count": losses, "lease_until": None}
-    ended = {"finished_at": now_ms(), "search_text": search_text(was.prompt, was.text)}
+    ended = {"finished_at": now_ms(), **ended_search(was.prompt, was.text)}
     if was.cancel_requested_at is not None:
         values = lost | ended | {"finish_reason": "canceled"}
         if move(connection, guard, was, "canceled", actor, **values):

@@ -13,7 +13,7 @@ from core.db import now_ms
 from core.errors import NotFound
 from core.models import JOB_EVENTS, JOBS, Job, Run
 from core.records import JobRecord, RunRecord
-from core.search import search_text
+from core.search import RULES, search_columns
 
 # Built once: building a statement costs as much as executing it.
 _APPEND_EVENT = insert(JOB_EVENTS).values(at=now_ms())
@@ -82,12 +82,16 @@ def end_queued(
 ) -> bool:
     """End a job that no worker holds: ``canceled``, or ``failed`` at its deadline."""
     values: dict[str, Any] = {"finish_reason": reason, "finished_at": now_ms()}
-    if was.text:  # of an attempt that was given back
-        values["search_text"] = search_text(was.prompt, was.text)
+    values |= ended_search(was.prompt, was.text)  # a text is of an attempt that was given back
     if status == "failed":
         values["error_code"] = "deadline"
         values["error_message"] = "No worker could take the job before its deadline."
     return move(connection, QUEUED, was, status, actor, **values)
+
+
+def ended_search(prompt: str, text: str) -> dict[str, Any]:
+    """What a job that ends keeps for the search."""
+    return search_columns(prompt, text) | {"search_rules": RULES}
 
 
 def locked_rows(connection: Connection, condition: Any) -> list[JobRecord]:

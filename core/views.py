@@ -24,9 +24,13 @@ class Usage(BaseModel):
 
 
 class QueuePlace(BaseModel):
-    """Where a queued job stands; ``eta_seconds`` is null while nothing is known to go by."""
+    """The place of a queued job in the line of its model.
 
-    position: int
+    ``eta_seconds`` is null while there is nothing to estimate it from. Both are null when they
+    could not be read in time.
+    """
+
+    position: int | None
     eta_seconds: float | None
 
 

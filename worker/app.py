@@ -32,6 +32,7 @@ from core.model_catalog import ModelSpec
 from core.redaction import reason_of
 from core.settings import Settings
 from core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
+from core.upkeep import UPKEEP_SECONDS, Upkeep
 from core.workers import forget, worker_host
 from worker.cancels import CancelListener
 from worker.engine import Engine, EngineError
@@ -131,6 +132,7 @@ class WorkerProcess:
             Loop("models", WATCH_MODELS_SECONDS, watch),
             Loop("sweeper", pace.sweep, sweeper.sweep),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
+            Loop("upkeep", UPKEEP_SECONDS, Upkeep(self.store.engine).step),
         ]
 
     def start(self) -> None:

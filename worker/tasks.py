@@ -11,11 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from core.errors import Conflict, StorageUnavailable, TextmillError, Unstorable
+from core.failpoints import reach
 from core.jobs import JobStore, Outcome, Progress
 from core.records import JobRecord
 from core.redaction import reason_of
@@ -29,6 +30,7 @@ from worker.publishing import JobStream, Publisher, storable
 
 MAX_ERRORS = 3  # a job whose decoding failed this often fails; each error counts as a loss
 RETRY_WRITE_SECONDS = 1.0  # between tries to write a result while the database is away
+Written = TypeVar("Written")
 log = structlog.get_logger(__name__)
 
 
@@ -206,10 +208,13 @@ class JobRunner:
             reason = reason_of(result.error) if result.error else ""
             log.warning("job_retried", code=_code(result.error), reason=reason)
             return
-        outcome, is_written = self._finish(job, self._outcome(job, result))
-        if not is_written:
-            log.warning("result_thrown_away", status=outcome.status)
+        made = self._outcome(job, result)
+        reach("before_result", job.prompt)
+        outcome = self._finish(job, made)
+        if outcome is None:
+            log.warning("result_thrown_away", status=made.status)
             return
+        reach("after_result", job.prompt)
         stream.done(len(outcome.text), outcome.num_completion_tokens)
         self._metrics.ended(job, outcome, result)
         log.info(
@@ -220,10 +225,10 @@ class JobRunner:
             seconds=round(time.monotonic() - active.claimed_at, 3),
         )
 
-    def _finish(self, job: JobRecord, outcome: Outcome) -> tuple[Outcome, bool]:
+    def _finish(self, job: JobRecord, outcome: Outcome) -> Outcome | None:
         """Write an outcome; one that no database can store fails the job instead."""
         try:
-            return outcome, self._write(lambda: self._store.finish(job, outcome))
+            return self._write(lambda: self._store.finish(job, outcome))
         except (Unstorable, Conflict):  # to try again would meet the same, and hold up all others
             log.exception("outcome_cannot_be_stored", status=outcome.status)
         failed = replace(
@@ -235,7 +240,7 @@ class JobRunner:
             error_message="The database cannot store the text that was written.",
             trace=None,
         )
-        return failed, self._write(lambda: self._store.finish(job, failed))
+        return self._write(lambda: self._store.finish(job, failed))
 
     def _give_back(self, job: JobRecord) -> None:
         """The engine is gone: no fault of the job's, and no use in claiming another."""
@@ -274,13 +279,17 @@ class JobRunner:
             trace=_trace_json(result),
         )
 
-    def _write(self, write: Any) -> bool:
-        """Write a result; while the database is away keep it, claim nothing, and try again."""
+    def _write(self, write: Callable[[], Written]) -> Written | None:
+        """Write a result; while the database is away keep it, claim nothing, and try again.
+
+        Returns:
+            What the write returned; ``None`` when the worker gave it up.
+        """
         is_waiting = False
         try:
             while True:
                 try:
-                    return bool(write())
+                    return write()
                 except StorageUnavailable as error:
                     if not is_waiting:
                         is_waiting = True
@@ -288,7 +297,7 @@ class JobRunner:
                             self._unwritten += 1
                         log.warning("result_waits_for_database", reason=str(error))
                     if self._giving_up.wait(RETRY_WRITE_SECONDS):
-                        return False  # the lease runs out, and another worker repeats the job
+                        return None  # the lease runs out, and another worker repeats the job
         finally:
             if is_waiting:
                 with self._lock:

@@ -6,10 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Request, Response, current_app
+from flask import Response, current_app
 
 from backend.services import Services
-from core.errors import FieldError, ValidationFailed
 
 
 def services() -> Services:
@@ -24,16 +23,3 @@ def json_response(
     """A document as JSON."""
     text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
     return Response(text, status, headers, content_type="application/json")
-
-
-def query_filters(request: Request) -> dict[str, str]:
-    """The query string as a mapping.
-
-    Raises:
-        ValidationFailed: a name came twice.
-    """
-    lists = request.args.to_dict(flat=False)
-    twice = [name for name, values in lists.items() if len(values) > 1]
-    if twice:
-        raise ValidationFailed([FieldError(name, "must be given once") for name in twice])
-    return {name: values[0] for name, values in lists.items()}

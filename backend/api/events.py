@@ -12,10 +12,12 @@ from backend.event_stream import (
     parse_place,
     parse_run_places,
 )
+from backend.query import parse_query, text_of
 from backend.watching import Watch
 from core.errors import ValidationFailed
 from core.records import JobRecord
 
+_PARAMETERS = {"after": text_of(8_000)}  # a run's: the places in 64 jobs
 blueprint = Blueprint("events", __name__)
 
 
@@ -57,7 +59,9 @@ def _places(jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
             return _parse(header, jobs, is_run=is_run)
         except ValidationFailed:
             return [UNKNOWN_PLACE] * len(jobs)
-    after = request.args.get("after")
+    after = parse_query(
+        request.args, _PARAMETERS, may_be_empty=_PARAMETERS, ignores_others=True
+    ).get("after")
     return _parse(after, jobs, is_run=is_run) if after else [Place()] * len(jobs)
 
 

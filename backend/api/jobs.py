@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
-from collections.abc import Iterator
-from typing import Any
 
 from flask import Blueprint, Response, request, stream_with_context
 
-from backend.api import json_response, query_filters, services
+from backend.api import json_response, services
 from backend.bodies import read_json
+from backend.exporting import as_csv, as_jsonl
+from backend.filters import parse_export, parse_filters
 from backend.owner import owner_id
-from core.errors import FieldError, ValidationFailed
+from backend.query import decimal, parse_query
 
 MAX_WAIT_SECONDS = 30.0
-CSV_COLUMNS = (
-    "id", "created_at", "status", "model", "strategy", "parameters", "prompt", "text",
-    "finish_reason", "prompt_tokens", "completion_tokens", "run_id",
-)  # fmt: skip
-# Spreadsheets take a cell that begins so for a formula; a quote in front keeps it text.
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_READ_PARAMETERS = {"wait": decimal(0, MAX_WAIT_SECONDS, "seconds")}
+_FORMATS = {"jsonl": (as_jsonl, "application/jsonl"), "csv": (as_csv, "text/csv")}
 blueprint = Blueprint("jobs", __name__)
 
 
@@ -40,7 +33,7 @@ def submit() -> Response:
 @blueprint.get("/jobs/<job_id>")
 def read(job_id: str) -> Response:
     """A job; ``?wait=`` holds the answer until it has ended or the time is up."""
-    seconds = _wait_seconds(request.args.get("wait"))
+    seconds = parse_query(request.args, _READ_PARAMETERS, ignores_others=True).get("wait", 0.0)
     job = services().wait(job_id, seconds) if seconds else services().get_job(job_id)
     response = json_response(job)
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest()[:32])
@@ -70,59 +63,15 @@ def trace(job_id: str) -> Response:
 @blueprint.get("/jobs")
 def index() -> Response:
     """A page of the history."""
-    return json_response(services().list_jobs(query_filters(request)))
+    return json_response(services().list_jobs(parse_filters(request.args)))
 
 
 @blueprint.get("/jobs/export")
 def export() -> Response:
     """The history as JSON lines or CSV, streamed."""
-    filters = query_filters(request)
-    form = filters.pop("format", "jsonl")
-    writers = {"jsonl": (_as_jsonl, "application/jsonl"), "csv": (_as_csv, "text/csv")}
-    if form not in writers:
-        raise ValidationFailed([FieldError("format", "must be jsonl or csv")])
-    unfit = [name for name in ("limit", "cursor") if name in filters]
-    if unfit:
-        raise ValidationFailed([FieldError(name, "an export has no pages") for name in unfit])
-    write, kind = writers[form]
+    form, filters = parse_export(request.args)
+    write, kind = _FORMATS[form]
     lines = write(services().export(filters))
     response = Response(stream_with_context(lines), content_type=f"{kind}; charset=utf-8")
     response.headers["Content-Disposition"] = f'attachment; filename="textmill.{form}"'
     return response
-
-
-def _wait_seconds(text: str | None) -> float:
-    if text is None:
-        return 0.0
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= MAX_WAIT_SECONDS:
-        message = f"must be a number of seconds from 0 to {MAX_WAIT_SECONDS:g}"
-        raise ValidationFailed([FieldError("wait", message)])
-    return seconds
-
-
-def _as_jsonl(jobs: Iterator[dict[str, Any]]) -> Iterator[str]:
-    for job in jobs:
-        yield json.dumps(job, ensure_ascii=False) + "\n"
-
-
-def _as_csv(jobs: Iterator[dict[str, Any]]) -> Iterator[str]:
-    yield _csv_line(CSV_COLUMNS)
-    for job in jobs:
-        flat = job | job["usage"] | {"parameters": json.dumps(job["parameters"])}
-        yield _csv_line(tuple(_cell(flat[name]) for name in CSV_COLUMNS))
-
-
-def _csv_line(cells: tuple[Any, ...]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer).writerow(cells)
-    return buffer.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return "'" + value
-    return value

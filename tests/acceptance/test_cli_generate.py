@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,6 +31,9 @@ class Server(ThreadingHTTPServer):
         streams: one list of stream lines per connection; ``None`` holds the stream open.
         final: what a long poll answers.
         refusal: (status, problem) for a submission, if any.
+        num_refusals: after how many the refusing ends; ``None``: never.
+        loses_answers: how many submissions are taken without an answer.
+        keys: the idempotency keys of the submissions that were taken.
     """
 
     daemon_threads = True
@@ -36,6 +43,9 @@ class Server(ThreadingHTTPServer):
         self.streams: list[list[str] | None] = []
         self.final = job("succeeded", text="polled")
         self.refusal: tuple[int, Document] | None = None
+        self.num_refusals: int | None = None
+        self.loses_answers = 0
+        self.keys: list[str | None] = []
         self.submitted: list[Document] = []
         self.resumed: list[str | None] = []
         self.canceled = threading.Event()
@@ -59,8 +69,17 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(202, job("canceled"))
         elif self.server.refusal:
             self._answer(*self.server.refusal)
+            if self.server.num_refusals is not None:
+                self.server.num_refusals -= 1
+                self.server.refusal = self.server.refusal if self.server.num_refusals else None
         else:
+            self.server.keys.append(self.headers.get("Idempotency-Key"))
             self.server.submitted.append(json.loads(body))
+            if self.server.loses_answers:
+                self.server.loses_answers -= 1
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
             self._answer(202, job())
 
     def do_GET(self) -> None:
@@ -85,6 +104,8 @@ class Handler(BaseHTTPRequestHandler):
         data = json.dumps(document).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
+        if status == 503:
+            self.send_header("Retry-After", "0")
         self.end_headers()
         self.wfile.write(data)
 
@@ -184,6 +205,7 @@ def test_a_job_that_failed_gives_its_reason_and_a_status(
 
 def test_nobody_at_the_address_is_one_sentence() -> None:
     command = [sys.executable, "-m", "cli", "generate", "x", "--url", "http://127.0.0.1:1"]
+    command += ["--retry-for", "0.5"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert result.stderr == (
@@ -204,3 +226,73 @@ def test_ctrl_c_cancels_the_job(server: Server) -> None:
         assert process.wait(timeout=60) == 130
         assert "the job was cancelled" in process.stderr.read()
     assert server.canceled.is_set()
+
+
+def test_a_submission_whose_answer_was_lost_is_repeated_under_its_key(
+    server: Server, generate: Generate
+) -> None:
+    server.loses_answers = 2
+    result = generate("Title:")
+    assert (result.returncode, result.stdout) == (0, "polled\n")
+    assert len(server.keys) == 3
+    assert len(set(server.keys)) == 1
+    assert server.keys[0]
+    generate("Title:")
+    assert len(set(server.keys)) == 2  # another call, another key
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_a_server_that_is_not_ready_is_asked_again(
+    server: Server, generate: Generate, status: int
+) -> None:
+    server.refusal, server.num_refusals = (status, {"detail": "not now"}), 2
+    result = generate("Title:")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "polled\n", "")
+    assert len(server.submitted) == 1
+
+
+def test_streams_that_bring_nothing_end_in_polling(server: Server, generate: Generate) -> None:
+    server.streams = [[": open\n\n"] for _ in range(9)]
+    assert generate("Title:").stdout == "polled\n"
+    assert len(server.resumed) == 5
+
+
+def test_what_a_poll_has_printed_a_later_stream_does_not_repeat(
+    server: Server, generate: Generate
+) -> None:
+    server.streams = [[": open\n\n"] for _ in range(5)]
+    server.streams += [[token("1-9", " a time"), done(status="succeeded", text="Once a time")]]
+    server.final = job("running", text="Once", cursor="1-4")
+    assert generate("Title:").stdout == "Once a time\n"
+    assert server.resumed[-1] == "1-4"
+
+
+HOSTILE = "a\x1b]0;title\x07\x9b31m\r\u202eb\tc\nd\u2066é👩\u200d💻"
+
+
+def test_a_pipe_gets_the_text_as_it_is(server: Server, generate: Generate) -> None:
+    server.streams = [[done(status="succeeded", text=HOSTILE)]]
+    command = [sys.executable, "-m", "cli", "generate", "--url", server.url, "x"]
+    result = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert result.stdout.decode() == HOSTILE + "\n"
+    server.streams = [[done(status="succeeded", text=HOSTILE)]]
+    as_json = generate("x", "--json").stdout
+    assert json.loads(as_json)["text"] == HOSTILE
+    assert not set("\x1b\x07\x9b\r\u202e\u2066") & set(as_json)
+
+
+def test_a_terminal_gets_no_character_that_would_command_it(server: Server) -> None:
+    server.streams = [[token("1-3", HOSTILE[:3]), done(status="succeeded", text=HOSTILE)]]
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cli", "generate", "--url", server.url, "x"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # what Linux raises at a terminal's end
+            while piece := os.read(ours, 4096):
+                shown += piece
+        assert process.wait(60) == 0
+    os.close(ours)
+    text = shown.decode().replace("\r\n", "\n")
+    assert not set("\x1b\x07\x9b\r\u202e\u2066") & set(text)
+    assert text == ("a\\x1b]0;title\\x07\\x9b31m\\x0d\\u202eb\tc\nd\\u2066é👩\u200d💻\n")

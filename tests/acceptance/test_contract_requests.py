@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
-from core.search import words
+from core.search import parts
 from core.strategies import STRATEGIES, ParameterSpec
 from tests.acceptance.stack import Stack, parse_events
 
@@ -47,7 +47,7 @@ def test_a_parameter_is_taken_at_its_bounds_and_refused_beyond(
         job = stack.generate(**body(value))
         assert job["status"] == "succeeded", job
         assert job["parameters"][parameter.name] == value
-    for value in (parameter.minimum - 0.5, high + 1, "1", True, None, [1], 1e300):
+    for value in (parameter.minimum - 0.5, high + 1, "1", True, [1], 1e300):
         assert refused(stack, body(value)) == [parameter.name], value
     if parameter.exclusive_minimum:
         assert refused(stack, body(parameter.minimum)) == [parameter.name]
@@ -268,7 +268,7 @@ def test_every_filter_picks_what_it_says(stack: Stack) -> None:
 
 def test_a_written_text_is_found_by_each_of_its_words(stack: Stack) -> None:
     job = stack.generate(strategy="sampling", temperature=1.5, seed=5, max_new_tokens=60)
-    found = words(job["text"])[:20]
+    found = [*parts(job["text"]).words, *parts(job["text"]).runs][:20]
     assert found
     for word in found:
         listed = stack.request("GET", f"/api/v1/jobs?limit=200&q={quote(word)}").json["items"]
@@ -292,7 +292,7 @@ def test_both_exports_hold_every_job_once_and_every_character(stack: Stack) -> N
     jobs = [json.loads(line) for line in lines.split("\n") if line]
     assert [job["id"] for job in jobs] == ids[::-1]
     assert [job["prompt"] for job in jobs] == prompts[::-1]
-    table = stack.request("GET", "/api/v1/jobs/export?q=okapi&format=csv").body.decode()
+    table = stack.request("GET", "/api/v1/jobs/export?q=okapi&format=csv").body.decode("utf-8-sig")
     rows = list(csv.DictReader(io.StringIO(table, newline="")))
     assert [row["id"] for row in rows] == ids[::-1]
     assert [row["prompt"] for row in rows] == prompts[::-1]

@@ -46,6 +46,9 @@ def nothing_stored(site: Site) -> Iterator[None]:
         b"", b" ", b"{", b"prompt=a", b"{'prompt': 'a'}", b'{"prompt": "a"} x', b"\xff\xfe{}",
         b'{"prompt": "\xff"}', b'{"prompt": NaN}', b'{"temperature": Infinity}', b"-Infinity",
         b'{"seed": ' + b"9" * 5_000 + b"}", DEEP,
+        b'{"prompt": "a", "prompt": "a"}', b'{"prompt": "a", "variants": [{"x": 1, "x": null}]}',
+        b'{"prompt": [[{"\\u0061": 1, "a": 1}]]}', b"\xef\xbb\xbf", b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        '{"prompt": "a"}'.encode("utf-16"), '{"prompt": "a"}'.encode("utf-32"),
     ],
 )  # fmt: skip
 def test_what_is_not_json_is_400(site: Site, path: str, body: bytes) -> None:
@@ -211,13 +214,20 @@ def test_an_export_takes_two_formats_and_no_pages(client: FlaskClient, query: st
     assert bad_fields(client.get(f"{JOBS}/export?{query}")) == {query.partition("=")[0]}
 
 
-@pytest.mark.parametrize("wait", ["-1", "31", "nan", "inf", "x", "", "%00"])
+@pytest.mark.parametrize(
+    "wait",
+    ["-1", "31", "nan", "inf", "x", "", "%00", "1e400", "1e1", "%2B5", "%205", "1_0", "0.5&wait=1",
+     "%EF%BC%91", "1" * 3000],
+)  # fmt: skip
 def test_a_wait_out_of_range_is_422(site: Site, wait: str) -> None:
     job = site.submit()
     assert bad_fields(site.client.get(f"{job['links']['self']}?wait={wait}")) == {"wait"}
 
 
-@pytest.mark.parametrize("after", ["x", "1", "-1-2", "1-2-3", "%00", "%ff", "1-2,3-4"])
+@pytest.mark.parametrize(
+    "after",
+    ["x", "1", "-1-2", "1-2-3", "%00", "%ff", "1-2,3-4", "1-1&after=1-1", "1" * 3000, "%D9%A1-1"],
+)
 def test_an_after_that_is_no_id_is_422(site: Site, after: str) -> None:
     job = site.submit()
     assert bad_fields(site.client.get(f"{job['links']['events']}?after={after}")) == {"after"}

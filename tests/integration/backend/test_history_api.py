@@ -9,10 +9,12 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
-from tests.integration.backend.conftest import JOBS, RUNS, Site, problem
+from core.db import writing
+from core.models import Job
+from tests.integration.backend.conftest import JOBS, RUNS, Site, bad_fields, problem
 
 TEXTS = [
     "Crème brûlée",
@@ -80,6 +82,61 @@ def test_filters_pick_alone_and_together(site: Site) -> None:
     }.items():
         items = site.client.get(f"{JOBS}?{query}").get_json()["items"]
         assert [item["id"] for item in items] == ids, query
+
+
+def test_a_page_is_bounded_in_bytes_and_goes_on_behind_them(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.history.MAX_PAGE_BYTES", 1_000)
+    sizes = [10, 400, 400, 5_000, 10, 10, 999, 300]
+    made = [site.write("é" * 200, "ü" * 400)["id"]]
+    made += [site.submit("é" * (size // 2))["id"] for size in sizes]
+    pages, cursor = [], ""
+    while True:
+        page = site.client.get(f"{JOBS}?limit=200{cursor}").get_json()
+        pages.append([made.index(item["id"]) for item in page["items"]])
+        if page["next_cursor"] is None:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert pages == [[8], [7], [6, 5], [4], [3, 2, 1], [0]]
+    exported = site.client.get(f"{JOBS}/export").get_data(as_text=True).splitlines()
+    assert [json.loads(line)["id"] for line in exported] == made[::-1]
+    assert "/history?cursor=" in site.client.get("/history").text
+
+
+@pytest.mark.parametrize("form", ["2026-11-25", "20261125", "2026-W48-3", "2026W483"])
+def test_until_a_day_takes_the_whole_day_in_every_form(site: Site, form: str) -> None:
+    job = site.submit()
+    noon = int(datetime(2026, 11, 25, 12, tzinfo=UTC).timestamp()) * 1000
+    with writing(site.services.store.engine) as connection:
+        connection.execute(update(Job).values(created_at=noon))
+    for query, num_found in {
+        f"until={form}": 1, f"since={form}": 1, "until=2026-11-25t12:00:00z": 1,
+        "until=2026-11-25T11:59:59Z": 0, "since=20261126": 0,
+    }.items():  # fmt: skip
+        items = site.client.get(f"{JOBS}?{query}").get_json()["items"]
+        assert [item["id"] for item in items] == [job["id"]] * num_found, query
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (f"{JOBS}?limit={'0' * 9}10000", "limit"), (f"{JOBS}?limit={'9' * 3000}", "limit"),
+        (f"{JOBS}?limit=%2B5", "limit"), (f"{JOBS}?limit=1_0", "limit"),
+        (f"{JOBS}?limit=%EF%BC%91", "limit"), (f"{JOBS}?cursor={'OTk5' * 500}", "cursor"),
+        (f"{JOBS}?q={'a' * 1001}", "q"), (f"{JOBS}?q=a&q=b", "q"), (f"{JOBS}?_=1", "_"),
+        (f"{JOBS}?since=0x7e", "since"), (f"{JOBS}/export?until=1&until=2", "until"),
+    ],
+)  # fmt: skip
+def test_parameters_out_of_their_bounds_are_named(shared_site: Site, path: str, field: str) -> None:
+    assert bad_fields(shared_site.client.get(path)) == {field}
+
+
+@pytest.mark.parametrize("query", [f"cursor={'9' * 40}", "q=a&q=b", "since=0", "status=%00"])
+def test_the_history_page_names_them_too(shared_site: Site, query: str) -> None:
+    answer = shared_site.client.get(f"/history?{query}")
+    assert answer.status_code == 422
+    assert "could not be searched" in answer.text
 
 
 def test_positions_count_within_a_model_and_cost_no_query_a_job(site: Site) -> None:
@@ -150,6 +207,7 @@ def test_an_export_has_every_job_as_json_lines(site: Site) -> None:
     ids = [site.write(f"a {number}\u2028b", " c")["id"] for number in range(3)]
     answer = site.client.get(f"{JOBS}/export?q=c")
     lines = answer.get_data(as_text=True).split("\n")
+    assert "\u2028" not in answer.get_data(as_text=True)
     assert answer.content_type.startswith("application/jsonl")
     assert "attachment" in answer.headers["Content-Disposition"]
     assert [json.loads(line)["id"] for line in lines[:-1]] == ids[::-1]
@@ -160,7 +218,8 @@ def test_a_csv_export_guards_cells_that_a_spreadsheet_would_run(site: Site) -> N
     site.write('=HYPERLINK("x")', '+1\n"two"')
     site.write("a, b", " c")
     text = site.client.get(f"{JOBS}/export?format=csv").get_data(as_text=True)
-    header, second, first = csv.reader(io.StringIO(text, newline=""))
+    assert text.startswith("\ufeff")
+    header, second, first = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""))
     assert first[header.index("prompt")] == '\'=HYPERLINK("x")'
     assert first[header.index("text")] == '\'+1\n"two"'
     assert second[header.index("prompt")] == "a, b"
@@ -168,7 +227,7 @@ def test_a_csv_export_guards_cells_that_a_spreadsheet_would_run(site: Site) -> N
 
 def test_an_empty_export_is_empty(site: Site) -> None:
     assert site.client.get(f"{JOBS}/export").get_data() == b""
-    assert site.client.get(f"{JOBS}/export?format=csv").get_data().startswith(b"id,")
+    assert site.client.get(f"{JOBS}/export?format=csv").get_data().startswith(b"\xef\xbb\xbfid,")
 
 
 @pytest.mark.parametrize("path", [f"{JOBS}/export", f"{JOBS}/export?format=csv", JOBS])

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 from sqlalchemy import Engine, func, select
 
 from core.db import make_engine, reading
-from core.errors import ClientError, QueueFull
+from core.errors import ClientError, Conflict, QueueFull
 from core.jobs import JobStore, Limits, Origin, Progress
 from core.models import Job
+from core.records import JobRecord
 from tests.integration.core.conftest import MODEL, Bench, outcome
 
 NUM_THREADS = 16
@@ -101,6 +103,51 @@ def test_of_many_that_end_a_job_at_once_one_succeeds(bench: Bench) -> None:
         _quietly(lambda job=job: bench.store.delete(job.id))  # type: ignore[misc]
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda bench, job: bench.store.finish(job, outcome(text="all of it")),
+        lambda bench, job: bench.store.finish(job, outcome("failed", error_code="engine_error")),
+        lambda bench, job: bench.store.finish(job, outcome("canceled")),
+        lambda bench, job: bench.store.release(job),
+        lambda bench, job: bench.store.release(job, counts_as_loss=True),
+        lambda bench, job: (bench.expire_lease(job.id), bench.store.sweep("s")),
+    ],
+    ids=["succeeds", "fails", "is-canceled", "is-drained", "is-retried", "is-swept"],
+)
+def test_a_cancellation_that_was_accepted_is_kept_whatever_happens_at_that_moment(
+    bench: Bench, end: Callable[[Bench, JobRecord], object]
+) -> None:
+    """A client cancels while the attempt ends; then the job is run to its end."""
+    for _ in range(12):
+        bench.submit()
+        job = bench.claimed()
+        answers: list[bool] = []
+
+        def cancel(job: JobRecord = job, answers: list[bool] = answers) -> None:
+            with contextlib.suppress(Conflict):
+                bench.store.request_cancel(job.id)
+                answers.append(True)
+
+        calls = [cancel, lambda job=job: end(bench, job)]  # type: ignore[misc]
+        together(2, lambda number, calls=calls: calls[number]())  # type: ignore[misc]
+        if bench.job(job.id).status == "running":  # the sweep passed over a row that was locked
+            bench.lose(job.id)
+        bench.set(job.id, not_before=0)
+        while (again := bench.claim()) is not None:
+            bench.store.finish(again, outcome())
+        ended = bench.job(job.id)
+        assert ended.is_final
+        if answers:
+            assert (ended.status, ended.finish_reason) == ("canceled", "canceled")
+            assert (ended.error_code, ended.error_message) == (None, None)
+        assert bench.statuses(job.id)[-1] == ended.status
+        assert (
+            sum(status in {"succeeded", "failed", "canceled"} for status in bench.statuses(job.id))
+            == 1
+        )
+
+
 def _quietly(call: Callable[[], object]) -> None:
     with contextlib.suppress(ClientError):  # it has already ended, or is gone
         call()
@@ -123,7 +170,7 @@ def test_no_writer_is_ever_told_that_the_database_is_busy(database_url: str) -> 
                 bench.store.save_progress(worker, [Progress(job.id, job.attempt, "t", 1)])
                 bench.store.renew(worker, {job.id: job.attempt})
                 bench.store.sweep(worker)
-                num_done += bench.store.finish(job, outcome())
+                num_done += bench.store.finish(job, outcome()) is not None
             return num_done
 
         num_done = sum(together(NUM_THREADS, live))  # type: ignore[arg-type]

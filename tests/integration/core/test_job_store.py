@@ -132,9 +132,10 @@ def test_one_owners_jobs_come_in_their_order(bench: Bench) -> None:
     assert [bench.claimed().id for _ in range(5)] == ids
 
 
-def test_priority_comes_first(bench: Bench) -> None:
-    low, high = bench.submit(), bench.submit(priority=1)
-    assert [bench.claimed().id, bench.claimed().id] == [high.id, low.id]
+def test_a_priority_that_an_older_release_wrote_changes_no_turn(bench: Bench) -> None:
+    first, second = bench.submit(), bench.submit()
+    bench.set(second.id, priority=1)
+    assert [bench.claimed().id, bench.claimed().id] == [first.id, second.id]
 
 
 def test_a_worker_gets_jobs_of_its_models_alone(bench: Bench) -> None:
@@ -315,6 +316,33 @@ def test_canceling_what_runs_asks_its_worker_and_keeps_asking_once(bench: Bench)
     assert bench.store.finish(job, outcome("canceled", text="so far"))
     assert bench.statuses(job.id) == ["queued", "running", "canceled"]
     assert bench.job(job.id).text == "so far"
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed", "canceled"])
+def test_what_was_asked_to_cancel_ends_as_canceled_however_its_text_ended(
+    bench: Bench, status: str
+) -> None:
+    bench.submit(has_trace=True)
+    job = bench.claimed()
+    bench.store.request_cancel(job.id)
+    made = outcome(status, text="all of it", error_code="x", error_message="y", trace=[{"id": 1}])
+    written = bench.store.finish(job, made)
+    assert written is not None
+    assert (written.status, written.text) == ("canceled", "all of it")
+    ended = bench.job(job.id)
+    assert (ended.status, ended.finish_reason, ended.text) == ("canceled", "canceled", "all of it")
+    assert (ended.error_code, ended.error_message) == (None, None)
+    assert bench.statuses(job.id) == ["queued", "running", "canceled"]
+    assert bench.found("all") == {job.id}
+    assert History(bench.engine).trace(job.id) == [{"id": 1}]
+
+
+def test_a_waiting_job_that_an_older_release_left_asked_to_cancel_is_swept(bench: Bench) -> None:
+    job = bench.submit()
+    bench.set(job.id, cancel_requested_at=1)
+    assert bench.claim() is None
+    assert bench.store.sweep("sweeper").canceled == [job.id]
+    assert bench.statuses(job.id) == ["queued", "canceled"]
 
 
 @pytest.mark.parametrize("status", ["succeeded", "failed", "canceled"])

@@ -21,6 +21,7 @@ from core.finetuning import parse_finetuning
 from core.history import Filters, History
 from core.jobs import JobStore, Limits, NewJob, Origin
 from core.model_cards import ModelCard, cards, register_card
+from core.upkeep import renew_search
 from migrations.upgrade import LOCK_MS, alembic_config, is_at_head, upgrade
 from tests.finetunings import CARD, CURVE, finetune_json
 
@@ -250,6 +251,56 @@ def test_a_migration_that_was_cut_off_is_done_again(postgres_url: str, more_vers
         )
         assert "(at) WHERE (attempt > 0)" in made.scalar_one()
     engine.dispose()
+
+
+# A job of the release before: it knows neither the columns nor the rules of the search.
+OLD_JOB = """
+    INSERT INTO jobs (id, owner_id, model, prompt, strategy, parameters, has_trace, status,
+                      priority, share_rank, attempt, lost_count, not_before, deadline_at, text,
+                      search_text, num_completion_tokens, created_at, finished_at)
+    VALUES (:id, 'anna', 'm', 'ภาษาไทยเป็นภาษา', 'greedy', '{}', false, :status, 0, 1, 0, 0, 0, 9e15,
+            '', 'old', 0, 0, :finished_at)
+"""
+ENDED = {"status": "succeeded", "finished_at": 1}
+WAITING = {"status": "queued", "finished_at": None}
+
+
+def test_jobs_of_the_release_before_are_found_by_the_new_rules_when_they_have_ended(
+    database_url: str,
+) -> None:
+    _downgrade(database_url, "0002")
+    engine = make_engine(database_url)
+    with writing(engine) as connection:
+        connection.execute(text(OLD_JOB), {"id": "before", **ENDED})
+    upgrade(database_url)
+    with writing(engine) as connection:  # a web process of that release still runs
+        connection.execute(text(OLD_JOB), [{"id": "beside", **ENDED}, {"id": "waits", **WAITING}])
+    assert renew_search(engine) == 2
+    found = History(engine).page(Filters(query="ภาษาไทย")).items
+    assert {job.id for job in found} == {"before", "beside"}
+    job = JobStore(engine).claim("w", ["m"])
+    engine.dispose()
+    assert job is not None
+    assert job.id == "waits"
+
+
+def test_the_indexes_of_a_table_with_rows_are_made_and_can_be_used(postgres_url: str) -> None:
+    _downgrade(postgres_url, "0002")
+    engine = make_engine(postgres_url)
+    with writing(engine) as connection:
+        connection.execute(text(OLD_JOB), {"id": "before", **ENDED})
+        # As a try leaves it that was cut off before the version was written.
+        connection.execute(text("CREATE INDEX ix_jobs_stale_search ON jobs (number)"))
+        connection.execute(text("ALTER TABLE jobs ADD COLUMN search_rules INTEGER"))
+    upgrade(postgres_url)
+    valid = """
+        SELECT relname FROM pg_index JOIN pg_class ON indexrelid = oid
+        WHERE indisvalid AND indpred IS NOT NULL
+    """
+    with writing(engine) as connection:
+        names = set(connection.execute(text(valid)).scalars())
+    engine.dispose()
+    assert {"ix_jobs_active_owner_id", "ix_jobs_stale_search"} <= names
 
 
 def _downgrade(url: str, revision: str = "base") -> None:

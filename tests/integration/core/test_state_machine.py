@@ -45,6 +45,7 @@ def machine_for(database: Engine) -> type[RuleBasedStateMachine]:
             self.accepted: set[str] = set()
             self.deleted: set[str] = set()
             self.ended: dict[str, str] = {}
+            self.asked: set[str] = set()
             self.attempts: dict[str, int] = {}
             self.believed: list[JobRecord] = []
 
@@ -77,10 +78,11 @@ def machine_for(database: Engine) -> type[RuleBasedStateMachine]:
                 return
             done = self.store.finish(job, Outcome(status, "t", "length", 1, 1))
             current = self.attempts.get(job.id) == job.attempt
-            if done:
+            if done is not None:
                 assert current
                 assert job.id not in self.ended
-                self.ended[job.id] = status
+                assert done.status == ("canceled" if job.id in self.asked else status)
+                self.ended[job.id] = done.status
 
         @rule(pick=PICKS, counts=st.booleans())
         def release(self, pick: int, counts: bool) -> None:
@@ -95,6 +97,7 @@ def machine_for(database: Engine) -> type[RuleBasedStateMachine]:
                 try:
                     self.store.request_cancel(job_id)
                     assert job_id not in self.ended
+                    self.asked.add(job_id)
                 except Conflict:
                     assert job_id in self.ended
 
@@ -137,6 +140,10 @@ def machine_for(database: Engine) -> type[RuleBasedStateMachine]:
                     assert row.status == self.ended[job_id]
                 elif row.status in FINAL:
                     self.ended[job_id] = row.status
+                if job_id in self.asked:
+                    assert row.status in {"running", "canceled"}
+                    assert row.finish_reason in {None, "canceled"}
+                    assert row.error_code is None
                 assert (row.status == "running") == (row.lease_until is not None)
             for job_id in self.deleted:
                 assert paths[job_id][-1][1] in FINAL

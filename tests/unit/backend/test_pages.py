@@ -91,6 +91,12 @@ class StubServices:
             {"name": "other", "description": "", "default": False, **common},
         ]
 
+    def has_workers(self) -> bool:
+        return bool(self.workers)
+
+    def default_model(self) -> str:
+        return "tiny"
+
     def queue(self) -> dict[str, Any]:
         self._read()
         waiting = {"median_seconds": 4.2, "p90_seconds": 7.6}
@@ -357,6 +363,7 @@ def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> N
         ({"strategy": ["beams"]}, "strategy"),
         ({"model": [""]}, "model"),
         ({"max_new_tokens": "inf"}, "max_new_tokens"),
+        ({"seed": "1_0"}, "seed"),
         ({"max_new_tokens": "9" * 5000}, "max_new_tokens"),
         ({"stop": "x" * 65}, "stop"),
         ({"greedy.repetition_penalty": "0.5"}, "greedy.repetition_penalty"),

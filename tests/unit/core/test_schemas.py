@@ -206,7 +206,7 @@ def test_every_parameter_is_taken_to_its_bounds_and_not_beyond(
     if high is not None:
         assert resolved(body(high))[parameter.name] == high
         assert fields_of(body(high + step)) == [parameter.name]
-    for bad in (math.nan, math.inf, -math.inf, True, False, None, "1", [1], {}, 10**400):
+    for bad in (math.nan, math.inf, -math.inf, True, False, "1", [1], {}, 10**400):
         assert fields_of(body(bad)) == [parameter.name], bad
 
 
@@ -220,7 +220,7 @@ def test_a_parameter_of_another_strategy_is_refused(strategy: str) -> None:
         assert set(fields) <= {name, "strategy"}
 
 
-@pytest.mark.parametrize("strategy", ["", "TOP_K", "top-k", 1, None, [], {"a": 1}, "\ud800", "x\0"])
+@pytest.mark.parametrize("strategy", ["", "TOP_K", "top-k", 1, [], {"a": 1}, "\ud800", "x\0"])
 def test_an_unknown_strategy_is_named_beside_other_bad_fields(strategy: object) -> None:
     fields = fields_of({"prompt": "a", "strategy": strategy, "max_new_tokens": 0, "top_k": 4})
     assert fields == ["strategy", "max_new_tokens"]
@@ -242,7 +242,7 @@ def test_json_has_one_kind_of_number(value: float) -> None:
     assert type(parameters["temperature"]) is float
 
 
-@pytest.mark.parametrize("value", [64.5, "64", True, None, math.nan, math.inf, [64], 0, -1])
+@pytest.mark.parametrize("value", [64.5, "64", True, math.nan, math.inf, [64], 0, -1])
 def test_what_is_no_length_is_refused(value: object) -> None:
     assert fields_of({"prompt": "a", "max_new_tokens": value}) == ["max_new_tokens"]
 
@@ -280,7 +280,7 @@ def test_a_body_must_be_an_object(body: object) -> None:
 
 def test_stop_strings_are_bounded() -> None:
     assert resolved({"prompt": "a", "stop": ["😀" * 64] * 8})["stop"] == ["😀" * 64] * 8
-    for bad in (["a"] * 9, "a", None, {"a": 1}):
+    for bad in (["a"] * 9, "a", {"a": 1}):
         assert fields_of({"prompt": "a", "stop": bad}) == ["stop"]
     for bad in ("", "a" * 65, "\0", "\ud800", 1, None):
         assert fields_of({"prompt": "a", "stop": ["ok", bad]}) == ["stop.1"]
@@ -314,6 +314,41 @@ def test_a_model_that_nobody_has_loaded_yet_sets_no_limits() -> None:
     assert resolved(top_k, CONTEXT)["top_k"] == 10**6
 
 
+# ---- null ---------------------------------------------------------------------------------------
+
+OPTIONAL = sorted({*FIELDS} - {"prompt"})
+
+
+@pytest.mark.parametrize("strategy", SERVED)
+def test_null_means_not_given_in_every_optional_field(strategy: str) -> None:
+    body = {"prompt": "a", "strategy": strategy, "seed": 1}
+    nulls = {name: None for name in OPTIONAL if name not in body}
+    assert resolved(body | nulls) == resolved(body)
+    every = parse_job_request({"prompt": "a"} | dict.fromkeys(OPTIONAL), CONTEXT)
+    assert (every.strategy, every.model, every.trace) == ("greedy", "small", False)
+
+
+def test_null_means_not_given_in_runs_and_variants() -> None:
+    nulls = dict.fromkeys([*OPTIONAL, "samples"])
+    common = dict.fromkeys(("model", "max_new_tokens", "seed", "stop", "trace", "samples"))
+    (plan,) = parse_run_request({"prompt": "a", "variants": [nulls], **common}, CONTEXT)
+    assert plan.request.strategy == "greedy"
+    of_run = {"seed": 5, "stop": ["x"], "trace": True, "max_new_tokens": 3, "samples": 2}
+    variant = nulls | {"strategy": "sampling", "prompt": None}
+    planned = parse_run_request({"prompt": "a", **of_run, "variants": [variant]}, CONTEXT)
+    assert [p.parameters["seed"] for p in planned] == [5, 6]
+    assert {p.request.trace for p in planned} == {True}
+    assert [p.parameters["stop"] for p in planned] == [["x"], ["x"]]
+
+
+def test_null_stays_refused_where_a_value_is_needed_and_where_there_is_no_field() -> None:
+    assert fields_of({"prompt": None}) == ["prompt"]
+    assert fields_of({"prompt": "a", "nonsense": None}) == ["nonsense"]
+    assert fields_of({"prompt": "a", "stop": [None]}) == ["stop.0"]
+    assert run_fields({"prompt": None, "variants": None}) == ["prompt", "variants"]
+    assert run_fields({"prompt": "a", "variants": [None]}) == ["variants.0"]
+
+
 # ---- runs -------------------------------------------------------------------------------------
 
 
@@ -339,6 +374,30 @@ def test_a_run_lays_out_variants_then_samples_with_seeds_in_a_row() -> None:
     )
     places = [(p.variant_index, p.sample_index, p.parameters["seed"]) for p in planned]
     assert places == [(0, 0, MAX_SEED), (0, 1, 0), (1, 0, 5), (2, 0, MAX_SEED)]
+
+
+@pytest.mark.parametrize(
+    ("seed", "seeds"),
+    [(2**53 - 1, [2**53 - 1, 0, 1]), (2**53 - 2, [2**53 - 2, 2**53 - 1, 0]),
+     (2**53, [2**53, 2**53 + 1, 2**53 + 2]), (MAX_SEED - 1, [MAX_SEED - 1, MAX_SEED, 0])],
+)  # fmt: skip
+def test_the_seeds_of_samples_stay_where_javascript_can_hold_them(
+    seed: int, seeds: list[int]
+) -> None:
+    planned = parse_run_request(
+        {"prompt": "a", "seed": seed, "samples": 3, "variants": [{"strategy": "sampling"}]}, CONTEXT
+    )
+    assert [p.parameters["seed"] for p in planned] == seeds
+
+
+def test_drawn_seeds_are_exact_in_javascript_and_larger_ones_are_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bounds: list[int] = []
+    monkeypatch.setattr("core.schemas.secrets.randbelow", lambda n: bounds.append(n) or n - 1)
+    assert resolved({"prompt": "a"})["seed"] == 2**53 - 1
+    assert set(bounds) == {2**53}
+    assert resolved({"prompt": "a", "seed": MAX_SEED})["seed"] == MAX_SEED
 
 
 def test_samples_without_a_seed_have_seeds_of_their_own() -> None:

@@ -32,7 +32,6 @@ def make_job(number: int = 1, **values: Any) -> JobRecord:
         "parameters": {"max_new_tokens": 4, "seed": 1, "stop": [], "repetition_penalty": 1.0},
         "has_trace": False,
         "status": "running",
-        "priority": 0,
         "share_rank": number,
         "attempt": 1,
         "lost_count": 0,
@@ -150,14 +149,14 @@ class FakeStore:
                 return self.queued.pop(index)
         return None
 
-    def finish(self, job: JobRecord, outcome: Outcome) -> bool:
+    def finish(self, job: JobRecord, outcome: Outcome) -> Outcome | None:
         self._check()
         if job.id in self.fenced:
-            return False
+            return None
         with self.changed:
             self.finished.append((job.id, outcome))
             self.changed.notify_all()
-        return True
+        return outcome
 
     def release(
         self, job: JobRecord, *, delay_seconds: float = 0.0, counts_as_loss: bool = False

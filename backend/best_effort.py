@@ -1,0 +1,89 @@
+"""Calls that may be left undone: what an answer would like to have, and does not wait for long.
+
+After the commit of a submission nothing may fail or delay its answer. A call that goes through
+here runs on a thread of its own; the caller waits for it for a bounded time, whatever the database
+or Redis does meanwhile. Knows nothing of either.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from typing import Any, TypeVar
+
+import structlog
+
+from core.circuit_breaker import CircuitBreaker
+
+WAIT_SECONDS = 1.0  # a hundred times what a healthy database or Redis takes for these calls
+NUM_THREADS = 4  # each may be held by a frozen server until that server's own time-out
+MAX_WAITING_CALLS = 100  # beyond this no call would begin in time anyway
+Result = TypeVar("Result")
+log = structlog.get_logger(__name__)
+
+
+class BestEffort:
+    """Runs calls on a few daemon threads. Any thread may ask.
+
+    After a call failed or was late, further calls are left out for two seconds, so that a server
+    that does not answer delays one request and not all of them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        wait_seconds: float = WAIT_SECONDS,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        """``name`` is what the log calls these calls; the threads start with the first call."""
+        self._name = name
+        self._wait_seconds = wait_seconds
+        self._breaker = breaker or CircuitBreaker()
+        self._calls: queue.Queue[tuple[Future[Any], Callable[[], Any]]] = queue.Queue(
+            MAX_WAITING_CALLS
+        )
+        self._lock = threading.Lock()
+        self._num_threads = 0
+
+    def ask(self, call: Callable[[], Result]) -> Result | None:
+        """What a call returns; ``None`` when it failed, was late, or was left out."""
+        if not self._breaker.may_call():
+            return None
+        future: Future[Result] = Future()
+        try:
+            self._ensure_threads()
+            self._calls.put_nowait((future, call))
+            result = future.result(self._wait_seconds)
+        except FutureTimeoutError:
+            future.cancel()
+            self._note("late")
+        except Exception as error:  # an edge: the answer that this belongs to is already decided
+            self._note(type(error).__name__)
+        else:
+            self._breaker.note_success()
+            return result
+        return None
+
+    def _note(self, reason: str) -> None:
+        self._breaker.note_failure()
+        log.warning("left_undone", what=self._name, reason=reason)
+
+    def _ensure_threads(self) -> None:
+        with self._lock:
+            while self._num_threads < NUM_THREADS:
+                threading.Thread(target=self._run, name=self._name, daemon=True).start()
+                self._num_threads += 1
+
+    def _run(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del future, call  # or the last answer would be kept until the next call
