@@ -14,6 +14,7 @@ from backend.services import Services
 from core.db import now_ms, writing
 from core.errors import StorageUnavailable
 from core.models import Worker
+from core.problems import in_words
 from core.workers import seen_workers
 
 RETRY_SECONDS = 2  # as long as a worker or a database takes to come back at the soonest
@@ -35,11 +36,13 @@ def ready() -> Response:
     workers = _problem_of(lambda: _look_for_workers(services)) or "ok"
     redis = "ok" if services.bus.ping() else "degraded"
     is_ready = database == workers == "ok"
+    left_out = _left_out(services) if database == "ok" else []
     response = jsonify(
         status="ok" if is_ready else "unavailable",
         database=database,
         workers=workers,
         redis=redis,
+        **({"problems": left_out} if left_out else {}),
     )
     if not is_ready:
         response.status_code = 503
@@ -67,6 +70,14 @@ def _try_writing(services: Services) -> None:
 
 def _look_for_workers(services: Services) -> str | None:
     return None if seen_workers(services.store.engine) else "none seen within 30 s"
+
+
+def _left_out(services: Services) -> list[str]:
+    """A sentence on each model, file or process that is left out."""
+    try:
+        return [in_words(item.kind, item.name, item.reason) for item in services.problems()]
+    except (StorageUnavailable, SQLAlchemyError):
+        return []
 
 
 @health.get("/metrics")

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from backend.services import Services
 from core.errors import StorageUnavailable
+from core.problems import KINDS
 
 _SECONDS = (0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
@@ -81,6 +82,14 @@ class _Queue(Collector):
         }
         for name, (text, value) in numbers.items():
             yield GaugeMetricFamily(name, text, value=value)
+        left_out = GaugeMetricFamily(
+            "textmill_problems",
+            "Models, models files and workers that are left out",
+            labels=["kind"],
+        )
+        for kind in KINDS:
+            left_out.add_metric([kind], sum(p["kind"] == kind for p in queue["problems"]))
+        yield left_out
         failed = GaugeMetricFamily(
             "textmill_recent_failures", "Failed jobs of the last five minutes", labels=["code"]
         )

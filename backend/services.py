@@ -37,6 +37,7 @@ from core.jobs import JobStore, NewJob, Origin
 from core.live_catalog import LiveCatalog
 from core.model_cards import ModelCard, card_markdown, cards, curve_svg, tokenizer_json
 from core.model_catalog import Catalog
+from core.problems import MODELS_FILE, SeenProblem, problems
 from core.records import JobRecord, RunRecord
 from core.schemas import (
     JobRequestBase,
@@ -49,7 +50,7 @@ from core.schemas import (
 )
 from core.strategies import STRATEGIES
 from core.tickets import TicketPublisher
-from core.workers import SeenWorker, seen_workers
+from core.workers import SeenWorker, seen_workers, worker_host
 
 WITHOUT_REDIS_SECONDS = 0.25  # between two looks at the row of somebody who waits
 CARDS_SECONDS = 2.0  # how long a newly loaded model may stay unknown to validation
@@ -282,7 +283,26 @@ class Services:
                 "p90_seconds": waits[int(len(waits) * 0.9)] if waits else None,
             },
             "redis": "ok" if self.bus.ping() else "degraded",
+            "problems": [
+                {
+                    "host": problem.host,
+                    "kind": problem.kind,
+                    "name": problem.name,
+                    "reason": problem.reason,
+                    "at": instant(problem.at),
+                }
+                for problem in self.problems()
+            ],
         }
+
+    def problems(self) -> list[SeenProblem]:
+        """What workers leave out, and what this process finds wrong with its models file."""
+        found = problems(self.store.engine)
+        own = self._live_catalog.problem
+        if own is not None and not any(item.reason == own for item in found):
+            at = int(time.time() * 1000)
+            found.append(SeenProblem(worker_host(), "models_file", MODELS_FILE, own, at))
+        return found
 
     def tokenize(self, payload: object) -> Document:
         """A text cut into a model's tokens.

@@ -194,6 +194,19 @@ class LoadedModelCard(Base):
     card_markdown: Mapped[str | None] = mapped_column(Text)
 
 
+class Problem(Base):
+    """Why a model, the models file or a worker is left out; see ``core.problems``."""
+
+    __tablename__ = "problems"
+
+    host: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    reason: Mapped[str] = mapped_column(Text)
+    at: Mapped[int] = mapped_column(BigInteger)
+    until: Mapped[int] = mapped_column(BigInteger)
+
+
 # For the hot paths: the detour over the mapped class was a fifth of what a submission cost.
 JOBS = cast(Table, Job.__table__)
 JOB_EVENTS = cast(Table, JobEvent.__table__)
