@@ -13,6 +13,7 @@ from core.db import now_ms, writing
 from core.deadlines import within
 from core.errors import ClientError
 from core.models import Worker
+from core.problems import in_words
 from core.workers import seen_workers
 
 READY_SECONDS = 2.5  # a probe usually waits no longer; Redis may take its time-out as well
@@ -35,11 +36,13 @@ def ready() -> Response:
         workers = _problem_of(lambda: _look_for_workers(services)) or "ok"
     redis = "ok" if services.bus.ping() else "degraded"
     is_ready = database == workers == "ok"
+    left_out = _left_out(services) if database == "ok" else []
     response = jsonify(
         status="ok" if is_ready else "unavailable",
         database=database,
         workers=workers,
         redis=redis,
+        **({"problems": left_out} if left_out else {}),
     )
     if not is_ready:
         response.status_code = 503
@@ -64,6 +67,14 @@ def _try_writing(services: Services) -> None:
 
 def _look_for_workers(services: Services) -> str | None:
     return None if seen_workers(services.store.engine) else "none seen within 30 s"
+
+
+def _left_out(services: Services) -> list[str]:
+    """A sentence on each model, file or process that is left out."""
+    try:
+        return [in_words(item.kind, item.name, item.reason) for item in services.problems()]
+    except (StorageUnavailable, SQLAlchemyError):
+        return []
 
 
 @health.get("/metrics")

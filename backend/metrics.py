@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flask import Response, g, request
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from backend.holding import is_placeholder
 from backend.services import Services
 from core.errors import ClientError
+from core.problems import KINDS
 
 _SECONDS = (0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
@@ -37,8 +39,14 @@ class WebMetrics:
         )
         self.registry.register(_Queue(services))
 
+    def watch(self, name: str, text: str, count: Callable[[], int]) -> None:
+        """Show a number of the server's at every scrape."""
+        Gauge(name, text, registry=self.registry).set_function(count)
+
     def observe(self, response: Response) -> Response:
         """Count an answer; an address that no route has counts as one."""
+        if is_placeholder():
+            return response
         route = str(request.url_rule) if request.url_rule else "none"
         method = request.method if request.url_rule else "any"
         self._answers.labels(method, route, str(response.status_code)).inc()
@@ -80,6 +88,14 @@ class _Queue(Collector):
         }
         for name, (text, value) in numbers.items():
             yield GaugeMetricFamily(name, text, value=value)
+        left_out = GaugeMetricFamily(
+            "textmill_problems",
+            "Models, models files and workers that are left out",
+            labels=["kind"],
+        )
+        for kind in KINDS:
+            left_out.add_metric([kind], sum(p["kind"] == kind for p in queue["problems"]))
+        yield left_out
         failed = GaugeMetricFamily(
             "textmill_recent_failures", "Failed jobs of the last five minutes", labels=["code"]
         )

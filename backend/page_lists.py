@@ -38,6 +38,7 @@ from backend.page_words import (
 )
 from backend.services import Services
 from core.errors import Conflict, NotFound, ValidationFailed
+from core.problems import in_words
 
 Document = dict[str, Any]
 FORM_FILTERS = ("q", "status", "strategy", "model", "since", "until")
@@ -228,6 +229,7 @@ def queue_page() -> Response:
     page = render_template(
         "queue.html",
         queue=queue,
+        problems=[in_words(p["kind"], p["name"], p["reason"]) for p in queue.get("problems", ())],
         workers=workers,
         median=seconds_in_words(queue["waiting"]["median_seconds"]),
         p90=seconds_in_words(queue["waiting"]["p90_seconds"]),

@@ -61,6 +61,7 @@ class Child:
         """Start the process, for the first time or again after it ended."""
         leash = (sys.executable, "-I", "-S", str(_LEASH))
         bound = (*leash, self.spec.death_signal, str(os.getpid()))
+        self._process = None  # until there is one, should it not come to be
         self._ended = asyncio.Event()
         self.last_line = ""
         self._process = process = subprocess.Popen(  # noqa: S603 - the command is the supervisor's own

@@ -154,6 +154,7 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
     from sqlalchemy import text
 
     from core.db import make_engine, writing
+    from core.problems import in_words, problems
     from migrations.upgrade import is_at_head
 
     if settings.sqlite_file is not None and not settings.sqlite_file.exists():
@@ -167,9 +168,12 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
     try:
         with writing(engine) as connection:
             connection.execute(text("DELETE FROM jobs WHERE 1 = 0"))
+        yield Finding(Verdict.OK, "database", "can be written, schema is the newest")
+        for item in problems(engine):
+            detail = f"{in_words(item.kind, item.name, item.reason)} (on {item.host})"
+            yield Finding(Verdict.WARN, "left out", detail)
     finally:
         engine.dispose()
-    yield Finding(Verdict.OK, "database", "can be written, schema is the newest")
 
 
 def _check_models(settings: Settings) -> Iterator[Finding]:

@@ -61,10 +61,10 @@ def up() -> None:
 def web() -> None:
     """Run the web process alone."""
     from cli.web import serve
-    from core.model_catalog import load_catalog
+    from core.live_catalog import LiveCatalog
 
     settings = _private_settings()
-    load_catalog(settings)  # refused here, with its status; gunicorn would only report a failure
+    LiveCatalog(settings)  # refused before the imports, which take a second
     serve(settings)
 
 
@@ -84,27 +84,24 @@ def worker() -> None:
 
 @textmill.command()
 def migrate() -> None:
-    """Bring the database to the newest schema."""
-    from sqlalchemy.exc import SQLAlchemyError
-
-    from core.db import make_engine
-    from core.errors import StorageUnavailable
-    from core.workers import forget_dead, worker_host
-    from migrations.upgrade import upgrade
+    """Bring the database to the newest schema; waits while another program locks it."""
+    from cli.migrate import run_migrate
 
     settings = _private_settings()
     _quiet_logs()
-    try:
-        upgrade(settings.database_url)
-        engine = make_engine(settings.database_url, pool_size=1)
-        forget_dead(engine, worker_host())
-        engine.dispose()
-    except (SQLAlchemyError, StorageUnavailable) as error:
-        cause = error.__cause__ if isinstance(error, StorageUnavailable) else error
-        reason = " ".join(str(getattr(cause, "orig", None) or cause or error).split())
-        raise CommandFailed(
-            f"The database cannot be migrated; look at TEXTMILL_DATABASE_URL. {reason}"
-        ) from None
+    run_migrate(settings)
+
+
+@textmill.command(hidden=True)
+@click.argument("name")
+@click.argument("pid", type=int)
+@click.argument("reason")
+@click.argument("seconds", type=float)
+def bury(name: str, pid: int, reason: str, seconds: float) -> None:
+    """Take back the jobs of a worker process that has ended; `up` runs this."""
+    from cli.bury import run_bury
+
+    run_bury(_private_settings(), name, pid, reason, seconds)
 
 
 @textmill.command()

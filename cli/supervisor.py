@@ -2,7 +2,8 @@
 
 Knows what depends on what, never what a child does: ``cli.up`` draws the plan. Groundwork (Redis)
 comes first and ends last; preparations (the migration) run beside it to their end; then all
-services start together.
+services start together. A service that cannot be started ends the others at the first start alone:
+once all was ready, it is left out, and tried again after pauses and when the plan's inputs change.
 """
 
 from __future__ import annotations
@@ -24,6 +25,30 @@ Probe = Callable[[], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
+class End:
+    """How a service ended.
+
+    Attributes:
+        pid: of the process, which has been waited for.
+        reason: how it ended and what follows, as the end of a sentence.
+        pause_seconds: until it is started again.
+    """
+
+    spec: ChildSpec
+    pid: int
+    reason: str
+    pause_seconds: float
+
+
+def _no_command(end: End) -> ChildSpec | None:
+    """For plans whose services leave nothing behind."""
+
+
+def _no_inputs() -> object:
+    """For plans whose services depend on nothing that changes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What to run.
 
@@ -33,6 +58,9 @@ class Plan:
         services: what runs until the end.
         readiness: tells whether the whole is ready.
         ready_line: what to print then, once.
+        after_end: the command to run when a service has ended, before it is started again.
+        inputs: stands for the files that services read at their start; another value means that one
+            which could not start may start now.
     """
 
     groundwork: tuple[tuple[ChildSpec, Probe], ...]
@@ -40,6 +68,8 @@ class Plan:
     services: tuple[ChildSpec, ...]
     readiness: Probe
     ready_line: str
+    after_end: Callable[[End], ChildSpec | None] = _no_command
+    inputs: Callable[[], object] = _no_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +79,9 @@ class Pace:
     Attributes:
         first_pause: before the first restart of a child; doubles with each further one.
         longest_pause: where the doubling ends.
+        longest_refusal: where it ends for a child that says that a restart cannot help.
+        after_end: in which the command after a child's end must be done.
+        inputs: between two looks at the plan's inputs, during a pause.
         steady: after so long a life a child's failures are forgotten.
         groundwork: in which groundwork must be up.
         services_stop: from asking the services to end until they are killed. With
@@ -58,8 +91,11 @@ class Pace:
         still_waiting: between two words on what readiness waits for.
     """
 
-    first_pause: float = 1.0
+    first_pause: float = 0.5
     longest_pause: float = 30.0
+    longest_refusal: float = 300.0
+    after_end: float = 10.0
+    inputs: float = 1.0
     steady: float = 60.0
     groundwork: float = 15.0
     services_stop: float = 23.0
@@ -78,6 +114,7 @@ class Supervisor:
         self._pace = pace or Pace()
         self._groundwork: list[Child] = []
         self._services: list[Child] = []
+        self._was_ready = False
 
     async def run(self) -> None:
         """Run until a signal or a fatal failure; on return nothing it started is left.
@@ -141,25 +178,66 @@ class Supervisor:
     async def _keep(self, child: Child) -> None:
         """Keep a child alive for good."""
         failures = 0
+        is_first = True
         while True:
-            if not child.is_running:
-                child.start()
+            inputs = self._plan.inputs()  # before the child reads them
             born = time.monotonic()
-            status = await child.wait()
-            if status == EXIT_CONFIGURATION:
+            try:
+                if not child.is_running:
+                    child.start()
+            except OSError as error:  # no memory or no process left: that may pass
+                self._console.note(f"{child.spec.name} cannot be started: {error}.")
+                status = EXIT_FAILED
+            else:
+                status = await child.wait()
+            if status == EXIT_CONFIGURATION and is_first and not self._was_ready:
                 raise _fatal(child, status)
+            is_first = False
             lived = time.monotonic() - born
             # One that asks as soon as it is born would keep the machine busy with nothing else.
             if status == EXIT_AGAIN and lived >= self._pace.first_pause:
                 self._console.note(f"{child.spec.name} starts again, with what has changed.")
                 continue
             failures = 1 if lived >= self._pace.steady else failures + 1
-            pause = min(self._pace.first_pause * 2 ** (failures - 1), self._pace.longest_pause)
-            self._console.note(
-                f"{child.spec.name} {_ending(status)}; starting it again in {pause:g} s "
-                f"(failure {failures} in a row)."
-            )
-            await asyncio.sleep(pause)
+            await self._rest(child, status, failures, inputs)
+
+    async def _rest(self, child: Child, status: int, failures: int, inputs: object) -> None:
+        """Say how a child ended, clear up after it, and let some time pass."""
+        pace = self._pace
+        longest = pace.longest_refusal if status == EXIT_CONFIGURATION else pace.longest_pause
+        pause = min(pace.first_pause * 2 ** min(failures - 1, 32), longest)
+        why = f" ({_last_words(child)})" if status == EXIT_CONFIGURATION and child.last_line else ""
+        next_try = f"starting it again in {pause:g} s (failure {failures} in a row)"
+        reason = f"{_ending(status)}{why}; {next_try}."
+        self._console.note(f"{child.spec.name} {reason}")
+        until = time.monotonic() + pause
+        await self._clear_up(End(child.spec, child.pid or 0, reason, pause))
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, pace.inputs))
+            if self._plan.inputs() != inputs:
+                self._console.note(f"What {child.spec.name} reads has changed: starting it again.")
+                return
+
+    async def _clear_up(self, end: End) -> None:
+        """Run the plan's command for a child that has ended, within its time."""
+        spec = self._plan.after_end(end)
+        if spec is None:
+            return
+        helper = self._new(spec, self._services)
+        try:
+            helper.start()
+            async with asyncio.timeout(self._pace.after_end):
+                await helper.wait()
+        except TimeoutError:
+            self._console.note(f"{spec.name} took too long and is ended.")
+            helper.kill()
+            await helper.wait()
+        except OSError as error:
+            self._console.note(f"{spec.name} cannot be started: {error}.")
+        finally:
+            if not helper.is_running:
+                self._services.remove(helper)
+                helper.close()
 
     async def _announce(self) -> None:
         """Wait for readiness and say so, once."""
@@ -169,6 +247,7 @@ class Supervisor:
                 self._console.note(f"Not ready yet: {missing}")
                 spoken = time.monotonic()
             await asyncio.sleep(self._pace.poll)
+        self._was_ready = True
         self._console.show(self._plan.ready_line)
 
     async def _end_all(self) -> None:
@@ -222,9 +301,13 @@ class Supervisor:
 
 
 def _fatal(child: Child, status: int) -> CommandFailed:
-    sentence = child.last_line or f"it {_ending(status)} without a word"
+    sentence = _last_words(child) or f"it {_ending(status)} without a word"
     code = EXIT_CONFIGURATION if status == EXIT_CONFIGURATION else EXIT_FAILED
-    return CommandFailed(f"{child.spec.name}: {sentence.removeprefix('textmill: ')}", code)
+    return CommandFailed(f"{child.spec.name}: {sentence}", code)
+
+
+def _last_words(child: Child) -> str:
+    return child.last_line.removeprefix("textmill: ")
 
 
 def _ending(status: int) -> str:

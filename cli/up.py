@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cli.addresses import reachable_host, url_of
 from cli.child import ChildSpec
@@ -15,10 +16,14 @@ from cli.embedded_redis import LOOPBACK, EmbeddedRedis, configure, find_server
 from cli.exits import EXIT_CONFIGURATION, CommandFailed
 from cli.preflight import check_port, lock_home, prepare_home
 from cli.probes import probe_http, probe_redis
-from cli.supervisor import Pace, Plan, Probe, Supervisor
-from core.model_catalog import load_catalog
+from cli.supervisor import End, Pace, Plan, Probe, Supervisor
+from core.errors import SettingsError
+from core.live_catalog import forget_known
+from core.model_catalog import load_catalog, models_file, read_catalog
+from core.model_state import ModelState
 from core.settings import Settings
 
+_WORKER = "worker-"
 _MAX_DRAIN_SECONDS = 20.0  # leaves the worker 3 s to say goodbye before it would be killed
 
 
@@ -31,6 +36,7 @@ def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
     """
     load_catalog(settings).served(settings.serve)
     prepare_home(settings.home)
+    forget_known(settings)
     with lock_home(settings.home), contextlib.closing(Console()) as console:
         check_port(settings.host, settings.port)
         redis = None if settings.redis_url else _embed_redis(settings)
@@ -72,6 +78,8 @@ class _Planner:
             preparations=(self._textmill("migrate", "migrate"),),
             services=(self._textmill("web", "web"), *self._workers()),
             readiness=self._readiness,
+            after_end=self._bury,
+            inputs=self._inputs,
             ready_line=f"Textmill is ready: {url_of(settings.host, settings.port)}",
         )
 
@@ -93,8 +101,26 @@ class _Planner:
                 number = self.settings.worker_metrics_port + index
                 extra["TEXTMILL_WORKER_METRICS_PORT"] = str(number)
             # TERM: a worker whose supervisor was killed still hands its jobs back.
-            workers.append(self._textmill(f"worker-{index + 1}", "worker", extra, "TERM"))
+            workers.append(self._textmill(f"{_WORKER}{index + 1}", "worker", extra, "TERM"))
         return workers
+
+    def _bury(self, end: End) -> ChildSpec | None:
+        """A worker's jobs go back to the queue at once; web holds nothing."""
+        if not end.spec.name.startswith(_WORKER):
+            return None
+        spec = self._textmill("recovery", "bury", death_signal="KILL")
+        arguments = (end.spec.name, str(end.pid), end.reason, f"{end.pause_seconds:g}")
+        return replace(spec, command=(*spec.command, "--", *arguments))
+
+    def _inputs(self) -> object:
+        """The models file and the models' own files, by their sizes and instants of change."""
+        path = models_file(self.settings)
+        stat: os.stat_result | None = None
+        states: list[ModelState] = []
+        with contextlib.suppress(OSError, ValueError, SettingsError):
+            stat = path.stat()
+            states = [ModelState.of(model) for model in read_catalog(path)]
+        return path, stat and (stat.st_mtime_ns, stat.st_size, stat.st_ino), states
 
     def _textmill(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ DEFAULT_PATH = Path(__file__).with_name("default_models.toml")
 OWN_FILE = "models.toml"  # in the state folder; `textmill register` makes it
 FINETUNE_FILE = "finetune.json"  # in a model's folder: what a fine-tuning says of itself
 DTYPES = ("auto", "float32", "bfloat16", "int8")
+MAX_FILE_BYTES = 1 << 20  # some 5,000 models; a larger file is something else under that name
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEYS = {"name", "source", "adapter", "dtype", "default", "description"}
 
@@ -108,15 +110,28 @@ def read_catalog(path: Path) -> Catalog:
         SettingsError: the file is missing, is not TOML, or describes a model wrongly.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = error.strerror or "it cannot be read"
+        text = _content(path).decode("utf-8")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise SettingsError(f"The models file {path} is not valid TOML: {error}.") from error
+        reason = getattr(error, "strerror", None) or str(error)
         raise SettingsError(
             f"The models file {path}: {reason}. TEXTMILL_MODELS may name another one."
         ) from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"The models file {path} is not valid TOML: {error}.") from error
     return parse_catalog(text, path)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a plain file of bounded size; a pipe or a device could be read for ever."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
+            raise IsADirectoryError(None, "Is a directory")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(None, "It is no plain file")
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise OSError(None, f"It has more than {MAX_FILE_BYTES:,} bytes")
+    return content
 
 
 def parse_catalog(text: str, path: Path) -> Catalog:

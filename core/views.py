@@ -209,6 +209,16 @@ class Waiting(BaseModel):
     p90_seconds: float | None
 
 
+class LeftOut(BaseModel):
+    """A model, a models file or a process that is left out, and why."""
+
+    host: str
+    kind: Literal["model", "models_file", "worker"]
+    name: str
+    reason: str
+    at: str
+
+
 class QueueView(BaseModel):
     """The state of the queue."""
 
@@ -218,6 +228,7 @@ class QueueView(BaseModel):
     throughput: Throughput
     waiting: Waiting
     redis: Literal["ok", "degraded"]
+    problems: list[LeftOut]
 
 
 class TokenView(BaseModel):

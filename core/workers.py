@@ -92,14 +92,15 @@ def forget_dead(engine: Engine, host: str) -> None:
         ids = list(connection.execute(select(Worker.id)).scalars())
     for worker_id in ids:
         name, _, rest = worker_id.rpartition("-")[0].rpartition("-")
-        if name == host and rest.isdigit() and not _is_alive(int(rest)):
+        if name == host and rest.isdigit() and not is_alive(int(rest)):
             forget(engine, worker_id)
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host has that number."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -22,13 +22,15 @@ from celery.exceptions import CPendingDeprecationWarning
 from prometheus_client import start_http_server
 
 from core.db import make_engine
+from core.dead_workers import note_birth, note_end
 from core.errors import SettingsError, StorageUnavailable
 from core.events import EventBus
 from core.jobs import JobStore, Limits
 from core.live_catalog import LiveCatalog
 from core.logs import configure_logs
 from core.model_cards import ModelCard, register_card
-from core.model_catalog import ModelSpec
+from core.model_catalog import Catalog, ModelSpec
+from core.problems import MODELS_FILE
 from core.redaction import reason_of
 from core.settings import Settings
 from core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
@@ -43,14 +45,16 @@ from worker.models.errors import ModelLoadError
 from worker.models.loading import LoadedModel, default_num_slots, load
 from worker.models.memory import cache_bytes
 from worker.models.sources import prepare
+from worker.models.trials import FOLDER, Trials
 from worker.pace import Pace
 from worker.poller import Poller
+from worker.problems import ProblemBoard
 from worker.publishing import Publisher
 from worker.sweeper import Sweeper
 from worker.tasks import JobRunner
 from worker.termination import Termination
 
-EX_CONFIG = 78  # sysexits.h: a restart cannot help; the supervisor stops everything
+EX_CONFIG = 78  # sysexits.h: a restart alone cannot help; the models or the settings must change
 EX_SOFTWARE = 70  # a hang: a restart does help
 EX_TEMPFAIL = 75  # in good order, and to be started again at once: the models are others now
 DATABASE_CONNECTIONS = 6  # as many again under load; claims come one by one, results seldom
@@ -80,6 +84,7 @@ class WorkerProcess:
         )
         self.store = make_store(settings, pace.lease)
         self.metrics = WorkerMetrics()
+        self.metrics.watch(self.engine)
         self.bus = EventBus(settings.redis_url)
         self.publisher = Publisher(self.bus.publish)
         self.runner = JobRunner(
@@ -137,6 +142,7 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Warm the engine, then say that this worker is there."""
+        note_birth(self.settings.home, self.worker_id)
         self.engine.start()
         self.engine.warm_up()
         for model in self.model_watch.models.values():
@@ -189,6 +195,7 @@ class WorkerProcess:
         self.engine.stop(2.0)
         try:
             forget(self.store.engine, self.worker_id)
+            note_end(self.settings.home)
         except StorageUnavailable as error:  # its row is forgotten when it was not seen for a while
             log.warning("goodbye_not_written", reason=str(error))
         self.bus.close()
@@ -285,7 +292,7 @@ def main(settings: Settings, pace: Pace | None = None) -> int:
         process = WorkerProcess(settings, load_models(settings), termination, pace)
         process.start()
     except (SettingsError, ModelLoadError) as error:
-        # The supervisor shows this line as the reason why it stops.
+        # The supervisor shows this line as the reason why this worker is left out.
         sys.stderr.write(f"textmill: {error}\n")
         return EX_CONFIG
     except (StorageUnavailable, EngineError) as error:
@@ -313,25 +320,45 @@ def load_models(settings: Settings) -> ModelWatch:
     """Load what this worker serves, telling what takes time.
 
     Raises:
-        SettingsError, ModelLoadError: one sentence on what cannot be served.
+        SettingsError, ModelLoadError: one sentence on why nothing can be served.
     """
-    catalog = LiveCatalog(settings, settings.serve)
+    board = ProblemBoard(settings.database_url, worker_host())
+    try:
+        catalog = LiveCatalog(settings, settings.serve)
+    except SettingsError as error:
+        board.tell("models_file", MODELS_FILE, str(error))
+        board.send()
+        raise
+    watch = _watch(settings, catalog, board)
+    watch.load_all()
+    return watch
+
+
+def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> ModelWatch:
     num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
     cache_dir = settings.home / "models"
 
     def report(sentence: str) -> None:
         log.info("model_progress", step=sentence)
 
+    memory_dir = (settings.kernel_dir or settings.home / "kernels") / FOLDER
+    trials = Trials(cache_dir, settings.kernel_dir, memory_dir, num_slots, report)
+
+    def current() -> Catalog:
+        board.tell("models_file", MODELS_FILE, catalog.problem)
+        return catalog.current
+
     def load_one(spec: ModelSpec) -> LoadedModel:
         log.info("model_loading", model=spec.name, source=spec.source)
-        return load(
-            spec,
-            cache_dir=cache_dir,
-            dtype=spec.dtype,
-            num_slots=num_slots,
-            kernel_dir=settings.kernel_dir,
-            report=report,
-        )
+        with trials.loading(spec):
+            return load(
+                spec,
+                cache_dir=cache_dir,
+                dtype=spec.dtype,
+                num_slots=num_slots,
+                kernel_dir=settings.kernel_dir,
+                report=report,
+            )
 
     def check(spec: ModelSpec) -> object:
         return prepare(spec.source, spec.adapter, cache_dir, report)
@@ -339,9 +366,9 @@ def load_models(settings: Settings) -> ModelWatch:
     # While a step is being recorded on a GPU, no other thread may use it: models come with a new
     # process there.
     is_shared = not torch.cuda.is_available()
-    watch = ModelWatch(lambda: catalog.current, load_one, None if is_shared else check)
-    watch.load_all()
-    return watch
+    return ModelWatch(
+        current, load_one, None if is_shared else check, try_out=trials.try_out, board=board
+    )
 
 
 def _take_tickets(consumer: Any, queue: str) -> None:

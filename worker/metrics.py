@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from core.jobs import Outcome
 from core.records import JobRecord
@@ -12,10 +15,6 @@ from worker.engine import Engine, GenerationResult
 
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # tokens per second
-
-
-def _number(engine: Engine, attribute: str) -> float:
-    return float(getattr(engine, attribute))
 
 
 class WorkerMetrics:
@@ -54,27 +53,7 @@ class WorkerMetrics:
 
     def watch(self, engine: Engine) -> None:
         """Show the engine's occupancy at every scrape."""
-        gauges = (
-            ("textmill_engine_active_sequences", "Sequences being decoded", "num_active"),
-            ("textmill_engine_waiting_sequences", "Sequences not yet admitted", "num_waiting"),
-            ("textmill_engine_slots", "Sequences that fit at once", "num_slots"),
-            ("textmill_engine_steps_total", "Steps the engine has made", "step_count"),
-        )
-        for name, text, attribute in gauges:
-            gauge = Gauge(name, text, registry=self.registry)
-            gauge.set_function(functools.partial(_number, engine, attribute))
-        occupancy = Gauge(
-            "textmill_engine_batch_occupancy",
-            "Mean share of the slots in use, over the last seconds",
-            registry=self.registry,
-        )
-        occupancy.set_function(lambda: engine.statistics().mean_occupancy)
-        speed = Gauge(
-            "textmill_engine_tokens_per_second",
-            "Completion tokens a second, over the last seconds",
-            registry=self.registry,
-        )
-        speed.set_function(lambda: engine.statistics().tokens_per_second)
+        self.registry.register(_EngineMetrics(engine))
 
     def claimed(self, job: JobRecord) -> None:
         """A job was claimed."""
@@ -92,3 +71,32 @@ class WorkerMetrics:
             self._first_token.observe(waited + outcome.first_token_seconds)
         if result.decode_seconds > 0 and outcome.num_completion_tokens > 1:
             self._rate.observe(outcome.num_completion_tokens / result.decode_seconds)
+
+
+class _EngineMetrics(Collector):
+    """The engine's numbers as they are when Prometheus asks."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        """One sample each."""
+        engine, seen = self._engine, self._engine.statistics()
+        gauges = {
+            "active_sequences": ("Sequences being decoded", engine.num_active),
+            "waiting_sequences": ("Sequences not yet admitted", engine.num_waiting),
+            "slots": ("Sequences that fit at once", engine.num_slots),
+            "batch_occupancy": (
+                "Mean share of the slots in use, over the last seconds",
+                seen.mean_occupancy,
+            ),
+            "tokens_per_second": (
+                "Completion tokens a second, over the last seconds",
+                seen.tokens_per_second,
+            ),
+        }
+        for name, (text, value) in gauges.items():
+            yield GaugeMetricFamily(f"textmill_engine_{name}", text, value=value)
+        yield CounterMetricFamily(
+            "textmill_engine_steps_total", "Steps the engine has made", value=engine.step_count
+        )

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -224,3 +225,67 @@ def test_a_database_that_is_away_stops_the_start_with_its_reason(
     assert result.returncode == 1
     assert result.stderr.startswith("textmill: migrate: The database cannot be migrated")
     assert "Textmill is ready" not in result.stdout
+
+
+@pytest.mark.parametrize("mode", ["IMMEDIATE", "EXCLUSIVE"])
+def test_a_database_that_another_program_locks_is_waited_for_and_said_so(
+    start: Callable[[], Up], environment: dict[str, str], mode: str
+) -> None:
+    home = Path(environment["TEXTMILL_HOME"])
+    home.mkdir()
+    if mode == "IMMEDIATE":  # an older database; an EXCLUSIVE one was not made by us
+        assert run(environment, "migrate").returncode == 0
+    lock = sqlite3.connect(home / "textmill.db", isolation_level=None)
+    with contextlib.closing(lock):
+        lock.execute("CREATE TABLE IF NOT EXISTS theirs (a)")
+        lock.execute(f"BEGIN {mode}")
+        interrupted = start()
+        words = "textmill.db is locked by another program; waiting until it is free"
+        read_until(interrupted, words)
+        interrupted.process.send_signal(signal.SIGINT)  # Ctrl-C works while it waits
+        assert interrupted.finish() == 0
+        waiting = start()
+        for _ in range(2):
+            read_until(waiting, words)
+        lock.execute("ROLLBACK")
+        waiting.await_ready(FIRST_START_SECONDS)
+        waiting.process.send_signal(signal.SIGTERM)
+        assert waiting.finish() == 0
+
+
+def read_until(up: Up, words: str) -> None:
+    """Read what the supervisor prints; the suite's time-out is the limit."""
+    assert up.process.stdout is not None
+    for line in up.process.stdout:
+        up.lines.append(line)
+        if words in line:
+            return
+    raise AssertionError(f"{words!r} never came:\n" + "".join(up.lines))
+
+
+def test_a_migration_waits_for_the_one_that_runs_elsewhere(
+    environment: dict[str, str], postgres_url: str
+) -> None:
+    from sqlalchemy import create_engine, text
+
+    from migrations.upgrade import _MIGRATION_LOCK
+
+    engine = create_engine(postgres_url)
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.dispose)
+        connection = stack.enter_context(engine.connect())
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        process = subprocess.Popen(
+            [*COMMAND, "migrate"],
+            env=environment | {"TEXTMILL_DATABASE_URL": postgres_url},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        stack.callback(process.wait)
+        assert process.stdout is not None
+        stack.callback(process.stdout.close)
+        assert "The database is locked by another program" in process.stdout.readline()
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.commit()
+        assert process.wait(60) == 0

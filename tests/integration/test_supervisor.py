@@ -23,7 +23,7 @@ import pytest
 from cli.child import ChildSpec
 from cli.console import Console
 from cli.exits import CommandFailed
-from cli.supervisor import Pace, Plan, Supervisor
+from cli.supervisor import End, Pace, Plan, Supervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "Textmill is ready: http://127.0.0.1:1"
@@ -255,6 +255,148 @@ def test_a_configuration_error_stops_everything_and_is_shown(
     await_end(running.pid_of("redis"))
 
 
+REFUSING = """
+import os, pathlib, signal, sys
+mended = pathlib.Path({mended!r})
+if pathlib.Path(sys.argv[1]).exists() and not mended.exists():
+    print("textmill: The models file is wrong.", flush=True)
+    raise SystemExit(78)
+"""
+
+
+def test_a_configuration_error_after_a_good_start_leaves_one_out_and_stops_nothing(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended"
+    worker = child(tmp_path, "worker-1", REFUSING.format(mended=str(mended)) + OBEDIENT)
+    running = supervise(
+        services=[child(tmp_path, "web"), worker],
+        pace={"first_pause": 0.05, "longest_pause": 0.1, "longest_refusal": 0.4},
+    )
+    running.read_until(READY)
+    web = running.pid_of("web")
+    os.kill(running.pid_of("worker-1"), signal.SIGKILL)
+    notes = [running.read_until("starting it again") for _ in range(5)]
+    assert "was ended by SIGKILL" in notes[0]
+    for note in notes[1:]:
+        assert "ended with status 78 (The models file is wrong.)" in note
+    pauses = [note.split(" again in ")[1].split(" s")[0] for note in notes]
+    assert pauses == ["0.05", "0.1", "0.2", "0.4", "0.4"]
+    assert running.pid_of("web") == web
+    os.kill(web, 0)
+    mended.touch()
+    running.read_until("[worker-1] hello")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+def test_one_that_is_left_out_is_started_again_when_what_it_reads_changes(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended"
+    worker = child(tmp_path, "worker-1", REFUSING.format(mended=str(mended)) + OBEDIENT)
+    running = supervise(
+        services=[worker],
+        inputs=str(mended),
+        pace={"first_pause": 0.05, "longest_refusal": 600.0, "inputs": 0.05},
+    )
+    running.read_until(READY)
+    os.kill(running.pid_of("worker-1"), signal.SIGKILL)
+    while " in 3.2 s" not in running.read_until("starting it again"):
+        pass
+    mended.touch()
+    running.read_until("What worker-1 reads has changed: starting it again.")
+    running.read_until("[worker-1] hello")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+def test_what_a_child_left_is_cleared_up_before_it_starts_again(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(
+        services=[child(tmp_path, "worker-1")],
+        after_end="print('cleared up after', sys.argv[1:], flush=True)",
+        pace={"first_pause": 0.05},
+    )
+    running.read_until(READY)
+    pid = running.pid_of("worker-1")
+    os.kill(pid, signal.SIGKILL)
+    line = running.read_until("[recovery] cleared up after")
+    assert f"['worker-1', '{pid}', 'was ended by SIGKILL; starting it again in 0.05 s" in line
+    assert "[worker-1] hello" in running.read_until("[worker-1]")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+@pytest.mark.parametrize("code", ["time.sleep(600)", "sys.exit(1)", "os.abort()"])
+def test_a_clearing_up_that_hangs_or_fails_holds_nothing_up(
+    supervise: Callable[..., Running], tmp_path: Path, code: str
+) -> None:
+    running = supervise(
+        services=[child(tmp_path, "worker-1")],
+        after_end=code,
+        pace={"first_pause": 0.05, "after_end": 0.5},
+    )
+    running.read_until(READY)
+    for _ in range(2):
+        os.kill(running.pid_of("worker-1"), signal.SIGKILL)
+        running.read_until("was ended by SIGKILL")
+        running.read_until("[worker-1] hello")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+def test_a_signal_ends_a_clearing_up_too(supervise: Callable[..., Running], tmp_path: Path) -> None:
+    running = supervise(
+        services=[child(tmp_path, "worker-1"), child(tmp_path, "web")],
+        after_end="print('busy', flush=True); time.sleep(600)",
+        pace={"first_pause": 0.05, "after_end": 600.0},
+    )
+    running.read_until(READY)
+    os.kill(running.pid_of("worker-1"), signal.SIGKILL)
+    running.read_until("[recovery] busy")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+
+
+def test_a_child_that_cannot_even_be_started_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process is left, say; the others go on."""
+    real, refusals = subprocess.Popen, []
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        if len(refusals) < 2:
+            refusals.append(arguments)
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("cli.child.subprocess.Popen", refuse)
+    (tmp_path / "logs").mkdir()
+    spec = ChildSpec("web", (sys.executable, "-c", OBEDIENT, str(tmp_path / "web.pid")))
+
+    async def is_up() -> str | None:
+        return None if (tmp_path / "web.pid").exists() else "not yet"
+
+    async def run_until_up(supervisor: Supervisor) -> None:
+        work = asyncio.create_task(supervisor.run())
+        async with asyncio.timeout(30):
+            while await is_up() is not None:
+                await asyncio.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await work
+
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    with contextlib.closing(Console()) as console:
+        plan = Plan((), (), (spec,), is_up, READY)
+        pace = Pace(poll=0.02, first_pause=0.05)
+        asyncio.run(run_until_up(Supervisor(plan, console, tmp_path / "logs", pace)))
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert len(refusals) == 2
+
+
 def test_groundwork_that_does_not_come_up_stops_the_start(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
@@ -332,11 +474,29 @@ def _main(path: Path) -> int:
     async def all_is_up() -> str | None:
         return await has_pids("groundwork", "services")
 
+    def after_end(end: End) -> ChildSpec | None:
+        if "after_end" not in plan:
+            return None
+        code = f"import os, sys, time; {plan['after_end']}"
+        arguments = (end.spec.name, str(end.pid), end.reason)
+        return ChildSpec("recovery", (sys.executable, "-c", code, *arguments))
+
+    def inputs() -> object:
+        return "inputs" in plan and Path(plan["inputs"]).exists()
+
     (folder / "logs").mkdir(exist_ok=True)
     console = Console()
     groundwork = tuple((spec, groundwork_is_up) for spec in specs("groundwork"))
     supervisor = Supervisor(
-        Plan(groundwork, specs("preparations"), specs("services"), all_is_up, READY),
+        Plan(
+            groundwork,
+            specs("preparations"),
+            specs("services"),
+            all_is_up,
+            READY,
+            after_end,
+            inputs,
+        ),
         console,
         folder / "logs",
         Pace(**{"poll": 0.02, **plan.get("pace", {})}),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.models.configs import MAX_LAYERS, ConfigReader
 from worker.models.decoder import Affine, DecoderSpec, DecoderWeights, LayerWeights, Rope
 
 Config = Mapping[str, Any]
@@ -15,9 +16,14 @@ Checkpoint = Mapping[str, Tensor]
 
 
 def describe(config: Config) -> DecoderSpec | None:
-    """The decoder that a ``config.json`` asks for; ``None`` where ours cannot stand in."""
+    """The decoder that a ``config.json`` asks for; ``None`` where ours cannot stand in.
+
+    Raises:
+        ModelUnusable: a number in it cannot be.
+    """
     describers = {"gpt_neo": _gpt_neo, "gpt2": _gpt2, "llama": _llama}
-    describer = describers.get(config.get("model_type", ""))
+    kind = config.get("model_type")
+    describer = describers.get(kind) if isinstance(kind, str) else None
     if describer is None or _is_quantised(config):
         return None
     try:
@@ -28,8 +34,8 @@ def describe(config: Config) -> DecoderSpec | None:
 
 def _is_quantised(config: Config) -> bool:
     """Whether the tensors are not plain numbers; what was read from GGUF says so and is none."""
-    method = (config.get("quantization_config") or {}).get("quant_method")
-    return bool(config.get("quantization_config")) and method != "gguf"
+    said = config.get("quantization_config")
+    return bool(said) and not (isinstance(said, dict) and said.get("quant_method") == "gguf")
 
 
 def _has_only(config: Config, usual: Mapping[str, Any]) -> bool:
@@ -40,26 +46,49 @@ def _has_only(config: Config, usual: Mapping[str, Any]) -> bool:
 def _gpt_neo(config: Config) -> DecoderSpec | None:
     if not _has_only(config, {"activation_function": "gelu_new"}):
         return None
-    width, heads = config["hidden_size"], config["num_heads"]
-    kinds = config.get("attention_layers") or [
-        kind for kinds, repeat in config["attention_types"] for _ in range(repeat) for kind in kinds
-    ]
-    window = config["window_size"]
+    numbers = ConfigReader(config)
+    width, heads = numbers.size("hidden_size"), numbers.size("num_heads")
+    num_layers = numbers.size("num_layers", maximum=MAX_LAYERS)
+    window = numbers.size("window_size")
+    kinds = _kinds(config, num_layers)
     return DecoderSpec(
         family="gpt_neo",
-        num_layers=config["num_layers"],
+        num_layers=num_layers,
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=width // heads,
-        context_length=config["max_position_embeddings"],
-        vocabulary_size=config["vocab_size"],
+        head_dim=_head_dim(numbers, "num_heads", width, heads),
+        context_length=numbers.size("max_position_embeddings"),
+        vocabulary_size=numbers.size("vocab_size"),
         norm="layer",
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        norm_eps=_eps(numbers, "layer_norm_epsilon", 1e-5),
         feed_forward="gelu",
         score_scale=1.0,  # GPT-Neo was trained without the division by sqrt(head_dim)
         windows=tuple(window if kind == "local" else None for kind in kinds),
     )
+
+
+def _kinds(config: Config, num_layers: int) -> list[str]:
+    """GPT-Neo's attention, a layer at a time, in either spelling."""
+    kinds = config.get("attention_layers")
+    if not kinds:
+        kinds = []
+        pairs = config["attention_types"]
+        if not isinstance(pairs, list):
+            raise ConfigReader(config).wrong("attention_types", "a list")
+        for pair in pairs:
+            if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], list):
+                raise ConfigReader(config).wrong("attention_types", "pairs of kinds and a number")
+            repeat = ConfigReader({"the repetitions": pair[1]}, "attention_types, ").size(
+                "the repetitions", maximum=MAX_LAYERS
+            )
+            kinds += pair[0] * repeat
+    is_known = isinstance(kinds, list) and all(kind in ("global", "local") for kind in kinds)
+    if not is_known or len(kinds) != num_layers:
+        name = "attention_layers" if config.get("attention_layers") else "attention_types"
+        wanted = f"'global' or 'local' for each of the {num_layers} layers"
+        raise ConfigReader(config).wrong(name, wanted)
+    return kinds
 
 
 def _gpt2(config: Config) -> DecoderSpec | None:
@@ -71,21 +100,24 @@ def _gpt2(config: Config) -> DecoderSpec | None:
     }
     if not _has_only(config, usual):
         return None
-    width, heads = config["n_embd"], config["n_head"]
+    numbers = ConfigReader(config)
+    width, heads = numbers.size("n_embd"), numbers.size("n_head")
+    num_layers = numbers.size("n_layer", maximum=MAX_LAYERS)
+    head_dim = _head_dim(numbers, "n_head", width, heads)
     return DecoderSpec(
         family="gpt2",
-        num_layers=config["n_layer"],
+        num_layers=num_layers,
         width=width,
         num_heads=heads,
         num_kv_heads=heads,
-        head_dim=width // heads,
-        context_length=config["n_positions"],
-        vocabulary_size=config["vocab_size"],
+        head_dim=head_dim,
+        context_length=numbers.size("n_positions"),
+        vocabulary_size=numbers.size("vocab_size"),
         norm="layer",
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
+        norm_eps=_eps(numbers, "layer_norm_epsilon", 1e-5),
         feed_forward="gelu",
-        score_scale=(width // heads) ** -0.5,
-        windows=(None,) * config["n_layer"],
+        score_scale=head_dim**-0.5,
+        windows=(None,) * num_layers,
     )
 
 
@@ -93,41 +125,70 @@ def _llama(config: Config) -> DecoderSpec | None:
     rope = _rope(config)
     if rope is None or not _has_only(config, {"hidden_act": "silu"}):
         return None
-    width, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or width // heads
+    numbers = ConfigReader(config)
+    width, heads = numbers.size("hidden_size"), numbers.size("num_attention_heads")
+    num_layers = numbers.size("num_hidden_layers", maximum=MAX_LAYERS)
+    kv_heads = numbers.size("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise numbers.wrong("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")
+    if config.get("head_dim") is None:
+        head_dim = _head_dim(numbers, "num_attention_heads", width, heads)
+    else:
+        head_dim = numbers.size("head_dim")
+    if head_dim % 2:
+        raise numbers.wrong("head_dim", f"an even number for rotary positions, and is {head_dim}")
     return DecoderSpec(
         family="llama",
-        num_layers=config["num_hidden_layers"],
+        num_layers=num_layers,
         width=width,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
-        context_length=config["max_position_embeddings"],
-        vocabulary_size=config["vocab_size"],
+        context_length=numbers.size("max_position_embeddings"),
+        vocabulary_size=numbers.size("vocab_size"),
         norm="rms",
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=_eps(numbers, "rms_norm_eps", 1e-6),
         feed_forward="swiglu",
         score_scale=head_dim**-0.5,
-        windows=(None,) * config["num_hidden_layers"],
+        windows=(None,) * num_layers,
         rope=rope,
     )
+
+
+def _head_dim(numbers: ConfigReader, name: str, width: int, heads: int) -> int:
+    if width % heads:
+        raise numbers.wrong(name, f"a divisor of the width, {width}")
+    return width // heads
+
+
+def _eps(numbers: ConfigReader, name: str, default: float) -> float:
+    return numbers.number(name, minimum=1e-12, maximum=1.0, default=default)
 
 
 def _rope(config: Config) -> Rope | None:
     """The rotary positions; ``None`` for scalings other than Llama 3's."""
     given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = float(given.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    if not isinstance(given, dict):
+        name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+        raise ConfigReader(config).wrong(name, "an object")
+    inside = ConfigReader(given, "rope parameter ")
+    outer = inside if given.get("rope_theta") else ConfigReader(config)
+    theta = outer.number("rope_theta", minimum=1.0, maximum=1e12, default=10_000.0)
     kind = given.get("rope_type", given.get("type", "default"))
     if given.get("partial_rotary_factor", 1.0) != 1.0 or kind not in ("default", "llama3"):
         return None
     if kind == "default":
         return Rope(theta)
+    low = inside.number("low_freq_factor", minimum=1e-3, maximum=1e3)
+    high = inside.number("high_freq_factor", minimum=1e-3, maximum=1e3)
+    if high <= low:
+        raise inside.wrong("high_freq_factor", f"above low_freq_factor, {low:g}")
     return Rope(
         theta,
-        factor=given["factor"],
-        low_freq_factor=given["low_freq_factor"],
-        high_freq_factor=given["high_freq_factor"],
-        original_context_length=given["original_max_position_embeddings"],
+        factor=inside.number("factor", minimum=1e-3, maximum=1e6),
+        low_freq_factor=low,
+        high_freq_factor=high,
+        original_context_length=inside.size("original_max_position_embeddings"),
     )
 
 
@@ -136,9 +197,7 @@ class _Names:
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
-        self._names = {
-            name.removeprefix("transformer.").removeprefix("model."): name for name in checkpoint
-        }
+        self._names = {bare_name(name): name for name in checkpoint}
         self._dtype = dtype
 
     def __contains__(self, name: str) -> bool:
@@ -161,6 +220,11 @@ class _Names:
         weights, biases = zip(*(self.affine(name) for name in names), strict=True)
         present = [bias for bias in biases if bias is not None]
         return torch.cat(weights), torch.cat(present) if present else None
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without the prefix of the model's class."""
+    return name.removeprefix("transformer.").removeprefix("model.")
 
 
 def take_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from worker.models.errors import ModelUnusable, in_one_line
+from worker.models.errors import ModelUnusable, check_complete, in_one_line
 from worker.models.rows import Row
 from worker.models.runner import PREFILL_CHUNK_TOKENS
 
@@ -31,9 +31,17 @@ class GenericRunner:
             ModelUnusable: it cannot.
         """
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False
-            ).eval()
+            # Not mapped: weights that are overwritten later are not to change texts.
+            loader: Any = AutoModelForCausalLM.from_pretrained
+            model, report = loader(
+                folder,
+                dtype=dtype,
+                trust_remote_code=False,
+                disable_mmap=True,
+                output_loading_info=True,
+            )
+            check_complete(report, folder)
+            self._model: Any = model.eval()
             takes = inspect.signature(self._model.forward).parameters
             self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
             cache = DynamicCache()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from core.model_catalog import ModelSpec
 from worker.models.checkpoint import Checkpoint
@@ -21,7 +20,8 @@ from worker.models.native import NativeDecoder
 from worker.models.placement import Placement, place
 from worker.models.provenance import NO_PROVENANCE, Provenance, read_provenance
 from worker.models.runner import KernelRunner, Runner, TorchRunner
-from worker.models.sources import prepare, weight_files
+from worker.models.shapes import check_tensors
+from worker.models.sources import prepare, state_of, weight_files
 from worker.models.tokenizer import TextTokenizer
 
 FAST_SLOTS = 64  # the kernels gain throughput up to here, and each text keeps a reader's pace
@@ -97,6 +97,7 @@ def load(
     Raises:
         ModelLoadError: one sentence on what is wrong and what to do.
     """
+    before = state_of(Path(spec.source))
     prepared = prepare(spec.source, spec.adapter, cache_dir, report)
     folder = prepared.folder
     config = _json(folder / "config.json")
@@ -111,7 +112,10 @@ def load(
         made = _generic(config, folder, dtype, slots, say)
     else:
         placement = place(dtype, kernel_dir, say)
-        made = _native(decoder_spec, folder, placement, slots, prefix_bytes)
+        made = _native(decoder_spec, config, folder, placement, slots, prefix_bytes)
+    _check_tokens(tokenizer, made.facts["vocabulary_size"], folder)
+    if folder == Path(spec.source) and state_of(folder) != before:
+        raise ModelUnusable(f"The files in {folder} changed while they were read; this passes.")
     info = ModelInfo(
         **made.facts,
         revision=prepared.revision,
@@ -149,12 +153,19 @@ def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: 
 
 
 def _native(
-    spec: DecoderSpec, folder: Path, placement: Placement, slots: int, prefix_bytes: int
+    spec: DecoderSpec,
+    config: dict[str, Any],
+    folder: Path,
+    placement: Placement,
+    slots: int,
+    prefix_bytes: int,
 ) -> _Made:
     runner: Runner
     decoder: Decoder | NativeDecoder
     try:
-        weights = take_weights(spec, Checkpoint(weight_files(folder)), placement.torch_dtype)
+        checkpoint = Checkpoint(weight_files(folder))
+        check_tensors(spec, config, checkpoint.entries)
+        weights = take_weights(spec, checkpoint, placement.torch_dtype)
         if placement.device != "cpu":
             device = torch.device(placement.device)
             decoder = Decoder(spec, on_device(weights, device), slots)
@@ -178,10 +189,15 @@ def _native(
             f"The GPU has no room for the model and the key-value cache of {slots} texts;"
             " lower TEXTMILL_SLOTS."
         ) from error
-    except (KeyError, OSError, SafetensorError) as error:
+    except OSError as error:
         raise ModelUnusable(
             f"The weights in {folder} are not complete ({in_one_line(error)});"
             " copy the folder again."
+        ) from error
+    except (MemoryError, RuntimeError) as error:  # PyTorch's allocator raises RuntimeError
+        raise ModelUnusable(
+            f"The model in {folder} cannot be held for {slots} texts ({in_one_line(error)});"
+            " free some memory, or lower TEXTMILL_SLOTS."
         ) from error
     facts = {
         "family": spec.family,
@@ -217,4 +233,19 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     generation = folder / "generation_config.json"
     found = _json(generation).get("eos_token_id") if generation.exists() else None
     found = config.get("eos_token_id") if found is None else found
-    return frozenset([found] if isinstance(found, int) else found or [])
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int for token in ids):
+        raise ModelUnusable(f"{folder}: eos_token_id is {found!r}; it must be token ids.")
+    return frozenset(ids)
+
+
+def _check_tokens(tokenizer: TextTokenizer, vocabulary_size: int, folder: Path) -> None:
+    """See that every token of the tokenizer has a row in the embedding."""
+    largest = tokenizer.largest_id
+    if largest >= vocabulary_size:
+        raise ModelUnusable(
+            f"The tokenizer in {folder} has the token id {largest}"
+            f" ({tokenizer.text_of(largest)!r}), but the model has {vocabulary_size} tokens, ids 0"
+            f" to {vocabulary_size - 1}; take the tokenizer that belongs to the weights, or call"
+            " resize_token_embeddings on the model."
+        )

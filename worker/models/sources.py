@@ -12,13 +12,20 @@ import importlib.util
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.tokenizing import SafeTokenizer
-from worker.models.errors import ModelLoadError, ModelUnusable, SourceNotFound, in_one_line
+from worker.models.errors import (
+    ModelLoadError,
+    ModelUnusable,
+    SourceNotFound,
+    check_complete,
+    in_one_line,
+)
 
 Report = Callable[[str], None]
 # Raised where a conversion comes to give other files, so that none of before is served.
@@ -42,16 +49,61 @@ def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -
     """
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
         raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
-    found = locate(source, report)
-    if found.is_dir() and adapter is None and _is_quick(found):
-        return PreparedModel(found, _revision(found))
+    prepared, found, target = _look_up(source, adapter, cache_dir, report)
+    if prepared is not None:
+        return prepared
     if adapter is not None and found.is_file():  # convert the base once for all its adapters
         found = prepare(source, None, cache_dir, report).folder
-    target = cache_dir / _key(found, adapter)
+        target = cache_dir / _key(found, adapter)
     if not (target / "prepared.json").is_file():
         _convert(found, adapter, target, report)
-    marker = json.loads((target / "prepared.json").read_text(encoding="utf-8"))
-    return PreparedModel(target, marker["revision"])
+    return _marked(target)
+
+
+def find_prepared(
+    source: str, adapter: str | None, cache_dir: Path, report: Report
+) -> PreparedModel | None:
+    """What ``prepare`` would give without any conversion; ``None`` where it needs one.
+
+    Raises:
+        ModelLoadError: one sentence on what is wrong.
+    """
+    return _look_up(source, adapter, cache_dir, report)[0]
+
+
+def _look_up(
+    source: str, adapter: str | None, cache_dir: Path, report: Report
+) -> tuple[PreparedModel | None, Path, Path]:
+    """What is prepared, if it is; the source's file or folder; and where to prepare it."""
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
+    found = locate(source, report)
+    try:
+        if found.is_dir() and adapter is None and _is_quick(found):
+            return PreparedModel(found, _revision(found)), found, found
+        if adapter is not None and found.is_file():
+            base = cache_dir / _key(found, None)
+            if not (base / "prepared.json").is_file():
+                return None, found, base
+            found = base
+        target = cache_dir / _key(found, adapter)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelUnusable(f"{error.filename or found} cannot be read: {reason}.") from error
+    is_there = (target / "prepared.json").is_file()
+    return _marked(target) if is_there else None, found, target
+
+
+def _marked(target: Path) -> PreparedModel:
+    """What a conversion left; a marker that cannot be read is that of an unfinished one."""
+    try:
+        marker = json.loads((target / "prepared.json").read_text(encoding="utf-8"))
+        return PreparedModel(target, str(marker["revision"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnusable(
+            f"{target / 'prepared.json'} cannot be read; remove the folder {target}, and the model"
+            " is converted anew."
+        ) from error
 
 
 def locate(source: str, report: Report) -> Path:
@@ -183,9 +235,17 @@ def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
         folder, where = found.parent, {"gguf_file": found.name}
     else:
         how = {"config": plain_config(found)}
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=False, weights_only=True, **where, **how
+    loader: Any = AutoModelForCausalLM.from_pretrained
+    model, info = loader(
+        folder,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        weights_only=True,
+        output_loading_info=True,
+        **where,
+        **how,
     )
+    check_complete(info, found)
     if where:  # a model read from GGUF refuses save_pretrained
         fresh = type(model)(model.config)
         fresh.load_state_dict(model.state_dict())
@@ -193,9 +253,8 @@ def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
         _drop_gguf_mark(fresh.config)
         model = fresh
     if adapter is not None:
-        from peft import PeftModel  # noqa: PLC0415
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = _merged(model, adapter)
+    _check_finite(model, found)
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
     if not (work / "tokenizer.json").is_file():
@@ -224,12 +283,48 @@ def _tokenizer(found: Path, report: Report) -> Any:
     return tokenizer
 
 
+def _merged(model: Any, adapter: str) -> Any:
+    """The model with its adapter merged; PEFT only warns of an adapter's missing tensors."""
+    from peft import PeftModel  # noqa: PLC0415
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    words = next((str(w.message) for w in said if "missing adapter keys" in str(w.message)), None)
+    if words is not None:
+        raise ModelUnusable(f"The adapter {adapter} does not fit: {in_one_line(Warning(words))}")
+    return merged
+
+
+def _check_finite(model: Any, found: Path) -> None:
+    """See that every weight is a number: a damaged file or a wrong scale makes others."""
+    import torch  # noqa: PLC0415
+
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelUnusable(f"{found}: the tensor {name} holds values that are no numbers.")
+
+
+def state_of(folder: Path) -> list[tuple[str, int, int, int]] | None:
+    """What changes when a folder's revision may; ``None`` where it cannot be told."""
+    try:
+        stats = [(file.name, file.stat()) for file in _revised(folder)]
+    except OSError:  # no folder, or one that is changing
+        return None
+    return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _revised(folder: Path) -> list[Path]:
+    """The files that make the texts, and the revision."""
+    names = {"config.json", "tokenizer.json"}
+    return [f for f in sorted(folder.iterdir()) if f.suffix == ".safetensors" or f.name in names]
+
+
 def _revision(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.iterdir()):
-        if file.suffix == ".safetensors" or file.name in {"config.json", "tokenizer.json"}:
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                while piece := stream.read(1 << 22):
-                    digest.update(piece)
+    for file in _revised(folder):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
     return digest.hexdigest()[:12]

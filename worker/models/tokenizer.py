@@ -39,6 +39,11 @@ class TextTokenizer:
         """The whole of tokenizer.json, so that another process counts alike."""
         return self._json
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that a text can be cut into; -1 where there is none."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens as the file says.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from jsonschema import Draft202012Validator
+from markupsafe import escape
 from sqlalchemy import event, text
 
 from core.events import done
+from core.problems import Subject, report, solve
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, bad_fields, problem
 
 DOCUMENT = "/api/v1/openapi.json"
@@ -59,13 +62,13 @@ def test_a_job_that_ends_answers_who_waits_for_it(site: Site) -> None:
     job = site.submit()
     held = site.claim()
     is_read = threading.Event()
-    read = site.services.bus.read
+    briefs = site.services.history.briefs
 
-    def noting_read(*arguments: object) -> object:
+    def noting_briefs(job_ids: Sequence[str]) -> object:
         is_read.set()
-        return read(*arguments)  # type: ignore[arg-type]
+        return briefs(job_ids)
 
-    site.services.bus.read = noting_read  # type: ignore[method-assign, assignment]
+    site.services.history.briefs = noting_briefs  # type: ignore[method-assign, assignment]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(site.app.test_client().get, f"{job['links']['self']}?wait=30")
         assert is_read.wait(20)
@@ -176,6 +179,43 @@ def test_ready_needs_a_worker_and_a_database_that_takes_writes(site: Site) -> No
     assert site.client.get("/readyz").get_json() == {
         "status": "ok", "database": "ok", "workers": "ok", "redis": "ok",
     }  # fmt: skip
+
+
+def test_what_is_left_out_is_told_with_its_reason_everywhere(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.beat()
+    engine = site.services.store.engine
+    subjects = {
+        Subject("here", "model", "other"): "The tensor <b>wte.weight</b> is missing.",
+        Subject("here", "worker", "worker-1"): "was ended by SIGSEGV.",
+    }
+    for subject, reason in subjects.items():
+        report(engine, subject, reason, 60.0)
+    broken = "The models file models.toml is not valid TOML."
+    monkeypatch.setattr(type(site.services._live_catalog), "problem", broken)
+    ready = site.client.get("/readyz")
+    assert ready.status_code == 200
+    sentences = [
+        "The model other is left out: The tensor <b>wte.weight</b> is missing.",
+        "The process worker-1 was ended by SIGSEGV.",
+        broken,
+    ]
+    assert ready.get_json()["problems"] == sentences
+    told = site.client.get("/api/v1/queue").get_json()["problems"]
+    assert [(item["kind"], item["name"]) for item in told] == [
+        ("model", "other"),
+        ("worker", "worker-1"),
+        ("models_file", "models file"),
+    ]
+    page = site.client.get("/queue").text
+    assert all(str(escape(sentence)) in page for sentence in sentences)
+    for subject in subjects:
+        solve(engine, subject)
+    monkeypatch.setattr(type(site.services._live_catalog), "problem", None)
+    assert "problems" not in site.client.get("/readyz").get_json()
+    assert site.client.get("/api/v1/queue").get_json()["problems"] == []
+    assert 'id="problems" hidden' in site.client.get("/queue").text
 
 
 def test_a_read_only_database_is_503_everywhere_and_says_which_part(site: Site) -> None:

@@ -41,6 +41,10 @@ def start_worker(
     database_url: str, models_file: Path, tmp_path: Path
 ) -> Iterator[Callable[..., WorkerProcess]]:
     started: list[WorkerProcess] = []
+    # What is known to work is kept here; else each test would try the same model again.
+    known = models_file.parent / "kernels"
+    known.mkdir(exist_ok=True)
+    (tmp_path / "kernels").symlink_to(known)
 
     def start(**settings: str) -> WorkerProcess:
         environment = {

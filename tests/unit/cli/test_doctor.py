@@ -7,6 +7,8 @@ from click.testing import CliRunner
 
 from cli.doctor import Verdict, examine
 from cli.main import textmill
+from core.db import make_engine
+from core.problems import Subject, report
 from core.settings import Settings
 from migrations.upgrade import upgrade
 
@@ -47,3 +49,14 @@ def test_a_model_that_is_missing_fails_and_the_status_says_so(
     assert result.exit_code == 1
     assert "FAIL  model" in result.output
     assert "mend the models file" in result.output
+
+
+def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+    upgrade(f"sqlite:///{tmp_path}/textmill.db")
+    engine = make_engine(f"sqlite:///{tmp_path}/textmill.db")
+    report(engine, Subject("there", "model", "tiny"), "It is cut off.", 60.0)
+    engine.dispose()
+    found = list(examine(Settings.from_environment(environment(tmp_path))))
+    [told] = [item for item in found if item.subject == "left out"]
+    assert told.verdict is Verdict.WARN
+    assert told.detail == "The model tiny is left out: It is cut off. (on there)"

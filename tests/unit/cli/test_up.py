@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 
 from cli import up
 from cli.embedded_redis import EmbeddedRedis
+from cli.supervisor import End
 from core.settings import Settings
 
 
@@ -55,3 +57,34 @@ def test_the_children_can_read_every_setting_that_they_are_given(tmp_path: Path)
     plan = up.draw_plan(settings(tmp_path, SERVE="smollm2-135m", SLOTS="4"), {}, None)
     for spec in (*plan.preparations, *plan.services):
         Settings.from_environment(spec.environment)
+
+
+def test_a_worker_that_ended_has_its_jobs_taken_back_and_web_has_none(tmp_path: Path) -> None:
+    plan = up.draw_plan(settings(tmp_path, WORKERS="1"), {}, None)
+    web, worker = plan.services
+    assert plan.after_end(End(web, 7, "was ended by SIGKILL.", 1.0)) is None
+    spec = plan.after_end(End(worker, 7, "was ended by SIGKILL.", 1.5))
+    assert spec is not None
+    command = ("bury", "--", "worker-1", "7", "was ended by SIGKILL.", "1.5")
+    assert spec.command[-6:] == command
+    Settings.from_environment(spec.environment)
+
+
+def test_the_inputs_change_with_the_models_file_and_with_a_models_own_files(tmp_path: Path) -> None:
+    models = tmp_path / "models.toml"
+    (tmp_path / "m").mkdir()
+    chosen = settings(tmp_path, MODELS=str(models))
+    inputs = up.draw_plan(chosen, {}, None).inputs
+    seen = [inputs()]
+    for change in (
+        lambda: models.write_text('[[models]]\nname = "m"\nsource = "./m"\n'),
+        lambda: (tmp_path / "m" / "config.json").write_text("{}"),
+        lambda: (tmp_path / "m" / "model.safetensors").write_bytes(b"x"),
+        lambda: models.write_text("[[models]"),
+        models.unlink,
+        models.mkdir,
+    ):
+        change()
+        seen.append(inputs())
+        assert seen[-1] == inputs()
+    assert all(one != other for one, other in itertools.pairwise(seen))

@@ -11,8 +11,14 @@ import structlog
 from structlog.testing import capture_logs
 
 from core.errors import SettingsError
-from core.live_catalog import LiveCatalog
-from core.model_catalog import DEFAULT_PATH, OWN_FILE, models_file, read_catalog
+from core.live_catalog import KNOWN_FOLDER, LiveCatalog, forget_known
+from core.model_catalog import (
+    DEFAULT_PATH,
+    MAX_FILE_BYTES,
+    OWN_FILE,
+    models_file,
+    read_catalog,
+)
 from core.settings import Settings
 
 
@@ -151,3 +157,105 @@ def test_threads_that_look_at_once_read_the_file_once(
     thread.join(10)
     assert live.current.names == ("b",)
     assert len(num_reads) == 1
+
+
+# ---- a start while the file is wrong --------------------------------------------------------
+
+
+def broken(path: Path, how: str) -> None:
+    path.unlink()
+    if how == "no TOML":
+        path.write_text("[[models]\nname=")
+    elif how == "a folder":
+        path.mkdir()
+    elif how == "no UTF-8":
+        path.write_bytes(b'[[models]]\nname = "\xff"\n')
+    elif how == "huge":
+        path.write_bytes(b"#" * (MAX_FILE_BYTES + 1))
+    elif how == "a pipe":
+        os.mkfifo(path)
+    elif how == "a link to itself":
+        path.symlink_to(path)
+    elif how == "endless":
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["no TOML", "a folder", "no UTF-8", "huge", "a pipe", "a link to itself", "endless", "gone"],
+)
+@pytest.mark.parametrize("place", ["set", "own"])
+def test_a_process_that_starts_while_the_file_is_wrong_serves_what_was_read_last(
+    tmp_path: Path, how: str, place: str
+) -> None:
+    own = tmp_path / "home" / OWN_FILE
+    own.parent.mkdir()
+    path = tmp_path / "set.toml" if place == "set" else own
+    write(path, "a", "b")
+    chosen = settings(own.parent, path if place == "set" else None)
+    running = LiveCatalog(chosen)
+    assert running.problem is None
+    broken(path, how)
+    with capture_logs() as logs:
+        started = LiveCatalog(chosen)
+        assert started.current == running.current
+        assert started.current.names == ("a", "b")
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == [
+        "models_file_unusable"
+    ] * 2  # once a process
+    for live in (running, started):
+        assert str(path) in str(live.problem)
+    if path.is_dir():
+        path.rmdir()
+    write(path, "c")
+    for live in (running, started):
+        assert live.current.names == ("c",)
+        assert live.problem is None
+
+
+def test_a_served_model_that_went_from_the_file_is_served_on_by_a_process_that_starts(
+    path: Path,
+) -> None:
+    write(path, "a", "b")
+    chosen = settings(path.parent, path)
+    LiveCatalog(chosen, serve=("a",))
+    write(path, "b")
+    started = LiveCatalog(chosen, serve=("a",))
+    assert started.current.names == ("a",)
+    assert "TEXTMILL_SERVE names the model 'a'" in str(started.problem)
+    assert LiveCatalog(chosen).current.names == ("b",)  # and nobody else is harmed
+
+
+def test_another_file_is_not_answered_with_what_this_one_said(path: Path, tmp_path: Path) -> None:
+    LiveCatalog(settings(tmp_path, path))
+    with pytest.raises(SettingsError, match="gone"):
+        LiveCatalog(settings(tmp_path, tmp_path / "gone.toml"))
+
+
+def test_what_was_read_before_is_forgotten_at_a_start_by_hand(path: Path) -> None:
+    chosen = settings(path.parent, path)
+    LiveCatalog(chosen)
+    forget_known(chosen)
+    path.write_text("[[models]")
+    with pytest.raises(SettingsError, match="TOML"):
+        LiveCatalog(chosen)
+    forget_known(settings(path.parent / "no home", path))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"path": "x", "models": [{}]}', b"\xff"])
+def test_a_memory_that_is_broken_is_none(path: Path, content: bytes) -> None:
+    chosen = settings(path.parent, path)
+    LiveCatalog(chosen)
+    [memory] = (path.parent / KNOWN_FOLDER).iterdir()
+    memory.write_bytes(content)
+    assert LiveCatalog(chosen).current.names == ("a",)
+    memory.write_bytes(content)
+    path.write_text("[[models]")
+    with pytest.raises(SettingsError, match="TOML"):
+        LiveCatalog(chosen)
+
+
+def test_a_home_that_cannot_be_written_costs_the_memory_alone(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    chosen = settings(tmp_path / "file" / "home", path)
+    assert LiveCatalog(chosen).current.names == ("a",)

@@ -13,17 +13,33 @@ from structlog.testing import capture_logs
 
 from core.errors import StorageUnavailable
 from core.model_catalog import Catalog, ModelSpec
+from core.model_state import ModelState
 from tests.fakes import fake_model, one_hot
 from worker.engine import EngineError
 from worker.engine.requests import EngineStopped
-from worker.model_watch import Actions, ModelState, ModelWatch
+from worker.model_watch import Actions, ModelWatch
 from worker.models.errors import ModelLoadError
 from worker.models.loading import LoadedModel
+from worker.models.trials import TRIAL_SECONDS, TrialUnfinished
 
 
 @pytest.fixture(autouse=True)
 def _reset_structlog() -> None:
     structlog.reset_defaults()
+
+
+class FakeBoard:
+    """Keeps the last word on each model."""
+
+    def __init__(self) -> None:
+        self.words: dict[str, str | None] = {}
+        self.num_sent = 0
+
+    def tell(self, kind: str, name: str, reason: str | None) -> None:
+        self.words[name] = reason
+
+    def send(self) -> None:
+        self.num_sent += 1
 
 
 @dataclass
@@ -32,6 +48,9 @@ class Bench:
 
     Attributes:
         broken: models that cannot be loaded.
+        slow: models whose trial takes longer than the start gives it.
+        harmful: models that crash on trial.
+        now: the watch's clock.
         revisions: of the weights, where they are to differ from ``r``.
         refuses: raised instead of serving a model.
     """
@@ -42,11 +61,22 @@ class Bench:
     revisions: dict[str, str] = field(default_factory=dict)
     refuses: Exception | None = None
     has_gpu: bool = False
+    slow: set[str] = field(default_factory=set)
+    harmful: set[str] = field(default_factory=set)
+    now: float = 0.0
+    board: FakeBoard = field(default_factory=FakeBoard)
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         check = self.load if self.has_gpu else None
-        self.watch = ModelWatch(lambda: self.catalog, self.load, check)
+        self.watch = ModelWatch(
+            lambda: self.catalog,
+            self.load,
+            check,
+            try_out=self._try_out,
+            board=self.board,
+            clock=lambda: self.now,
+        )
         self.actions = Actions(self._add, self._renew, self._end)
 
     def write(self, *names: str, default: str = "a", **changes: str) -> None:
@@ -76,6 +106,16 @@ class Bench:
         for _ in range(times):
             self.watch.look(self.actions)
         return self.done
+
+    def told(self) -> dict[str, str | None]:
+        """The last word on each model."""
+        return self.board.words
+
+    def _try_out(self, spec: ModelSpec, patience_seconds: float) -> None:
+        if spec.name in self.harmful:
+            raise ModelLoadError(f"{spec.name} crashed.")
+        if spec.name in self.slow and patience_seconds < TRIAL_SECONDS:
+            raise TrialUnfinished(f"{spec.name} takes long.")
 
     def load(self, spec: ModelSpec) -> LoadedModel:
         self.done.append(f"load {spec.name}")
@@ -120,11 +160,68 @@ def test_the_start_leaves_out_what_cannot_be_loaded_and_says_so(bench: Bench) ->
     assert bench.look(3) == ["load a", "load b", "load c"]  # and does not try again and again
 
 
-def test_the_start_needs_the_default_model(bench: Bench) -> None:
+def test_the_start_does_without_the_default_model(bench: Bench) -> None:
     bench.broken = {"a"}
     bench.write("a", "b")
-    with pytest.raises(ModelLoadError, match="a has no weights"):
+    bench.watch.load_all()
+    assert list(bench.watch.models) == ["b"]
+    assert bench.told() == {"a": "a has no weights.", "b": None}
+
+
+def test_a_start_without_any_model_is_refused_with_every_reason(bench: Bench) -> None:
+    bench.broken = {"a", "b"}
+    bench.write("a", "b")
+    with pytest.raises(ModelLoadError) as error:
         bench.watch.load_all()
+    for words in ("a: a has no weights.", "b: b has no weights."):
+        assert words in str(error.value)
+    assert bench.board.num_sent == 1  # said before the process ends
+
+
+def test_whatever_a_loader_raises_at_the_start_takes_down_no_other_model(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(spec: ModelSpec) -> LoadedModel:
+        if spec.name == "a":
+            raise RuntimeError("size mismatch")
+        return bench.load(spec)
+
+    monkeypatch.setattr(bench.watch, "_load", load)
+    bench.write("a", "b")
+    bench.watch.load_all()
+    assert list(bench.watch.models) == ["b"]
+
+
+def test_a_model_that_takes_long_on_trial_at_the_start_is_tried_again_while_others_write(
+    bench: Bench,
+) -> None:
+    bench.slow = {"b"}
+    bench.write("a", "b")
+    bench.watch.load_all()
+    assert list(bench.watch.models) == ["a"]
+    assert bench.look() == ["load a", "load b", "add b"]
+    assert bench.told() == {"a": None, "b": None}
+
+
+def test_a_model_that_takes_long_on_trial_gets_all_its_time_where_nobody_waits(
+    bench: Bench,
+) -> None:
+    bench.slow = {"a", "b"}
+    bench.write("a", "b")
+    bench.watch.load_all()
+    assert list(bench.watch.models) == ["a", "b"]
+
+
+def test_a_model_that_does_harm_on_trial_is_never_loaded(bench: Bench) -> None:
+    bench.harmful = {"b"}
+    bench.start("a", "b")
+    bench.write("a", "b", "c")
+    bench.harmful = {"b", "c"}
+    assert bench.look(3) == []
+    assert bench.told() == {"a": None, "b": "b crashed.", "c": "c crashed."}
+    bench.harmful = set()
+    touch(bench.folder / "c" / "model.safetensors")
+    assert bench.look(3) == ["load c", "add c"]
 
 
 # ---- new models -----------------------------------------------------------------------------
@@ -191,6 +288,31 @@ def test_a_worker_that_ends_takes_nothing_up_and_blames_no_model(bench: Bench) -
     with capture_logs() as logs:
         bench.look()
     assert logs == []
+
+
+def test_a_model_is_tried_again_after_growing_pauses_though_nothing_changed(bench: Bench) -> None:
+    bench.broken = {"b"}
+    bench.start("a", "b")
+    tries = []
+    for second in range(0, 600, 5):
+        bench.now = float(second)
+        before = len(bench.done)
+        if len(bench.look()) > before:
+            tries.append(second)
+    assert tries == [60, 180, 420]
+    assert bench.told()["b"] == "b has no weights."
+    bench.broken = set()
+    bench.now = 10_000.0
+    assert bench.look()[-2:] == ["load b", "add b"]
+    assert bench.told()["b"] is None
+
+
+def test_a_model_that_is_taken_out_takes_its_problem_with_it(bench: Bench) -> None:
+    bench.broken = {"b"}
+    bench.start("a", "b")
+    bench.write("a")
+    bench.look()
+    assert bench.told() == {"a": None, "b": None}
 
 
 def test_whatever_a_loader_raises_the_watch_goes_on(
@@ -267,12 +389,18 @@ def test_a_model_that_was_never_held_holds_up_no_other_ones_change(bench: Bench)
     assert bench.look(3) == ["load c", "end: the model b was taken out"]
 
 
-def test_no_new_process_is_asked_for_that_could_not_start(bench: Bench) -> None:
-    """The new default model cannot be loaded, and without one no worker starts."""
+def test_no_new_process_is_asked_for_that_would_hold_no_model(bench: Bench) -> None:
+    bench.start("a", "b")
+    bench.broken = {"c"}
+    bench.write("c", default="c")
+    assert bench.look(5) == ["load c"]
+
+
+def test_a_default_model_that_cannot_be_loaded_holds_up_no_other_ones_change(bench: Bench) -> None:
     bench.start("a", "b")
     bench.broken = {"c"}
     bench.write("b", "c", default="c")
-    assert bench.look(5) == ["load c"]
+    assert bench.look(3) == ["load c", "end: the model a was taken out"]
 
 
 def test_on_a_gpu_a_new_model_takes_a_new_process(tmp_path: Path) -> None:

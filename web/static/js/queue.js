@@ -4,7 +4,8 @@
 /**
  * @typedef {{id: string, models: string[], last_seen: string, slots: number, active: number,
  *   tokens_per_second: number}} Worker
- * @typedef {{depth: number, running: number, workers: Worker[], redis: string,
+ * @typedef {{kind: string, name: string, reason: string}} Problem
+ * @typedef {{depth: number, running: number, workers: Worker[], redis: string, problems: Problem[],
  *   throughput: {jobs_per_minute: number, tokens_per_second: number},
  *   waiting: {median_seconds: number | null, p90_seconds: number | null}}} Queue
  */
@@ -126,6 +127,25 @@ const draw = (queue) => {
   setText(byId("chart-max"), `at most ${top}`);
 };
 
+/** @param {Problem} problem */
+const inWords = ({ kind, name, reason }) => {
+  if (kind === "model") return `The model ${name} is left out: ${reason}`;
+  return kind === "models_file" ? reason : `The process ${name} ${reason}`;
+};
+
+/** @param {Problem[]} problems */
+const showProblems = (problems) => {
+  const list = /** @type {HTMLElement} */ (byId("problems").querySelector("ul"));
+  const words = problems.map(inWords);
+  const shown = Array.from(list.children, (item) => item.textContent);
+  if (words.join("\n") !== shown.join("\n")) {
+    list.replaceChildren(
+      ...words.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
+    );
+  }
+  byId("problems").hidden = problems.length === 0;
+};
+
 /** @param {Queue} queue */
 const show = (queue) => {
   setText(byId("depth"), queue.depth);
@@ -135,6 +155,7 @@ const show = (queue) => {
   setText(byId("median"), seconds(queue.waiting.median_seconds));
   setText(byId("p90"), seconds(queue.waiting.p90_seconds));
   byId("degraded").hidden = queue.redis === "ok";
+  showProblems(queue.problems);
   showWorkers(queue.workers);
   draw(queue);
 };

@@ -460,3 +460,44 @@ def test_a_hub_id_is_fetched_and_served(tmp_path: Path, monkeypatch: pytest.Monk
     assert prepared.folder == tiny_model("llama")
     assert "somebody/some-model" in said[0]
     assert "*.safetensors" in asked[0][1]  # type: ignore[index]
+
+
+def test_weights_that_transformers_would_fill_at_random_are_refused(tmp_path: Path) -> None:
+    """A generic family, and what is converted: transformers only warns of missing tensors."""
+    for family, name in (("opt", "fc1.weight"), ("gpt2", "c_proj.weight")):
+        folder = Path(shutil.copytree(tiny_model(family), tmp_path / family))
+        weights = load_file(folder / "model.safetensors")
+        gone = next(key for key in weights if key.endswith(name))
+        del weights[gone]
+        if family == "opt":
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        else:
+            (folder / "model.safetensors").unlink()
+            torch.save(weights, folder / "pytorch_model.bin")
+        with pytest.raises(ModelUnusable, match="not complete") as error:
+            loaded(folder, tmp_path / "cache")
+        assert gone.removeprefix("model.").removeprefix("transformer.") in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("damage", ["missing", "narrow", "no number"])
+def test_an_adapter_that_does_not_fit_is_refused(damage: str, tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    config = LoraConfig(
+        r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    adapter = tmp_path / "adapter"
+    get_peft_model(base, config).save_pretrained(str(adapter))
+    path = adapter / "adapter_model.safetensors"
+    weights = load_file(path)
+    name = next(iter(weights))
+    if damage == "missing":
+        del weights[name]
+    elif damage == "narrow":
+        weights[name] = weights[name][:, :-1].contiguous()
+    else:
+        weights[name][0, 0] = float("nan")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelUnusable):
+        loaded(tiny_model("llama"), tmp_path / "cache", adapter)
+    assert list((tmp_path / "cache").iterdir()) == []

@@ -1,0 +1,96 @@
+"""Why something of a running product is left out: a model, the models file, a worker.
+
+Written by workers and by the supervisor of ``up``, read by the web side and ``textmill doctor``:
+the reason may arise on another machine than the one that is asked. A problem that is not reported
+again is forgotten after a while, so that the last words of a machine that is gone do not stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+from sqlalchemy import Engine, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from core.db import now_ms, reading, writing
+from core.models import Problem
+
+Kind = Literal["model", "models_file", "worker"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+REMEMBERED_SECONDS = 900.0  # a model is tried again, and reported again, after half of this
+MAX_REASON_CHARACTERS = 600
+MODELS_FILE = "models file"  # the subject of the one problem of that kind that a host may have
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a problem is about.
+
+    Attributes:
+        host: the machine that has it.
+        kind: one of ``KINDS``.
+        name: of the model or the worker.
+    """
+
+    host: str
+    kind: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeenProblem:
+    """A problem as it was last reported; ``at`` is in milliseconds by the database's clock."""
+
+    host: str
+    kind: str
+    name: str
+    reason: str
+    at: int
+
+
+def report(engine: Engine, subject: Subject, reason: str, seconds: float) -> None:
+    """Say why something is left out; the word counts for so many seconds."""
+    fresh = {
+        "reason": reason.replace("\0", "")[:MAX_REASON_CHARACTERS],
+        "at": now_ms(),
+        "until": now_ms() + int(seconds * 1000),
+    }
+    with writing(engine) as connection:
+        insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+        connection.execute(
+            insert(Problem)
+            .values(**asdict(subject), **fresh)
+            .on_conflict_do_update(index_elements=["host", "kind", "name"], set_=fresh)
+        )
+        connection.execute(delete(Problem).where(Problem.until < now_ms()))
+
+
+def solve(engine: Engine, subject: Subject) -> None:
+    """Take a problem back; there need not be one."""
+    same = (
+        (Problem.host == subject.host)
+        & (Problem.kind == subject.kind)
+        & (Problem.name == subject.name)
+    )
+    with reading(engine) as connection:
+        if connection.execute(select(Problem.name).where(same)).first() is None:
+            return  # the usual case, and it must not cost a write
+    with writing(engine) as connection:
+        connection.execute(delete(Problem).where(same))
+
+
+def problems(engine: Engine) -> list[SeenProblem]:
+    """What is left out at present, and why."""
+    columns = (Problem.host, Problem.kind, Problem.name, Problem.reason, Problem.at)
+    query = select(*columns).where(Problem.until >= now_ms()).order_by(*columns[:3])
+    with reading(engine) as connection:
+        rows = connection.execute(query).mappings().all()
+    return [SeenProblem(**row) for row in rows]
+
+
+def in_words(kind: str, name: str, reason: str) -> str:
+    """A problem as one sentence or two."""
+    if kind == "model":
+        return f"The model {name} is left out: {reason}"
+    return reason if kind == "models_file" else f"The process {name} {reason}"
