@@ -9,10 +9,12 @@ import structlog
 from flask import Flask, Response, g, request
 
 from backend.api import events, jobs, meta, runs
-from backend.bodies import MAX_BODY_BYTES
+from backend.bodies import MAX_BODY_BYTES, refuse_body
 from backend.errors import PageRenderer, register_errors
 from backend.health import health
+from backend.holding import is_placeholder
 from backend.metrics import WebMetrics
+from backend.server.wsgi import ARRIVED_KEY
 from backend.services import Services
 from core.db import make_engine
 from core.events import EventBus
@@ -48,6 +50,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(health)
     register_errors(app, _register_pages(app))
     app.before_request(_note_time)
+    app.before_request(_refuse_body)
     app.after_request(_add_headers)
     app.after_request(metrics.observe)
     return app
@@ -74,7 +77,11 @@ def _register_pages(app: Flask) -> PageRenderer | None:
 
 
 def _note_time() -> None:
-    g.started = time.perf_counter()
+    g.started = request.environ.get(ARRIVED_KEY) or time.perf_counter()
+
+
+def _refuse_body() -> None:
+    refuse_body(request)
 
 
 def _add_headers(response: Response) -> Response:
@@ -83,6 +90,8 @@ def _add_headers(response: Response) -> Response:
     response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
     if request.path.startswith("/api/"):
         response.headers.setdefault("Cache-Control", "no-store")
+    if is_placeholder():
+        return response
     log.debug(
         "request",
         method=request.method,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from flask import Response, g, request
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
+from backend.holding import is_placeholder
 from backend.services import Services
 from core.errors import StorageUnavailable
 
@@ -38,8 +39,14 @@ class WebMetrics:
         )
         self.registry.register(_Queue(services))
 
+    def watch(self, name: str, text: str, count: Callable[[], int]) -> None:
+        """Show a number of the server's at every scrape."""
+        Gauge(name, text, registry=self.registry).set_function(count)
+
     def observe(self, response: Response) -> Response:
         """Count an answer; an address that no route has counts as one."""
+        if is_placeholder():
+            return response
         route = str(request.url_rule) if request.url_rule else "none"
         method = request.method if request.url_rule else "any"
         self._answers.labels(method, route, str(response.status_code)).inc()

@@ -31,7 +31,8 @@ from backend.presenting import (
 from backend.tokenizing import TokenizerCache
 from backend.waiting_line import WaitingLine
 from core.errors import FieldError, NotFound, ValidationFailed
-from core.events import EventBus, EventsUnavailable
+from core.event_reader import EventReader
+from core.events import EventBus
 from core.history import History
 from core.jobs import JobStore, NewJob, Origin
 from core.live_catalog import LiveCatalog
@@ -51,7 +52,6 @@ from core.strategies import STRATEGIES
 from core.tickets import TicketPublisher
 from core.workers import SeenWorker, seen_workers
 
-WITHOUT_REDIS_SECONDS = 0.25  # between two looks at the row of somebody who waits
 CARDS_SECONDS = 2.0  # how long a newly loaded model may stay unknown to validation
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
@@ -312,34 +312,9 @@ class Services:
         """The OpenAPI document."""
         return openapi_document()
 
-    def wait(self, job_id: str, seconds: float) -> Document:
-        """Wait until a job has ended or the time is up.
-
-        Raises:
-            NotFound: there is no such job.
-        """
-        deadline = time.monotonic() + seconds
-        job = self.job(job_id)
-        last = job.cursor if job.attempt else "0-0"
-        while not job.is_final and (left := deadline - time.monotonic()) > 0:
-            last = self._pause(job_id, last, min(left, 1.0))
-            job = self.history.job(job_id)
-        return self._document(job)
-
-    def _pause(self, job_id: str, last: str, seconds: float) -> str:
-        """Sleep until the job's stream says that it is done; returns the last id seen."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            try:
-                entries = self.bus.read({job_id: last}, int(left * 1000))
-            except EventsUnavailable:
-                time.sleep(min(left, WITHOUT_REDIS_SECONDS))
-                return last
-            for entry in entries:
-                last = f"{entry.attempt}-{entry.end}"
-            if any(entry.kind == "done" for entry in entries):
-                return last
-        return last
+    def reader(self) -> EventReader:
+        """What hears of written jobs, on the event loop of its caller."""
+        return EventReader(self.bus.redis_url)
 
     # ---- parts ------------------------------------------------------------------------------
 

@@ -61,7 +61,7 @@ def web() -> None:
     from core.model_catalog import load_catalog
 
     settings = _settings()
-    load_catalog(settings)  # refused here, with its status; gunicorn would only report a failure
+    load_catalog(settings)  # refused before the imports, which take a second
     serve(settings)
 
 

@@ -9,7 +9,8 @@ TextmillError
 │   ├── ValidationFailed     422, names every bad field at once
 │   └── Unavailable          has a time to come back
 │       ├── RateLimited      429
-│       └── QueueFull        503
+│       ├── QueueFull        503
+│       └── TooManyStreams   503
 ├── StorageUnavailable       the database did not answer in time (503)
 └── (worker.models.errors, worker.engine.errors add theirs)
 
@@ -104,6 +105,12 @@ class QueueFull(Unavailable):
     """The queue holds as many jobs as it may."""
 
     code = "queue_full"
+
+
+class TooManyStreams(Unavailable):
+    """As many event streams and waits are open as may be."""
+
+    code = "too_many_streams"
 
 
 class StorageUnavailable(Unavailable):

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,9 @@ from flask import Blueprint, Response, request, stream_with_context
 
 from backend.api import json_response, query_filters, services
 from backend.bodies import read_json
+from backend.holding import reserve, wait
 from backend.owner import owner_id
+from backend.watching import WaitOrder
 from core.errors import FieldError, ValidationFailed
 
 MAX_WAIT_SECONDS = 30.0
@@ -41,8 +44,9 @@ def submit() -> Response:
 def read(job_id: str) -> Response:
     """A job; ``?wait=`` holds the answer until it has ended or the time is up."""
     seconds = _wait_seconds(request.args.get("wait"))
-    job = services().wait(job_id, seconds) if seconds else services().get_job(job_id)
-    response = json_response(job)
+    if seconds and (placeholder := _wait(job_id, seconds)) is not None:
+        return placeholder
+    response = json_response(services().get_job(job_id))
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest()[:32])
     response.headers["Cache-Control"] = "private, no-cache"
     return response.make_conditional(request)  # type: ignore[return-value]
@@ -89,6 +93,17 @@ def export() -> Response:
     response = Response(stream_with_context(lines), content_type=f"{kind}; charset=utf-8")
     response.headers["Content-Disposition"] = f'attachment; filename="textmill.{form}"'
     return response
+
+
+def _wait(job_id: str, seconds: float) -> Response | None:
+    """Wait for the job's end; a response where the view is asked again after the wait."""
+    hold, read_at = reserve(request), time.monotonic()
+    if hold is not None and hold.is_over:
+        return None
+    job = services().job(job_id)
+    if job.is_final:
+        return None
+    return wait(services(), hold, WaitOrder(job, seconds, read_at))
 
 
 def _wait_seconds(text: str | None) -> float:
