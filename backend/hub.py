@@ -33,6 +33,7 @@ WITHOUT_REDIS_SECONDS = 0.5
 RETRY_SECONDS = 2.0  # between two tries to reach Redis
 BATCH_JOBS = 100  # looked at in one query: some milliseconds of the interpreter's time
 PLACES_JOBS = 5_000  # queue places in one query; databases bound the parameters of a statement
+CANCEL_SECONDS = 0.2
 READ_JOBS = 50  # streams in one read
 log = structlog.get_logger(__name__)
 
@@ -100,9 +101,11 @@ class Hub:
 
     async def close(self) -> None:
         """Stop reading."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        left = set(self._tasks)
+        while left:  # a client library may swallow a cancellation while it connects
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=CANCEL_SECONDS)
         await self._reader.close()
 
     # ---- who watches what -------------------------------------------------------------------

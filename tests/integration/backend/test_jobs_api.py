@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -59,13 +60,13 @@ def test_a_job_that_ends_answers_who_waits_for_it(site: Site) -> None:
     job = site.submit()
     held = site.claim()
     is_read = threading.Event()
-    read = site.services.bus.read
+    briefs = site.services.history.briefs
 
-    def noting_read(*arguments: object) -> object:
+    def noting_briefs(job_ids: Sequence[str]) -> object:
         is_read.set()
-        return read(*arguments)  # type: ignore[arg-type]
+        return briefs(job_ids)
 
-    site.services.bus.read = noting_read  # type: ignore[method-assign, assignment]
+    site.services.history.briefs = noting_briefs  # type: ignore[method-assign, assignment]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(site.app.test_client().get, f"{job['links']['self']}?wait=30")
         assert is_read.wait(20)
