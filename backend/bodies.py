@@ -29,7 +29,7 @@ def refuse_body(request: Request) -> None:
     """
     if request.environ.get(TOO_LARGE_KEY):
         raise RequestEntityTooLarge
-    codings = request.headers.get("Content-Encoding", "")
+    codings = request.headers.get("Content-Encoding", "") if request.content_length else ""
     if any(coding.strip().lower() not in {"", "identity"} for coding in codings.split(",")):
         raise EncodedBody("Send the body as it is, without Content-Encoding.")
 

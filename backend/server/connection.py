@@ -34,6 +34,7 @@ from backend.server.wsgi import (
 )
 
 RETRY_SECONDS = 2
+STOP_LINGER_SECONDS = 0.5  # at the end of the server nobody waits longer for a client to hang up
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 log = structlog.get_logger(__name__)
 
@@ -77,6 +78,7 @@ class Connection:
         )
         self._reader = RequestReader(wire, self._h11, serving.limits)
         self._is_reading = True
+        self._is_closing = False
         self._is_stopping = False
         self._held: Held | None = None
 
@@ -87,6 +89,8 @@ class Connection:
         self._is_stopping = True
         if self._held is not None:
             self._held.leave()
+        elif self._is_closing:
+            asyncio.get_running_loop().call_later(STOP_LINGER_SECONDS, self._wire.abort)
         elif self._is_reading:  # nothing was accepted yet
             self._wire.abort()
 
@@ -98,7 +102,9 @@ class Connection:
                     self._h11.start_next_cycle()
             except Refused as refused:
                 await self._refuse(refused)
-            await self._wire.close_gently(self._limits.linger_seconds, self._limits.linger_bytes)
+            self._is_closing = True
+            seconds = STOP_LINGER_SECONDS if self._is_stopping else self._limits.linger_seconds
+            await self._wire.close_gently(seconds, self._limits.linger_bytes)
         except WireLost:
             pass
         except Exception as error:

@@ -321,3 +321,17 @@ def test_a_stop_does_not_wait_for_what_never_ends(make_server: Callable[..., Sit
         site.stop().result(10)
         assert time.monotonic() - began < 2
         site.app.gate.set()
+
+
+def test_a_stop_does_not_wait_for_clients_that_stay_connected(
+    make_server: Callable[..., Site],
+) -> None:
+    site = make_server(stop_seconds=30)
+    with site.connect() as stream, site.connect() as refused:
+        stream.sendall(STREAM)
+        head_of(stream)
+        refused.sendall(get(b"nonsense"))
+        assert refused.recv(65_536).startswith(b"HTTP/1.1 400")
+        began = time.monotonic()
+        site.stop().result(20)
+        assert time.monotonic() - began < 5
