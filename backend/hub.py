@@ -327,6 +327,8 @@ class Hub:
 
     def _update(self, job_id: str, channel: _Channel, view: View) -> None:
         was = channel.view
+        if view.place is None and was.place is not None and view.job.status == "queued":
+            view = View(view.job, was.place, view.read_at)  # who waits does not ask for places
         if brief_of(was.job) == brief_of(view.job) and was.place == view.place:
             return
         channel.view = view
