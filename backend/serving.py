@@ -19,6 +19,7 @@ from backend.server.listener import Server
 from backend.server.threads import Threads
 from backend.services import Services
 from backend.watching import Watching
+from core.errors import TextmillError
 from core.logs import configure_logs
 from core.settings import Settings
 
@@ -28,12 +29,18 @@ NUM_HUB_THREADS = 2  # they read the rows of what is watched; requests have thre
 log = structlog.get_logger(__name__)
 
 
+class CannotListen(TextmillError):
+    """The address cannot be listened on; ``__cause__`` is what the system says."""
+
+    code = "cannot_listen"
+
+
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
         SettingsError: the models file or the database's folder cannot be used.
-        OSError: the address cannot be listened on.
+        CannotListen: the address cannot be listened on.
     """
     configure_logs(settings)
     limits = limits_of(settings)
@@ -77,7 +84,10 @@ async def _serve(app: Flask, settings: Settings, limits: ServerLimits) -> None:
     hub = Hub(services, services.reader(), threads)
     server = Server(app.wsgi_app, limits, opener=Watching(hub), ready_paths=("/healthz",))
     _show(app.extensions["textmill_metrics"], server, hub)
-    await server.start(settings.host, settings.port)
+    try:
+        await server.start(settings.host, settings.port)
+    except OSError as error:
+        raise CannotListen(f"{settings.host}:{settings.port}") from error
     log.info("web_listens", host=settings.host, port=settings.port)
     try:
         await _signalled()

@@ -83,9 +83,11 @@ class _Measuring:
         beside: dict[str, list[float]] = {}
         kib, gone, delays = [], [], []
         for _ in range(ROUNDS):
-            before = _resident_kib(self._pid)
+            self._connection = Connection(self._product.url)
             self._time(alone)
+            before = _resident_kib(self._pid)
             with self._held(jobs):
+                self._connection = Connection(self._product.url)  # the other idled for too long
                 kib.append((_resident_kib(self._pid) - before) / (NUM_STREAMS + NUM_WAITS))
                 self._time(beside)
                 gone += [self._freeing_ms(jobs[0]) for _ in range(NUM_GONE)]

@@ -14,10 +14,14 @@ def serve(settings: Settings) -> None:
         SettingsError: the models file or the database's folder cannot be used.
         CommandFailed: the address cannot be listened on.
     """
+    check_port(settings.host, settings.port)
+
+    from backend.serving import CannotListen
     from backend.serving import serve as serve_web
 
-    check_port(settings.host, settings.port)
     try:
         serve_web(settings)
-    except OSError as error:  # taken in the last instant, or an address that has gone
-        raise CommandFailed(port_sentence(settings.host, settings.port, error)) from None
+    except CannotListen as error:  # it was taken in the last instant
+        cause = error.__cause__
+        system_error = cause if isinstance(cause, OSError) else OSError(str(cause))
+        raise CommandFailed(port_sentence(settings.host, settings.port, system_error)) from None
