@@ -29,7 +29,7 @@ NUM_GONE = 20
 ENTRY_SECONDS = 0.04  # as often as a worker writes
 ROUNDS = 2
 MAX_NEW_TOKENS = 8
-_OPEN = re.compile(r"^textmill_open_streams (\S+)", re.MULTILINE)
+_WATCHED = re.compile(r"^textmill_watched_jobs (\S+)", re.MULTILINE)
 
 
 def measure(space: Workspace) -> Section:
@@ -77,6 +77,7 @@ class _Measuring:
 
     def run(self) -> None:
         watched = self._connection.submit(_body())["id"]
+        lonely = self._connection.submit(_body())["id"]
         jobs = [self._connection.submit(_body())["id"] for _ in range(NUM_JOBS)]
         self._time({})  # warms up
         alone: dict[str, list[float]] = {}
@@ -90,7 +91,7 @@ class _Measuring:
                 self._connection = Connection(self._product.url)  # the other idled for too long
                 kib.append((_resident_kib(self._pid) - before) / (NUM_STREAMS + NUM_WAITS))
                 self._time(beside)
-                gone += [self._freeing_ms(jobs[0]) for _ in range(NUM_GONE)]
+                gone += [self._freeing_ms(lonely) for _ in range(NUM_GONE)]
                 if not delays:
                     delays = self._delays_ms(watched)
         self._report(alone, beside)
@@ -136,25 +137,24 @@ class _Measuring:
                 raise BenchmarkError(f"Not all streams and waits were held: {said}.")
 
     def _freeing_ms(self, job_id: str) -> float:
-        """From closing a stream to the instant at which its place is seen to be free."""
+        """From closing a job's only stream until the job is seen to be watched no more."""
         stream = http.client.HTTPConnection(*self._address(), timeout=30)
         stream.request("GET", f"/api/v1/jobs/{job_id}/events")
         stream.getresponse().readline()
-        # The waits come and go by themselves, never more than a few at once.
-        before = self._num_open()
+        before = self._num_watched()
         stream.close()
         began = time.perf_counter()
         if stream.sock is not None:
             stream.sock.close()
-        while self._num_open() >= before:
+        while self._num_watched() >= before:
             if milliseconds(began) > 5_000:
                 raise BenchmarkError("A gone watcher's place was not freed within 5 s.")
         return milliseconds(began)
 
-    def _num_open(self) -> int:
-        found = _OPEN.search(self._connection.get("/metrics").decode())
+    def _num_watched(self) -> int:
+        found = _WATCHED.search(self._connection.get("/metrics").decode())
         if found is None:
-            raise BenchmarkError("/metrics does not tell how many streams are open.")
+            raise BenchmarkError("/metrics does not tell how many jobs are watched.")
         return int(float(found[1]))
 
     def _delays_ms(self, job_id: str) -> list[float]:
