@@ -126,6 +126,9 @@ class Hub:
             channel = self._channels[job_id] = _Channel(view, last_id)
             self._has_rows.set()
         elif channel.is_stale(view.job, view.read_at):
+            known = channel.view
+            if known.place is None and known.job.status == "queued":  # of somebody who waits
+                channel.view = View(known.job, view.place, known.read_at)
             watcher.put(job_id, channel.view)
         else:
             self._update(job_id, channel, view)

@@ -85,7 +85,9 @@ def test_a_job_that_does_not_change_is_told_once_whoever_joins(site: Site) -> No
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> list[Any]:
-        watch = Watch(hub, order_of(site, job_id))
+        order = order_of(site, job_id)
+        Wait(hub, WaitOrder(site.services.job(job_id), 30))  # it has read the row later
+        watch = Watch(hub, order)
         telling = asyncio.create_task(events_of(watch, never))
         for _ in range(3):
             Wait(hub, WaitOrder(site.services.job(job_id), 30))
