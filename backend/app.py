@@ -9,10 +9,12 @@ import structlog
 from flask import Flask, Response, g, request
 
 from backend.api import events, jobs, meta, runs
-from backend.bodies import MAX_BODY_BYTES
+from backend.bodies import MAX_BODY_BYTES, refuse_body
 from backend.errors import PageRenderer, register_errors
 from backend.health import health
+from backend.holding import is_placeholder
 from backend.metrics import WebMetrics
+from backend.server.wsgi import ARRIVED_KEY
 from backend.services import Services
 from core import deadlines
 from core.db import REQUEST_SECONDS, make_engine
@@ -49,6 +51,7 @@ def create_app(settings: Settings) -> Flask:
     app.register_blueprint(health)
     register_errors(app, _register_pages(app))
     app.before_request(_note_time)
+    app.before_request(_refuse_body)
     app.after_request(_end_deadline)
     app.teardown_request(_forget_deadline)
     app.after_request(_add_headers)
@@ -80,7 +83,7 @@ def _register_pages(app: Flask) -> PageRenderer | None:
 
 
 def _note_time() -> None:
-    g.started = time.perf_counter()
+    g.started = request.environ.get(ARRIVED_KEY) or time.perf_counter()
     deadlines.begin(REQUEST_SECONDS)  # for all its statements together
 
 
@@ -93,12 +96,18 @@ def _forget_deadline(_error: BaseException | None) -> None:
     deadlines.end()  # whatever happened: the thread serves others
 
 
+def _refuse_body() -> None:
+    refuse_body(request)
+
+
 def _add_headers(response: Response) -> Response:
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers.setdefault("Referrer-Policy", "same-origin")
     response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
     if request.path.startswith("/api/"):
         response.headers.setdefault("Cache-Control", "no-store")
+    if is_placeholder():
+        return response
     log.debug(
         "request",
         method=request.method,

@@ -9,11 +9,32 @@ import json
 from typing import Any, NoReturn
 
 from flask import Request
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
-from core.errors import BadRequest
+from backend.server.wsgi import TOO_LARGE_KEY
+from core.errors import BadRequest, ClientError
 
 MAX_BODY_BYTES = 256 * 1024
+
+
+class EncodedBody(ClientError):
+    """The body is compressed, or encoded in another way."""
+
+    code = "unsupported_encoding"
+    http_status = 415
+
+
+def refuse_body(request: Request) -> None:
+    """Refuse a body over the limit, of which nothing was kept, and one that is encoded.
+
+    Raises:
+        RequestEntityTooLarge, EncodedBody: it is such a body.
+    """
+    if request.environ.get(TOO_LARGE_KEY):
+        raise RequestEntityTooLarge
+    codings = request.headers.get("Content-Encoding", "") if request.content_length else ""
+    if any(coding.strip().lower() not in {"", "identity"} for coding in codings.split(",")):
+        raise EncodedBody("Send the body as it is, without Content-Encoding.")
 
 
 def read_json(request: Request) -> Any:

@@ -5,33 +5,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import structlog
 from flask import Flask, Response, request
-from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from backend.bodies import EncodedBody
+from backend.problems import CONTENT_TYPE, problem_text, title_of
 from core.database_errors import Complaints, understand
 from core.errors import ClientError, FieldError, Unavailable, ValidationFailed
 
 API_PREFIX = "/api/"
 _PLAIN_PATHS = {"/healthz", "/readyz", "/metrics"}
-_TITLES = {
-    400: "The request cannot be read",
-    403: "Refused",
-    404: "Not found",
-    405: "Method not allowed",
-    409: "Conflict",
-    413: "Request too large",
-    415: "Unsupported media type",
-    422: "The request has fields that cannot be used",
-    429: "Too many jobs waiting",
-    500: "Something went wrong here",
-    503: "Not available right now",
-}
 _DETAILS = {
     404: "There is nothing at this address.",
     405: "This address does not take this method.",
@@ -49,17 +35,8 @@ def problem(
     errors: Sequence[FieldError] | None = None,
 ) -> Response:
     """A problem document as a response."""
-    body: dict[str, Any] = {
-        "type": f"urn:textmill:problem:{code}",
-        "title": _TITLES.get(status, "Error"),
-        "status": status,
-        "detail": detail,
-        "code": code,
-    }
-    if errors is not None:
-        body["errors"] = [{"field": error.field, "message": error.message} for error in errors]
-    text = json.dumps(body, ensure_ascii=True)
-    return Response(text, status, content_type="application/problem+json")
+    text = problem_text(status, code, detail, errors)
+    return Response(text, status, content_type=CONTENT_TYPE)
 
 
 def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None:
@@ -70,8 +47,7 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
     ) -> Response:
         is_page = not request.path.startswith(API_PREFIX) and request.path not in _PLAIN_PATHS
         if render_page is not None and is_page:
-            title = _TITLES.get(status, "Error")
-            return render_page(status, title, detail, errors or [])
+            return render_page(status, title_of(status), detail, errors or [])
         return problem(status, code, detail, errors)
 
     @app.errorhandler(ClientError)
@@ -80,6 +56,8 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
         response = answer(error.http_status, error.code, str(error), fields)
         if isinstance(error, Unavailable):
             response.headers["Retry-After"] = str(error.retry_after_seconds)
+        if isinstance(error, EncodedBody):
+            response.headers["Accept-Encoding"] = "identity"
         return response
 
     @app.errorhandler(HTTPException)
@@ -91,13 +69,6 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
         response = answer(status, code, _DETAILS.get(status) or error.description or error.name)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
-        return response
-
-    @app.errorhandler(ParseException)
-    def on_broken_framing(error: ParseException) -> Response:
-        """The body's chunks do not add up; gunicorn finds out when the body is read."""
-        response = answer(400, "bad_request", "The body is cut into chunks wrongly; send it anew.")
-        response.headers["Connection"] = "close"  # where the next request begins, nobody knows
         return response
 
     complaints = Complaints()

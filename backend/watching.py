@@ -1,116 +1,196 @@
-"""Server-sent events: drives the followers from Redis and the database, and writes the lines.
+"""What holds a connection open: the event stream of a job or a run, and the wait for a job's end.
 
-Asks the row once a second at most, or at once when the stream says that it changed; without Redis
-twice a second. Holds no database connection between two looks.
+Written as the server drives it, on its loop and over its one hub. Under a server that cannot hold
+connections (Flask's test client, say) the same code is driven from the request's own thread.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from backend.event_stream import JobFollower, Place, WatchEvent, run_id_of
-from backend.presenting import job_document
-from backend.services import Services
-from core.events import EventsUnavailable, StreamEntry
+from backend.hub import Hub, Rows
+from backend.presenting import Document
+from backend.watchers import Item, View, Watcher
+from core.event_reader import EventReader
+from core.events import StreamEntry
 from core.records import JobRecord
 
-ROW_SECONDS = 1.0
-WITHOUT_REDIS_SECONDS = 0.5
-COMMENT_SECONDS = 15.0  # keeps proxies from closing a quiet stream, and finds out who has gone
+COMMENT_SECONDS = 15.0  # keeps proxies from closing a quiet stream
 RETRY_MS = 1_000
+PIECE_CHARACTERS = 64 * 1024  # what is sent at once: the documents of a run may be many
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class WatchOrder:
+    """An event stream over one job, or over all jobs of a run.
+
+    Attributes:
+        jobs: their rows.
+        places: how much the watcher has of each.
+        queue_places: where those that are queued are in the line, by id.
+        is_run: whether the events are a run's.
+        read_at: an instant of ``time.monotonic`` before the rows were read.
+    """
+
+    jobs: tuple[JobRecord, ...]
+    places: tuple[Place, ...]
+    queue_places: dict[str, Document]
+    is_run: bool
+    read_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class WaitOrder:
+    """A wait until a job has ended or the time is up; ``read_at`` as in ``WatchOrder``."""
+
+    job: JobRecord
+    seconds: float
+    read_at: float = field(default_factory=time.monotonic)
+
+
+Order = WatchOrder | WaitOrder
+
+
+class Watching:
+    """Begins to hold what the application ordered; on one hub."""
+
+    def __init__(self, hub: Hub) -> None:
+        """Hold nothing yet."""
+        self._hub = hub
+
+    def open(self, order: object) -> Watch | Wait:
+        """Begin to hold.
+
+        Raises:
+            TypeError: this is no order.
+        """
+        if isinstance(order, WatchOrder):
+            return Watch(self._hub, order)
+        if isinstance(order, WaitOrder):
+            return Wait(self._hub, order)
+        raise TypeError(f"{type(order).__name__} cannot be held")
+
+
+class Wait:
+    """Waits until a job has ended, was deleted, or the time is up."""
+
+    def __init__(self, hub: Hub, order: WaitOrder) -> None:
+        """Begin to watch."""
+        self._until = time.monotonic() + order.seconds
+        self._watcher = Watcher(hub.part, wants_entries=False)
+        hub.join(self._watcher, View(order.job, None, order.read_at), (0, 0))
+
+    def texts(self) -> None:
+        """Nothing is sent meanwhile."""
+
+    async def over(self) -> None:
+        """Come back when the job's row is worth another look."""
+        while not self._watcher.has_left:
+            left = self._until - time.monotonic()
+            items = await self._watcher.take(left)
+            if left <= 0 or any(_is_the_end(item) for _, item in items):
+                break
+        self._watcher.leave()
+
+    def leave(self) -> None:
+        """Wait no longer."""
+        self._watcher.leave()
+
+
+def _is_the_end(item: Item) -> bool:
+    return item is None or (isinstance(item, View) and item.job.is_final)
 
 
 class Watch:
-    """One open event stream over one job, or over all jobs of a run."""
+    """One open event stream."""
 
-    def __init__(
-        self, services: Services, jobs: list[JobRecord], places: list[Place], *, is_run: bool
-    ):
-        """Start at the watcher's places, one a job."""
-        self._services = services
-        self._is_run = is_run
-        self._followers = {
-            job.id: JobFollower(job.id, place) for job, place in zip(jobs, places, strict=True)
-        }
-        self._numbers = {job.id: job.number for job in jobs}
+    def __init__(self, hub: Hub, order: WatchOrder) -> None:
+        """Begin to watch at the watcher's places."""
+        self._is_run = order.is_run
+        self._followers: dict[str, JobFollower] = {}
+        self._numbers = {job.id: job.number for job in order.jobs}
         # What the watcher has been told, which the ids say; a follower may be ahead of it.
-        self._told = {job.number: place for job, place in zip(jobs, places, strict=True)}
-        self._last_ids = {job_id: _stream_id(f.place) for job_id, f in self._followers.items()}
-        self._spoke_at = time.monotonic()
+        self._told = dict(zip(self._numbers.values(), order.places, strict=True))
+        self._watcher = Watcher(hub.part, wants_entries=True)
+        self._pieces = [f": open\nretry: {RETRY_MS}\n\n"]
+        for job, place in zip(order.jobs, order.places, strict=True):
+            follower = self._followers[job.id] = JobFollower(job.id, place)
+            view = View(job, order.queue_places.get(job.id), order.read_at)
+            self._hear(job.id, view)
+            if not follower.is_ended:
+                hub.join(self._watcher, view, _stream_id(follower.place))
 
-    def lines(self) -> Iterator[str]:
+    def leave(self) -> None:
+        """End the stream; the watcher comes back with its id."""
+        self._watcher.leave()
+
+    async def over(self) -> None:
+        """A stream is its own answer."""
+
+    async def texts(self) -> AsyncIterator[str]:
         """The stream's text, until all jobs have ended."""
-        yield f": open\nretry: {RETRY_MS}\n\n"
-        look_at = 0.0
-        while True:
-            if time.monotonic() >= look_at:
-                yield from self._look()
-                look_at = time.monotonic() + ROW_SECONDS
-            if all(follower.is_ended for follower in self._followers.values()):
-                if self._is_run:
-                    yield self._line("end", {})
-                return
-            entries, is_redis_up = self._read(look_at - time.monotonic())
-            for entry in entries:
-                events, wants_row = self._followers[entry.job_id].on_entry(entry)
-                yield from self._say(entry.job_id, events)
-                look_at = 0.0 if wants_row else look_at
-            if not is_redis_up:
-                look_at = 0.0
-            if time.monotonic() - self._spoke_at > COMMENT_SECONDS:
-                self._spoke_at = time.monotonic()
-                yield ": still here\n\n"
+        spoke_at = time.monotonic()
+        while not self._watcher.has_left:
+            is_over = all(follower.is_ended for follower in self._followers.values())
+            if is_over and self._is_run:
+                self._pieces.append(self._line("end", "{}"))
+            while self._pieces:
+                spoke_at = time.monotonic()
+                yield self._next_piece()
+            if is_over:
+                break
+            items = await self._watcher.take(spoke_at + COMMENT_SECONDS - time.monotonic())
+            for job_id, item in items:
+                self._hear(job_id, item)
+            if not self._pieces and time.monotonic() - spoke_at >= COMMENT_SECONDS:
+                self._pieces.append(": still here\n\n")
+        self._watcher.leave()
 
-    def _look(self) -> Iterator[str]:
-        open_ids = [job_id for job_id, f in self._followers.items() if not f.is_ended]
-        jobs = {job.id: job for job in self._services.history.jobs(open_ids)}
-        queue_places = self._services.places(jobs.values())
-        for job_id in open_ids:
-            follower = self._followers[job_id]
-            job = jobs.get(job_id)
-            if job is None:
-                follower.is_ended = True
-                yield self._line("deleted", {"job_id": job_id})
-                continue
-            events = follower.on_row(job, queue_places.get(job_id))
-            if any(event.name == "reset" for event in events):
-                self._last_ids[job_id] = _stream_id(follower.place)
-            yield from self._say(job_id, events)
+    def _next_piece(self) -> str:
+        """Text that is to be sent, about as much as fits into the socket."""
+        num_characters, count = 0, 0
+        for piece in self._pieces:
+            num_characters += len(piece)
+            count += 1
+            if num_characters >= PIECE_CHARACTERS:
+                break
+        text = "".join(self._pieces[:count])
+        del self._pieces[:count]
+        return text
 
-    def _read(self, seconds: float) -> tuple[list[StreamEntry], bool]:
-        positions = {
-            job_id: self._last_ids[job_id]
-            for job_id, follower in self._followers.items()
-            if not follower.is_ended
-        }
-        try:
-            entries = self._services.bus.read(positions, int(max(0.01, seconds) * 1000))
-        except EventsUnavailable:
-            time.sleep(WITHOUT_REDIS_SECONDS)
-            return [], False
-        for entry in entries:
-            self._last_ids[entry.job_id] = f"{entry.attempt}-{entry.end}"
-        return entries, True
+    def _hear(self, job_id: str, item: Item) -> None:
+        follower = self._followers[job_id]
+        if item is None:
+            follower.is_ended = True
+            self._pieces.append(self._line("deleted", json.dumps({"job_id": job_id})))
+        elif isinstance(item, StreamEntry):
+            events, _ = follower.on_entry(item)
+            self._say(job_id, events, None)
+        else:
+            self._say(job_id, follower.on_row(item.job, item.place), item)
 
-    def _say(self, job_id: str, events: list[WatchEvent]) -> Iterator[str]:
+    def _say(self, job_id: str, events: list[WatchEvent], view: View | None) -> None:
         for event in events:
             # One event at a time: the watcher may go after any of them.
             self._told[self._numbers[job_id]] = event.place
-            yield self._line(event.name, self._data(job_id, event))
+            self._pieces.append(self._line(event.name, self._data(job_id, event, view)))
 
-    def _data(self, job_id: str, event: WatchEvent) -> dict[str, Any]:
-        if event.name in {"status", "done"}:
-            document = job_document(event.data["job"], event.data.get("queue"))
-            return {"job_id": job_id, "job": document} if self._is_run else document
-        return {"job_id": job_id, **event.data} if self._is_run else event.data
+    def _data(self, job_id: str, event: WatchEvent, view: View | None) -> str:
+        """An event's data as JSON in ASCII: no line break of Unicode's can end up in its line."""
+        if view is not None and event.name in {"status", "done"}:
+            return f'{{"job_id": "{job_id}", "job": {view.text}}}' if self._is_run else view.text
+        return json.dumps({"job_id": job_id, **event.data} if self._is_run else event.data)
 
-    def _line(self, name: str, data: dict[str, Any]) -> str:
-        self._spoke_at = time.monotonic()
-        # ASCII only: no line break of Unicode's can end up in a data line.
-        return f"id: {self._id()}\nevent: {name}\ndata: {json.dumps(data)}\n\n"
+    def _line(self, name: str, data: str) -> str:
+        return f"id: {self._id()}\nevent: {name}\ndata: {data}\n\n"
 
     def _id(self) -> str:
         """The id of what was just told: a job's place, or those of all jobs of a run."""
@@ -120,6 +200,61 @@ class Watch:
         return str(place)
 
 
-def _stream_id(place: Place) -> str:
+def _stream_id(place: Place) -> tuple[int, int]:
     """Where to read on; before the first attempt everything is new."""
-    return f"{place.attempt}-{place.num_characters}" if place.attempt > 0 else "0-0"
+    return (place.attempt, place.num_characters) if place.attempt > 0 else (0, 0)
+
+
+# ---- without a server that holds connections --------------------------------------------------
+
+
+class _Inline:
+    """Runs a call where it is awaited: nobody else waits for this loop."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return call()
+
+
+@contextmanager
+def _hub_here(
+    rows: Rows, make_reader: Callable[[], EventReader]
+) -> Iterator[tuple[Callable[[Coroutine[Any, Any, Any]], Any], Hub]]:
+    """A loop and a hub of the caller's own."""
+
+    async def make() -> Hub:
+        return Hub(rows, make_reader(), _Inline())
+
+    with asyncio.Runner() as runner:
+        hub = runner.run(make())
+        try:
+            yield runner.run, hub
+        finally:
+            runner.run(hub.close())
+
+
+def stream_here(
+    order: WatchOrder, rows: Rows, make_reader: Callable[[], EventReader]
+) -> Iterator[str]:
+    """The text of an event stream, on the thread that reads it."""
+
+    async def opened(hub: Hub) -> Watch:
+        return Watch(hub, order)
+
+    async def next_of(texts: AsyncIterator[str]) -> str | None:
+        return await anext(texts, None)
+
+    with _hub_here(rows, make_reader) as (run, hub):
+        watch: Watch = run(opened(hub))
+        texts = watch.texts()
+        while (text := run(next_of(texts))) is not None:
+            yield text
+
+
+def wait_here(order: WaitOrder, rows: Rows, make_reader: Callable[[], EventReader]) -> None:
+    """Wait on the thread that calls."""
+
+    async def wait(hub: Hub) -> None:
+        await Wait(hub, order).over()
+
+    with _hub_here(rows, make_reader) as (run, hub):
+        run(wait(hub))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import engine, first_token, history, memory, queue, stack, startup, submit
+from benchmarks import engine, first_token, history, memory, queue, stack, startup, streams, submit
 from benchmarks.figures import Section, table
 from benchmarks.peers import parse_peer
 from benchmarks.processes import ROOT, BenchmarkError, Workspace, workspace
@@ -25,6 +25,7 @@ SECTIONS: dict[str, Callable[[Workspace], Section]] = {
     "memory": memory.measure,
     "first_token": first_token.measure,
     "submit": submit.measure,
+    "streams": streams.measure,
     "queue": queue.measure,
     "history": history.measure,
     "engine": engine.measure,

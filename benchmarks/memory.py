@@ -23,7 +23,6 @@ def measure(space: Workspace) -> Section:
         [
             f"{model}, dtype auto, SQLite; after the start, and after {NUM_JOBS} jobs of 64 tokens"
             " at once; peak is VmHWM, which includes loading",
-            "web is gunicorn's parent and its one child; pages that they share count twice",
         ],
     )
     if not Path("/proc/self/status").exists():

@@ -73,10 +73,11 @@ def check_port(host: str, port: int) -> None:
     except socket.gaierror:
         raise CommandFailed(f"TEXTMILL_HOST is {host!r}, which names no address.") from None
     except OSError as error:
-        raise CommandFailed(_port_sentence(host, port, error)) from None
+        raise CommandFailed(port_sentence(host, port, error)) from None
 
 
-def _port_sentence(host: str, port: int, error: OSError) -> str:
+def port_sentence(host: str, port: int, error: OSError) -> str:
+    """Why the web process cannot listen, and what to do about it."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"Port {port} on {host} is taken; stop what listens there or set TEXTMILL_PORT "

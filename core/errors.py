@@ -11,6 +11,7 @@ TextmillError
 │   └── Unavailable          has a time to come back
 │       ├── RateLimited      429
 │       ├── QueueFull        503
+│       ├── TooManyStreams   503
 │       └── StorageUnavailable   503, the database is away or busy
 │           └── StorageRefused   503, until its operator has mended it
 └── (cli.exits, finetune.errors, worker.models.errors and worker.engine.requests add theirs)
@@ -106,6 +107,12 @@ class QueueFull(Unavailable):
     """The queue holds as many jobs as it may."""
 
     code = "queue_full"
+
+
+class TooManyStreams(Unavailable):
+    """As many event streams and waits are open as may be."""
+
+    code = "too_many_streams"
 
 
 class Unstorable(ClientError):

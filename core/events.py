@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -26,12 +26,12 @@ from core.circuit_breaker import CircuitBreaker
 from core.errors import TextmillError
 
 SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the heartbeat
-MAX_BLOCK_MS = 1_000  # below the socket time-out, or a quiet stream would look like a dead server
 STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry this is over ten minutes of one text
 MAX_RENEWALS = 4096
 STREAM_RENEWAL_SECONDS = 60.0  # between two looks at a running text's time to live
 STREAM_TTL_SECONDS = 900  # the row has the whole text; watchers come within minutes or read that
 CANCEL_CHANNEL = "textmill:cancel"
+WRITTEN_CHANNEL = "textmill:written"  # the ids of jobs whose streams have just grown
 
 Kind = Literal["started", "token", "done"]
 
@@ -87,17 +87,23 @@ def make_redis(url: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> 
 
 
 class EventBus:
-    """Writes and reads the streams. Safe to share between threads.
+    """Writes the streams; ``core.event_reader`` reads them. Safe to share between threads.
 
     After Redis did not answer once, every call fails at once for two seconds, so that a frozen
-    Redis costs one thread its time-out, and not each reader at each read.
+    Redis costs one thread its time-out, and not each caller at each call.
     """
 
     def __init__(self, redis_url: str | None, breaker: CircuitBreaker | None = None) -> None:
         """Keep the address; connections are opened when first needed."""
+        self._redis_url = redis_url
         self._redis = make_redis(redis_url) if redis_url else None
         self._breaker = breaker or CircuitBreaker()
         self._renewals: dict[str, float] = {}  # when a running text's stream is due, by job
+
+    @property
+    def redis_url(self) -> str | None:
+        """Where the streams are."""
+        return self._redis_url
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -113,23 +119,26 @@ class EventBus:
             return False
 
     def publish(self, entries: Sequence[StreamEntry]) -> None:
-        """Append entries, in one round trip.
+        """Append entries and say whose they are, in one round trip.
 
         Raises:
             EventsUnavailable: Redis did not take them; readers will use the row.
         """
+        if not entries:
+            return
         with self._client() as client:
             pipe = client.pipeline(transaction=False)
             for entry in entries:
                 pipe.xadd(
-                    _key(entry.job_id),
+                    key_of(entry.job_id),
                     {"kind": entry.kind, "text": entry.text, "tokens": str(entry.num_tokens)},
                     id=f"{entry.attempt}-{entry.end}",
                     maxlen=STREAM_MAX_ENTRIES,
                     approximate=True,
                 )
             for job_id in self._due(entries):
-                pipe.expire(_key(job_id), STREAM_TTL_SECONDS)
+                pipe.expire(key_of(job_id), STREAM_TTL_SECONDS)
+            pipe.publish(WRITTEN_CHANNEL, _written(entries))
             results = pipe.execute(raise_on_error=False)
         for result in results:
             if isinstance(result, RedisError) and not _is_refused_duplicate(result):
@@ -149,28 +158,6 @@ class EventBus:
                 self._renewals.pop(job_id, None)
         return due
 
-    def read(self, positions: Mapping[str, str], block_ms: int) -> list[StreamEntry]:
-        """Entries after the given ids, waiting for the first at most ``block_ms``.
-
-        Args:
-            positions: job id → the last stream id seen, ``0-0`` for none.
-            block_ms: how long to wait when there is nothing; at most ``MAX_BLOCK_MS`` is used.
-
-        Raises:
-            EventsUnavailable: Redis is away or too slow.
-        """
-        if not positions:
-            return []
-        names: dict[Any, Any] = {_key(job_id): last for job_id, last in positions.items()}
-        with self._client() as client:
-            found: Any = client.xread(names, count=500, block=max(1, min(block_ms, MAX_BLOCK_MS)))
-        streams = found.items() if isinstance(found, dict) else found
-        return [
-            _entry(key.removeprefix(_PREFIX), entry_id, values)
-            for key, items in streams or ()
-            for entry_id, values in _flat(items)
-        ]
-
     def request_cancel(self, job_id: str) -> None:
         """Hurry a cancellation that already stands in the row; a failure only makes it slower."""
         with contextlib.suppress(EventsUnavailable), self._client() as client:
@@ -179,7 +166,7 @@ class EventBus:
     def forget(self, job_id: str) -> None:
         """Drop a deleted job's stream, if Redis is there."""
         with contextlib.suppress(EventsUnavailable), self._client() as client:
-            client.delete(_key(job_id))
+            client.delete(key_of(job_id))
 
     @contextmanager
     def _client(self) -> Iterator[Redis]:
@@ -200,10 +187,34 @@ class EventBus:
 
 
 _PREFIX = "textmill:job:"
+_KINDS = get_args(Kind)
 
 
-def _key(job_id: str) -> str:
+def key_of(job_id: str) -> str:
+    """The name of a job's stream in Redis."""
     return _PREFIX + job_id
+
+
+def _written(entries: Sequence[StreamEntry]) -> str:
+    """Whose entries these are, and of which kind the last of each is."""
+    kinds = {entry.job_id: entry.kind for entry in entries}
+    return " ".join(f"{job_id}:{kind}" for job_id, kind in kinds.items())
+
+
+def parse_written(message: str) -> dict[str, Kind]:
+    """The jobs in a message of ``WRITTEN_CHANNEL``, with the kinds of their last entries."""
+    pairs = (word.rpartition(":") for word in message.split())
+    return {job_id: cast("Kind", kind) for job_id, mark, kind in pairs if mark and kind in _KINDS}
+
+
+def parse_streams(found: Any) -> list[StreamEntry]:
+    """The entries in the answer to an ``XREAD``, under either protocol of Redis."""
+    streams = found.items() if isinstance(found, dict) else found
+    return [
+        _entry(key.removeprefix(_PREFIX), entry_id, values)
+        for key, items in streams or ()
+        for entry_id, values in _flat(items)
+    ]
 
 
 def _flat(items: list[Any]) -> list[Any]:

@@ -117,6 +117,16 @@ def _cross_join(join: _CrossJoin, compiler: Any, **kw: Any) -> str:
     return str(compiler.visit_join(join, **kw)).replace(" JOIN ", " CROSS JOIN ", 1)
 
 
+# A job's status, attempt, whether it is to be canceled, and the length of its text: cheap to read
+# for thousands of jobs, and different whenever a watcher is to be told something.
+Brief = tuple[str, int, bool, int]
+
+
+def brief_of(job: JobRecord) -> Brief:
+    """The same of a row that was read as a whole."""
+    return (job.status, job.attempt, job.cancel_requested_at is not None, len(job.text))
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What to show of the history; ``None`` filters nothing.
@@ -198,6 +208,22 @@ class History:
         query = select(*_COLUMNS).where(Job.id.in_(job_ids)).order_by(Job.number)
         with reading(self._engine) as connection:
             return [JobRecord.from_row(row) for row in connection.execute(query)]
+
+    def briefs(self, job_ids: Sequence[str]) -> dict[str, Brief]:
+        """By id, of those of some jobs that are there, what tells whether they have changed."""
+        query = select(
+            Job.id,
+            Job.status,
+            Job.attempt,
+            Job.cancel_requested_at.is_not(None).label("is_cancelling"),
+            func.length(Job.text).label("num_characters"),
+        ).where(Job.id.in_(job_ids))
+        with reading(self._engine) as connection:
+            rows = connection.execute(query)
+            return {
+                row.id: (row.status, row.attempt, bool(row.is_cancelling), row.num_characters)
+                for row in rows
+            }
 
     def run(self, run_id: str) -> RunRecord:
         """A run with its jobs in the order of variants and samples.

@@ -122,6 +122,8 @@ class Settings:
     deadline_seconds: float = 86_400.0  # a job nobody could run for a day is failed, with a reason
     drain_seconds: float = 10.0  # leaves 20 s of the 30 s in which `up` promises to stop
     worker_metrics_port: int = 0  # 0: off; worker number n listens on this port + n - 1
+    max_streams: int = 4096  # event streams and waits that the web process holds open at once
+    max_streams_per_visitor: int = 2048  # of one address: one visitor cannot take all
     log_level: str = "info"
     log_format: str = "text"
 
@@ -204,6 +206,8 @@ _FIELDS: dict[str, tuple[str, Callable[[str], object]]] = {
     "DEADLINE_SECONDS": ("deadline_seconds", _seconds(1, 31_536_000)),
     "DRAIN_SECONDS": ("drain_seconds", _seconds(0, 3_600)),
     "WORKER_METRICS_PORT": ("worker_metrics_port", _integer(0, 65_535)),
+    "MAX_STREAMS": ("max_streams", _integer(1, 1_000_000)),
+    "MAX_STREAMS_PER_VISITOR": ("max_streams_per_visitor", _integer(1, 1_000_000)),
     "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
     "LOG_FORMAT": ("log_format", _choice("text", "json")),
 }

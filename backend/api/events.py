@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flask import Blueprint, Response, request, stream_with_context
+import time
+
+from flask import Blueprint, Response, request
 
 from backend.api import services
 from backend.event_stream import (
@@ -12,8 +14,10 @@ from backend.event_stream import (
     parse_place,
     parse_run_places,
 )
+from backend.holding import reserve, stream
 from backend.query import parse_query, text_of
-from backend.watching import Watch
+from backend.server.hold import Hold
+from backend.watching import WatchOrder
 from core.errors import ValidationFailed
 from core.records import JobRecord
 
@@ -24,27 +28,26 @@ blueprint = Blueprint("events", __name__)
 @blueprint.get("/jobs/<job_id>/events")
 def of_job(job_id: str) -> Response:
     """What is written to a job, as it comes."""
-    return _watch([services().job(job_id)], is_run=False)
+    hold, read_at = reserve(request), time.monotonic()
+    return _watch([services().job(job_id)], hold, read_at, is_run=False)
 
 
 @blueprint.get("/runs/<run_id>/events")
 def of_run(run_id: str) -> Response:
     """What is written to the jobs of a run, in one stream."""
-    return _watch(services().run_jobs(run_id), is_run=True)
+    hold, read_at = reserve(request), time.monotonic()
+    return _watch(services().run_jobs(run_id), hold, read_at, is_run=True)
 
 
-def _watch(jobs: list[JobRecord], *, is_run: bool) -> Response:
+def _watch(jobs: list[JobRecord], hold: Hold | None, read_at: float, *, is_run: bool) -> Response:
     places = _places(jobs, is_run=is_run)
     told = zip(jobs, places, strict=True)
     if jobs and all(has_everything(job, place) for job, place in told):
         return Response(status=204)  # tells an EventSource to come back no more
-    watch = Watch(services(), jobs, places, is_run=is_run)
-    response = Response(
-        stream_with_context(watch.lines()), content_type="text/event-stream; charset=utf-8"
+    order = WatchOrder(
+        tuple(jobs), tuple(places), services().places(jobs), is_run=is_run, read_at=read_at
     )
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"
-    return response
+    return stream(services(), hold, order)
 
 
 def _places(jobs: list[JobRecord], *, is_run: bool) -> list[Place]:

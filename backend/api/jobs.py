@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 from flask import Blueprint, Response, request, stream_with_context
 
@@ -10,8 +11,10 @@ from backend.api import json_response, services
 from backend.bodies import read_json
 from backend.exporting import as_csv, as_jsonl
 from backend.filters import parse_export, parse_filters
+from backend.holding import reserve, wait
 from backend.owner import owner_id
 from backend.query import decimal, parse_query
+from backend.watching import WaitOrder
 
 MAX_WAIT_SECONDS = 30.0
 _READ_PARAMETERS = {"wait": decimal(0, MAX_WAIT_SECONDS, "seconds")}
@@ -34,8 +37,9 @@ def submit() -> Response:
 def read(job_id: str) -> Response:
     """A job; ``?wait=`` holds the answer until it has ended or the time is up."""
     seconds = parse_query(request.args, _READ_PARAMETERS, ignores_others=True).get("wait", 0.0)
-    job = services().wait(job_id, seconds) if seconds else services().get_job(job_id)
-    response = json_response(job)
+    if seconds and (placeholder := _wait(job_id, seconds)) is not None:
+        return placeholder
+    response = json_response(services().get_job(job_id))
     response.set_etag(hashlib.sha256(response.get_data()).hexdigest()[:32])
     response.headers["Cache-Control"] = "private, no-cache"
     return response.make_conditional(request)  # type: ignore[return-value]
@@ -75,3 +79,14 @@ def export() -> Response:
     response = Response(stream_with_context(lines), content_type=f"{kind}; charset=utf-8")
     response.headers["Content-Disposition"] = f'attachment; filename="textmill.{form}"'
     return response
+
+
+def _wait(job_id: str, seconds: float) -> Response | None:
+    """Wait for the job's end; a response where the view is asked again after the wait."""
+    hold, read_at = reserve(request), time.monotonic()
+    if hold is not None and hold.is_over:
+        return None
+    job = services().job(job_id)
+    if job.is_final:
+        return None
+    return wait(services(), hold, WaitOrder(job, seconds, read_at))

@@ -164,7 +164,7 @@ def _drain(stack: Stack) -> None:
 
 
 def _kill_web(stack: Stack) -> None:
-    """SIGKILL in the middle of submissions; gunicorn's child ends with its parent."""
+    """SIGKILL in the middle of submissions."""
     stack.kill_web()
     stack.start_web()
     stack.wait_alive()

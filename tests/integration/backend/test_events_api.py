@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from core.circuit_breaker import CircuitBreaker
 from core.events import StreamEntry, done, started
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, parse_events, problem
+from tests.servers import RedisServer
 
 
 @pytest.fixture
@@ -149,32 +150,24 @@ def test_a_job_that_is_deleted_while_it_is_watched_ends_the_stream(site: Site) -
             assert names[-1] == "deleted"
 
 
-def test_a_frozen_redis_is_asked_once_and_the_rows_tell_the_text(
-    make_site: Sites, monkeypatch: pytest.MonkeyPatch
+def test_with_a_frozen_redis_the_rows_tell_the_text(
+    make_site: Sites, own_redis: RedisServer
 ) -> None:
-    site = make_site()
-    asked = []
-
-    class Frozen:
-        def xread(self, *_: Any, **__: Any) -> None:
-            asked.append("xread")
-            raise RedisTimeoutError("Timeout reading from socket")
-
-        def close(self) -> None:
-            """As a client has it."""
-
-    monkeypatch.setattr(site.services.bus, "_redis", Frozen())
-    monkeypatch.setattr(site.services.bus, "_breaker", CircuitBreaker(600))
+    site = make_site(TEXTMILL_REDIS_URL=own_redis.url)
     job = site.submit()
-    answer = site.client.get(job["links"]["events"], buffered=False)
-    lines = iter(answer.response)
-    said = str(next(lines), "utf-8") + str(next(lines), "utf-8")  # type: ignore[call-overload]
-    held = site.claim()
-    site.save(held, " b")
-    while "event: token" not in said:
-        said += str(next(lines), "utf-8")  # type: ignore[call-overload]
-    site.finish(held, " b c")
-    said += "".join(str(line, "utf-8") for line in lines)  # type: ignore[call-overload]
-    answer.close()
+    assert own_redis.process is not None
+    os.kill(own_redis.process.pid, signal.SIGSTOP)
+    try:
+        answer = site.client.get(job["links"]["events"], buffered=False)
+        lines = iter(answer.response)
+        said = str(next(lines), "utf-8")  # type: ignore[call-overload]
+        held = site.claim()
+        site.save(held, " b")
+        while "event: token" not in said:
+            said += str(next(lines), "utf-8")  # type: ignore[call-overload]
+        site.finish(held, " b c")
+        said += "".join(str(line, "utf-8") for line in lines)  # type: ignore[call-overload]
+        answer.close()
+    finally:
+        os.kill(own_redis.process.pid, signal.SIGCONT)
     assert rebuild(parse_events(said)) == " b c"
-    assert len(asked) == 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from uuid import uuid4
@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis import Redis
 
+from core.event_reader import MAX_SILENCE_SECONDS, READ_ENTRIES, EventReader
 from core.events import (
     CANCEL_CHANNEL,
     STREAM_TTL_SECONDS,
@@ -22,6 +22,7 @@ from core.events import (
     StreamEntry,
     done,
     make_redis,
+    parse_written,
     started,
 )
 from tests.servers import RedisServer, free_port
@@ -44,8 +45,19 @@ def token(job: str, end: int, text: str, attempt: int = 1) -> StreamEntry:
     return StreamEntry(job, attempt, end, text, end, "token")
 
 
-def read(bus: EventBus, job: str, after: str = "0-0", block_ms: int = 10) -> list[StreamEntry]:
-    return bus.read({job: after}, block_ms)
+def read(bus: EventBus, job: str, after: str = "0-0") -> list[StreamEntry]:
+    return read_many(bus, {job: after})
+
+
+def read_many(bus: EventBus, positions: dict[str, str]) -> list[StreamEntry]:
+    async def ask() -> list[StreamEntry]:
+        reader = EventReader(bus.redis_url)
+        try:
+            return await reader.read(positions)
+        finally:
+            await reader.close()
+
+    return asyncio.run(ask())
 
 
 def test_what_is_published_is_read_in_order(bus: EventBus) -> None:
@@ -60,14 +72,14 @@ def test_one_entry_many_entries_and_many_streams_look_alike(bus: EventBus) -> No
     one, many, none = job_id(), job_id(), job_id()
     bus.publish([token(one, 1, "x")])
     bus.publish([token(many, 1, "a"), token(many, 2, "b")])
-    found = bus.read({one: "0-0", many: "0-0", none: "0-0"}, 10)
+    found = read_many(bus, {one: "0-0", many: "0-0", none: "0-0"})
     assert sorted(found, key=lambda e: (e.job_id != one, e.end)) == [
         token(one, 1, "x"),
         token(many, 1, "a"),
         token(many, 2, "b"),
     ]
     assert read(bus, one) == [token(one, 1, "x")]
-    assert bus.read({}, 10) == []
+    assert read_many(bus, {}) == []
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
@@ -77,7 +89,7 @@ def test_both_protocols_of_redis_are_understood(redis_url: str, protocol: int) -
     bus.publish([token(one, 1, "x"), token(two, 1, "y"), token(two, 2, "z")])
     assert read(bus, one) == [token(one, 1, "x")]
     assert read(bus, two) == [token(two, 1, "y"), token(two, 2, "z")]
-    assert len(bus.read({one: "0-0", two: "1-1"}, 10)) == 2
+    assert len(read_many(bus, {one: "0-0", two: "1-1"})) == 2
     assert read(bus, one, "1-1") == []
     bus.close()
 
@@ -125,28 +137,59 @@ def test_troublesome_text_survives(bus: EventBus, text: str) -> None:
     assert read(bus, job)[0].text == text
 
 
-def test_a_reader_waits_for_what_comes(bus: EventBus, redis_url: str) -> None:
-    job, found = job_id(), []
-    reader = threading.Thread(target=lambda: found.extend(read(bus, job, block_ms=1000)))
-    reader.start()
-    with make_redis(redis_url) as client:
-        _await_blocked(client)
-    bus.publish([token(job, 1, "x")])
-    reader.join(5)
-    assert found == [token(job, 1, "x")]
+def test_a_long_stream_is_read_in_parts(bus: EventBus) -> None:
+    job = job_id()
+    entries = [token(job, end, "x") for end in range(1, READ_ENTRIES + 51)]
+    bus.publish(entries)
+    assert read(bus, job) == entries[:READ_ENTRIES]
+    assert read(bus, job, f"1-{READ_ENTRIES}") == entries[READ_ENTRIES:]
 
 
-def _await_blocked(client: Redis) -> None:
-    deadline = time.monotonic() + 10
-    while client.info("clients")["blocked_clients"] == 0:  # type: ignore[index]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)  # Redis tells nobody when a client begins to wait
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_who_listens_hears_which_jobs_were_written_to(redis_url: str, protocol: int) -> None:
+    one, two = job_id(), job_id()
+    bus = EventBus(f"{redis_url}?protocol={protocol}")
+
+    async def listen() -> list[dict[str, str]]:
+        reader = EventReader(bus.redis_url)
+        heard = []
+        async for written in reader.written():
+            heard.append(dict(written))
+            if len(heard) == 1:  # subscribed; what follows is heard
+                bus.publish([started(one, 1), token(one, 1, "x"), token(two, 1, "y")])
+                bus.publish([done(one, 1, 1, 1)])
+            if {one: "done"} in heard:
+                break
+        await reader.close()
+        return [words for words in heard if not words or {one, two} & words.keys()]
+
+    assert asyncio.run(listen()) == [{}, {one: "token", two: "token"}, {one: "done"}]
+    bus.close()
 
 
-def test_a_long_wait_ends_before_the_socket_gives_up(bus: EventBus) -> None:
-    began = time.monotonic()
-    assert read(bus, job_id(), block_ms=60_000) == []
-    assert 0.9 < time.monotonic() - began < 2.0
+@pytest.mark.parametrize("message", ["", " ", "x", ":", "a:b", "a:token:", "\0", "a:token x"])
+def test_what_is_said_wrongly_is_passed_over(message: str) -> None:
+    assert parse_written(message) in ({}, {"a": "token"})
+
+
+def test_listening_notices_a_redis_that_freezes(own_redis: RedisServer) -> None:
+    assert own_redis.process is not None
+    pid = own_redis.process.pid
+
+    async def listen() -> float:
+        reader, began = EventReader(own_redis.url), 0.0
+        try:
+            async for _ in reader.written():
+                os.kill(pid, signal.SIGSTOP)
+                began = time.monotonic()
+        except EventsUnavailable:
+            return time.monotonic() - began
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            await reader.close()
+        return 0.0
+
+    assert 0 < asyncio.run(listen()) < MAX_SILENCE_SECONDS + WITHIN_SECONDS
 
 
 def test_a_stream_lives_for_a_while_and_can_be_dropped(bus: EventBus, redis_url: str) -> None:
@@ -179,7 +222,7 @@ def every_call_gives_up(bus: EventBus) -> None:
     with pytest.raises(EventsUnavailable):
         bus.publish([token(job, 1, "x")])
     with pytest.raises(EventsUnavailable):
-        read(bus, job, block_ms=1000)
+        read(bus, job)
     assert not bus.ping()
     bus.request_cancel(job)
     bus.forget(job)
@@ -215,7 +258,7 @@ def test_a_frozen_redis_costs_a_call_its_time_out_and_no_more(
                 bus.publish([token(job, 2, "y")])
         elif call == "read":
             with pytest.raises(EventsUnavailable):
-                read(bus, job, "1-1", block_ms=1000)
+                read(bus, job, "1-1")
         elif call == "ping":
             assert not bus.ping()
         else:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_help_lists_every_command() -> None:
 
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
-    heavy = {"flask", "torch", "transformers", "celery", "sqlalchemy", "gunicorn", "redis"}
+    heavy = {"flask", "torch", "transformers", "celery", "sqlalchemy", "h11", "redis"}
     code = f"import sys, cli.main; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -72,3 +73,13 @@ def test_a_database_that_cannot_be_reached_is_one_sentence(
     assert result.exit_code == 1
     assert "TEXTMILL_DATABASE_URL" in result.output
     assert result.output.count("\n") == 1
+
+
+def test_web_names_the_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        monkeypatch.setenv("TEXTMILL_HOME", str(tmp_path))
+        monkeypatch.setenv("TEXTMILL_PORT", str(port))
+        result = CliRunner().invoke(textmill, ["web"])
+    assert result.exit_code == 1
+    assert f"Port {port} on 127.0.0.1 is taken" in result.output

@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from core.circuit_breaker import CircuitBreaker
-from core.events import EventBus, EventsUnavailable
+from core.events import EventBus, EventsUnavailable, started
 
 
 class FakeClock:
@@ -35,7 +35,15 @@ class FakeRedis:
             raise self.error
         return True
 
-    def xread(self, *_: Any, **__: Any) -> list[Any]:
+    def pipeline(self, **_: Any) -> FakeRedis:
+        return self
+
+    def xadd(self, *_: Any, **__: Any) -> None:
+        """Queued, as the rest of a pipeline."""
+
+    expire = publish = xadd
+
+    def execute(self, **_: Any) -> list[Any]:
         self.ping()
         return []
 
@@ -110,14 +118,14 @@ def test_a_frozen_redis_is_asked_once_a_pause(
     redis.error = RedisTimeoutError("Timeout reading from socket")
     for _ in range(5):
         with pytest.raises(EventsUnavailable):
-            bus.read({"j": "0-0"}, 10)
+            bus.publish([started("j", 1)])
         assert not bus.ping()
     bus.request_cancel("j")
     bus.forget("j")
     assert redis.num_calls == 1
     clock.now += 2
     redis.error = None
-    assert bus.read({"j": "0-0"}, 10) == []
+    bus.publish([started("j", 1)])
     assert bus.ping()
 
 
@@ -125,5 +133,5 @@ def test_an_answer_that_refuses_opens_nothing(bus: EventBus, redis: FakeRedis) -
     redis.error = ResponseError("OOM command not allowed")
     for _ in range(3):
         with pytest.raises(EventsUnavailable):
-            bus.read({"j": "0-0"}, 10)
+            bus.publish([started("j", 1)])
     assert redis.num_calls == 3

@@ -1,0 +1,104 @@
+"""The server's bounds, and counting against those that hold for all clients and for each."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import threading
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What a client may cost. Times are in seconds.
+
+    Attributes:
+        max_body_bytes: a longer body is refused with 413.
+        max_line_bytes: a longer request line is refused with 414.
+        max_field_bytes: a longer header, name and value together, is refused with 431.
+        max_fields: more headers are refused with 431.
+        max_head_bytes: bound on request line and headers together, 431 beyond.
+        max_connections: open connections, 503 beyond.
+        max_connections_per_visitor: those of one visitor, 503 beyond.
+        max_held: answers that are held open at once, event streams and waits, 503 beyond.
+        max_held_per_visitor: those of one visitor, 503 beyond.
+        num_threads: requests that the application computes at once.
+        max_waiting: requests that wait for a thread, 503 beyond.
+        wait_seconds: how long a request may wait for a thread, 503 after that.
+        idle_seconds: how long a connection may stay open without a request.
+        head_seconds: from the first byte of a request to the end of its headers.
+        body_seconds: from the end of the headers to the end of the body.
+        body_pause_seconds: between two pieces of a body.
+        send_seconds: how long a client may take to read 64 KiB of an answer.
+        linger_seconds: how long input is thrown away before a connection is closed: a client that
+            is still sending would otherwise be reset and never see its answer.
+        linger_bytes: how much of it.
+        stop_seconds: how long a stop waits for requests that are being answered.
+    """
+
+    max_body_bytes: int
+    max_line_bytes: int = 8_190
+    max_field_bytes: int = 8_190
+    max_fields: int = 100
+    max_head_bytes: int = 64 * 1024
+    max_connections: int = 5_120
+    max_connections_per_visitor: int = 2_560
+    max_held: int = 4_096
+    max_held_per_visitor: int = 2_048
+    num_threads: int = 32
+    max_waiting: int = 4_096
+    wait_seconds: float = 15.0
+    idle_seconds: float = 15.0
+    head_seconds: float = 10.0
+    body_seconds: float = 30.0
+    body_pause_seconds: float = 10.0
+    send_seconds: float = 30.0
+    linger_seconds: float = 10.0
+    linger_bytes: int = 64 * 1024 * 1024
+    stop_seconds: float = 4.0
+
+
+class Allowance:
+    """Counts what is open, in all and for each visitor. Any thread may ask."""
+
+    def __init__(self, total: int, per_visitor: int) -> None:
+        """Nothing is open yet."""
+        self._total = total
+        self._per_visitor = per_visitor
+        self._open: Counter[str] = Counter()  # guarded by _lock
+        self._num_open = 0  # guarded by _lock
+        self._lock = threading.Lock()
+
+    @property
+    def num_open(self) -> int:
+        """How many are open."""
+        return self._num_open
+
+    def take(self, visitor: str) -> bool:
+        """Count one more, unless that is too many."""
+        with self._lock:
+            if self._num_open >= self._total or self._open[visitor] >= self._per_visitor:
+                return False
+            self._num_open += 1
+            self._open[visitor] += 1
+            return True
+
+    def give_back(self, visitor: str) -> None:
+        """Count one less."""
+        with self._lock:
+            self._num_open -= 1
+            self._open[visitor] -= 1
+            if not self._open[visitor]:
+                del self._open[visitor]
+
+
+def visitor_of(address: str) -> str:
+    """Whom an address belongs to: an IPv6 host has the 2^64 addresses of its network."""
+    with contextlib.suppress(ValueError):
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        if isinstance(ip, ipaddress.IPv6Address):
+            if ip.ipv4_mapped is not None:
+                return str(ip.ipv4_mapped)
+            return str(ipaddress.ip_network((ip, 64), strict=False))
+    return address

@@ -1,0 +1,112 @@
+"""The web process: the application, the hub of those who watch, and the server around both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import signal
+
+import structlog
+from flask import Flask
+
+from backend.app import create_app
+from backend.bodies import MAX_BODY_BYTES
+from backend.hub import Hub
+from backend.metrics import WebMetrics
+from backend.server.limits import ServerLimits
+from backend.server.listener import Server
+from backend.server.threads import Threads
+from backend.services import Services
+from backend.watching import Watching
+from core.errors import TextmillError
+from core.logs import configure_logs
+from core.settings import Settings
+
+SPARE_CONNECTIONS = 1_024  # for requests, while as many streams are open as may be
+SPARE_FILES = 256  # databases, Redis, logs, templates
+NUM_HUB_THREADS = 2  # they read the rows of what is watched; requests have threads of their own
+log = structlog.get_logger(__name__)
+
+
+class CannotListen(TextmillError):
+    """The address cannot be listened on; ``__cause__`` is what the system says."""
+
+    code = "cannot_listen"
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError: the models file or the database's folder cannot be used.
+        CannotListen: the address cannot be listened on.
+    """
+    configure_logs(settings)
+    limits = limits_of(settings)
+    raise_open_files(limits.max_connections + SPARE_FILES)
+    asyncio.run(_serve(create_app(settings), settings, limits))
+
+
+def limits_of(settings: Settings) -> ServerLimits:
+    """The server's limits as the settings have them."""
+    per_visitor = min(settings.max_streams_per_visitor, settings.max_streams)
+    return ServerLimits(
+        max_body_bytes=MAX_BODY_BYTES,
+        max_held=settings.max_streams,
+        max_held_per_visitor=per_visitor,
+        max_connections=settings.max_streams + SPARE_CONNECTIONS,
+        max_connections_per_visitor=per_visitor + SPARE_CONNECTIONS // 2,
+    )
+
+
+def raise_open_files(num_wanted: int) -> None:
+    """Allow this process as many open files as it may need; warn where that is not possible."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    has_bound = hard != resource.RLIM_INFINITY
+    num_possible = min(num_wanted, hard) if has_bound else num_wanted
+    if soft != resource.RLIM_INFINITY and soft < num_possible:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (num_possible, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < num_wanted:
+        log.warning(
+            "open_files_limited",
+            limit=soft,
+            wanted=num_wanted,
+            advice="raise the limit of open files (ulimit -Hn) or lower TEXTMILL_MAX_STREAMS",
+        )
+
+
+async def _serve(app: Flask, settings: Settings, limits: ServerLimits) -> None:
+    services: Services = app.extensions["textmill"]
+    threads = Threads("hub", NUM_HUB_THREADS)
+    hub = Hub(services, services.reader(), threads)
+    server = Server(app.wsgi_app, limits, opener=Watching(hub), ready_paths=("/healthz",))
+    _show(app.extensions["textmill_metrics"], server, hub)
+    try:
+        await server.start(settings.host, settings.port)
+    except OSError as error:
+        raise CannotListen(f"{settings.host}:{settings.port}") from error
+    log.info("web_listens", host=settings.host, port=settings.port)
+    try:
+        await _signalled()
+    finally:
+        await server.stop()
+        await hub.close()
+        threads.close()
+        log.info("web_stopped")
+
+
+def _show(metrics: WebMetrics, server: Server, hub: Hub) -> None:
+    metrics.watch("textmill_open_streams", "Event streams and waits", lambda: server.held.num_open)
+    metrics.watch("textmill_open_connections", "Connections", lambda: server.connections.num_open)
+    metrics.watch("textmill_watched_jobs", "Jobs that somebody watches", lambda: hub.num_jobs)
+
+
+async def _signalled() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()

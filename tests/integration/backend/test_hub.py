@@ -1,0 +1,269 @@
+"""The hub over a real Redis and both databases: one look for all, nothing lost or said twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from backend import hub as hub_module
+from backend import watchers as watchers_module
+from backend.event_stream import Place
+from backend.hub import Hub
+from backend.server.threads import Threads
+from backend.watchers import View, Watcher
+from backend.watching import Wait, WaitOrder, Watch, WatchOrder
+from core.events import StreamEntry, done, make_redis, started
+from core.records import JobRecord
+from tests.integration.backend.conftest import Site, Sites, parse_events
+from tests.integration.backend.test_events_api import rebuild
+from tests.servers import RedisServer
+
+T = TypeVar("T")
+PATIENCE_SECONDS = 20
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "ROW_SECONDS", 0.05)
+    monkeypatch.setattr(hub_module, "WITHOUT_REDIS_SECONDS", 0.05)
+    monkeypatch.setattr(hub_module, "RETRY_SECONDS", 0.1)
+
+
+def with_hub(site: Site, work: Callable[[Hub], Awaitable[T]]) -> T:
+    async def run() -> T:
+        threads = Threads("hub", 2)
+        hub = Hub(site.services, site.services.reader(), threads)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                return await work(hub)
+        finally:
+            await hub.close()
+            while threads.num_open:  # a look that was under way gives its connection back
+                await asyncio.sleep(0.005)
+            threads.close()
+
+    return asyncio.run(run())
+
+
+def order_of(site: Site, job_id: str, place: Place | None = None) -> WatchOrder:
+    read_at = time.monotonic()
+    job = site.services.job(job_id)
+    return WatchOrder((job,), (place or Place(),), site.services.places([job]), False, read_at)
+
+
+async def events_of(watch: Watch, is_enough: Callable[[list[Any]], bool]) -> list[Any]:
+    said, texts = "", watch.texts()
+    async for text in texts:
+        said += text
+        if is_enough(parse_events(said)):
+            break
+    await close(texts)
+    return parse_events(said)
+
+
+async def close(texts: AsyncIterator[str]) -> None:
+    await texts.aclose()  # type: ignore[attr-defined]
+
+
+def never(_: list[Any]) -> bool:
+    return False
+
+
+def has_token(events: list[Any]) -> bool:
+    return any(name == "token" for _, name, _ in events)
+
+
+def token(job: JobRecord, end: int, text: str = "x") -> StreamEntry:
+    return StreamEntry(job.id, job.attempt, end, text, end, "token")
+
+
+def test_a_job_that_does_not_change_is_told_once_whoever_joins(site: Site) -> None:
+    job_id = site.submit()["id"]
+
+    async def work(hub: Hub) -> list[Any]:
+        order = order_of(site, job_id)
+        Wait(hub, WaitOrder(site.services.job(job_id), 30))  # it has read the row later
+        watch = Watch(hub, order)
+        telling = asyncio.create_task(events_of(watch, never))
+        for _ in range(3):
+            Wait(hub, WaitOrder(site.services.job(job_id), 30))
+            Watch(hub, order_of(site, job_id))
+            await asyncio.sleep(0.15)  # several looks at the row
+        watch.leave()
+        return await telling
+
+    assert [name for _, name, _ in with_hub(site, work)] == ["status"]
+
+
+def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
+    job_id = site.submit()["id"]
+    asked: list[list[str]] = []
+    briefs = site.services.history.briefs
+
+    def noting(job_ids: Any) -> Any:
+        asked.append(list(job_ids))
+        return briefs(job_ids)
+
+    site.services.history.briefs = noting  # type: ignore[method-assign]
+
+    async def work(hub: Hub) -> list[list[Any]]:
+        watches = [Watch(hub, order_of(site, job_id)) for _ in range(30)]
+        telling = [asyncio.create_task(events_of(w, never)) for w in watches]
+        held = site.claim()
+        site.services.bus.publish([started(held.id, 1), token(held, 2, " b")])
+        await asyncio.sleep(0.2)
+        site.finish(held, " b c")
+        site.services.bus.publish([done(held.id, 1, 4, 2)])
+        return await asyncio.gather(*telling)
+
+    for events in with_hub(site, work):
+        assert rebuild(events) == " b c"
+        assert [name for _, name, _ in events].count("done") == 1
+    assert all(job_ids == [job_id] for job_ids in asked)
+
+
+def test_a_late_watcher_of_a_running_job_gets_what_the_row_does_not_have_yet(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "ROW_SECONDS", 60.0)  # the stream alone can tell
+    job_id = site.submit()["id"]
+    held = site.claim()
+
+    async def work(hub: Hub) -> tuple[list[Any], list[Any]]:
+        first = asyncio.create_task(
+            events_of(Watch(hub, order_of(site, job_id)), lambda e: rebuild(e) == "abc")
+        )
+        site.services.bus.publish([started(held.id, 1), token(held, 2, "ab"), token(held, 3, "c")])
+        early = await first
+        late = Watch(hub, order_of(site, job_id))
+        return early, await events_of(late, lambda e: rebuild(e) == "abc")
+
+    early, late = with_hub(site, work)
+    assert rebuild(early) == rebuild(late) == "abc"
+
+
+def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None:
+    job_id = site.submit()["id"]
+    held = site.claim()
+
+    async def work(hub: Hub) -> list[Any]:
+        telling = asyncio.create_task(events_of(Watch(hub, order_of(site, job_id)), never))
+        site.save(held, " b")
+        await asyncio.sleep(0.2)
+        site.finish(held, " b c")
+        return await telling
+
+    assert rebuild(with_hub(site, work)) == " b c"
+
+
+def test_a_watcher_that_does_not_read_is_kept_small_and_has_the_whole_text_later(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchers_module, "MAX_WAITING", 10)
+    job_id = site.submit()["id"]
+    held = site.claim()
+
+    async def work(hub: Hub) -> list[Any]:
+        watch = Watch(hub, order_of(site, job_id))
+        entries = [token(held, end) for end in range(1, 101)]
+        site.services.bus.publish([started(held.id, 1), *entries])
+        await asyncio.sleep(0.2)
+        assert len(watch._watcher._waiting) <= 11
+        site.finish(held, "x" * 100)
+        site.services.bus.publish([done(held.id, 1, 100, 100)])
+        await asyncio.sleep(0.2)
+        return await events_of(watch, never)
+
+    events = with_hub(site, work)
+    assert rebuild(events) == "x" * 100
+    assert [name for _, name, _ in events].count("done") == 1
+
+
+def test_after_a_restart_of_redis_the_streams_are_live_again(
+    make_site: Sites, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = make_site(TEXTMILL_REDIS_URL=own_redis.url)
+    job_id = site.submit()["id"]
+    held = site.claim()
+
+    async def work(hub: Hub) -> list[Any]:
+        watch = Watch(hub, order_of(site, job_id))
+        said: list[Any] = []
+        telling = asyncio.create_task(
+            events_of(watch, lambda e: bool(said.append(e)) or rebuild(e) == "ab")
+        )
+        while not hub._is_redis_up or not said:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(own_redis.stop)
+        while hub._is_redis_up:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(own_redis.start)
+        while not hub._is_redis_up:
+            await asyncio.sleep(0.01)
+        with make_redis(own_redis.url) as client:
+            assert client.ping()
+        site.services.bus._breaker.note_success()
+        site.services.bus.publish([started(held.id, 1), token(held, 2, "ab")])
+        return await telling
+
+    assert rebuild(with_hub(site, work)) == "ab"
+
+
+def test_a_wait_comes_back_at_the_end_at_a_deletion_and_when_its_time_is_up(site: Site) -> None:
+    one, two, three = (site.submit()["id"] for _ in range(3))
+
+    async def timed(hub: Hub, job_id: str, seconds: float) -> float:
+        began = time.monotonic()
+        await Wait(hub, WaitOrder(site.services.job(job_id), seconds)).over()
+        return time.monotonic() - began
+
+    async def work(hub: Hub) -> list[float]:
+        waiting = [asyncio.create_task(timed(hub, job_id, 15)) for job_id in (one, two)]
+        waiting.append(asyncio.create_task(timed(hub, three, 0.2)))
+        await asyncio.sleep(0.1)
+        held = site.claim()
+        assert held.id == one
+        site.finish(held)
+        site.client.delete(f"/api/v1/jobs/{two}")
+        return await asyncio.gather(*waiting)
+
+    taken = with_hub(site, work)
+    assert max(taken) < 10
+    assert taken[2] >= 0.2
+
+
+def test_who_leaves_is_forgotten_with_the_jobs_that_nobody_else_watches(site: Site) -> None:
+    one, two = site.submit()["id"], site.submit()["id"]
+
+    async def work(hub: Hub) -> None:
+        first, second = Watch(hub, order_of(site, one)), Watch(hub, order_of(site, one))
+        wait = Wait(hub, WaitOrder(site.services.job(two), 30))
+        assert hub.num_jobs == 2
+        first.leave()
+        assert hub.num_jobs == 2
+        second.leave()
+        wait.leave()
+        assert hub.num_jobs == 0
+
+    with_hub(site, work)
+
+
+def test_a_row_that_was_read_before_a_new_attempt_began_is_not_told(site: Site) -> None:
+    job_id = site.submit()["id"]
+
+    async def work(hub: Hub) -> None:
+        watcher = Watcher(hub.part, wants_entries=True)
+        job = site.services.job(job_id)
+        hub.join(watcher, View(job, None, 1.0), (0, 0))
+        channel = hub._channels[job_id]
+        hub._take_entries([StreamEntry(job_id, 2, 0, "", 0, "started")])
+        assert channel.is_stale(job, channel.entry_at - 1)
+        assert not channel.is_stale(job, channel.entry_at + 1)  # the database has the last word
+        assert channel.is_stale(job, 0.5)
+        await asyncio.sleep(0)
+
+    with_hub(site, work)

@@ -1,0 +1,70 @@
+"""The web process's limits from the settings, and how many files it may open."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+from structlog.testing import capture_logs
+
+from backend.server.limits import Allowance, visitor_of
+from backend.serving import limits_of, raise_open_files
+from core.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "wanted", "after", "is_warned"),
+    [
+        (100, 5_000, 1_000, 1_000, False),
+        (1_000, 5_000, 900, 1_000, False),
+        (100, 500, 1_000, 500, True),
+        (100, resource.RLIM_INFINITY, 1_000, 1_000, False),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1_000, resource.RLIM_INFINITY, False),
+    ],
+)
+def test_open_files_are_raised_as_far_as_they_may(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, after: int, is_warned: bool
+) -> None:
+    limits = [soft, hard]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: limits.__setitem__(slice(2), new))
+    with capture_logs() as logs:
+        raise_open_files(wanted)
+    assert limits == [after, hard]
+    assert [line["event"] for line in logs] == ["open_files_limited"] * is_warned
+
+
+def test_no_visitor_may_hold_more_than_all_together() -> None:
+    limits = limits_of(Settings.from_environment({"TEXTMILL_MAX_STREAMS": "10"}))
+    assert (limits.max_held, limits.max_held_per_visitor) == (10, 10)
+    assert limits.max_connections > limits.max_connections_per_visitor > 10
+
+
+def test_one_address_may_hold_two_thousand_by_default() -> None:
+    limits = limits_of(Settings.from_environment({}))
+    assert limits.max_held_per_visitor >= 2_000
+    assert limits.max_connections_per_visitor > limits.max_held_per_visitor
+
+
+def test_an_allowance_counts_each_visitor_and_all() -> None:
+    allowance = Allowance(total=3, per_visitor=2)
+    assert [allowance.take("a") for _ in range(3)] == [True, True, False]
+    assert [allowance.take("b") for _ in range(2)] == [True, False]
+    allowance.give_back("a")
+    assert allowance.take("b")
+    assert allowance.num_open == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "visitor"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_a_visitor_is_an_address_or_a_network_of_ipv6(address: str, visitor: str) -> None:
+    assert visitor_of(address) == visitor
