@@ -32,6 +32,7 @@ from backend.tokenizing import TokenizerCache
 from backend.waiting_line import WaitingLine
 from core.errors import FieldError, NotFound, ValidationFailed
 from core.events import EventBus, EventsUnavailable
+from core.failpoints import reach
 from core.history import History
 from core.jobs import JobStore, NewJob, Origin
 from core.live_catalog import LiveCatalog
@@ -350,6 +351,7 @@ class Services:
 
     def _publish(self, job: JobRecord) -> None:
         """After the commit, and without it: a lost ticket costs two seconds."""
+        reach("before_ticket", job.prompt)
         if self._tickets is not None and job.status == "queued":
             self._tickets.publish(job.model)
 

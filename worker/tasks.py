@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from core.errors import StorageUnavailable, TextmillError
+from core.failpoints import reach
 from core.jobs import JobStore, Outcome, Progress
 from core.records import JobRecord
 from core.schemas import decoding_parameters
@@ -187,9 +188,11 @@ class JobRunner:
             log.warning("job_retried", code=_code(result.error), reason=str(result.error)[:500])
             return
         outcome = self._outcome(job, result)
+        reach("before_result", job.prompt)
         if not self._write(lambda: self._store.finish(job, outcome)):
             log.warning("result_thrown_away", status=outcome.status)
             return
+        reach("after_result", job.prompt)
         stream.done(len(outcome.text), outcome.num_completion_tokens)
         self._metrics.ended(job, outcome, result)
         log.info(

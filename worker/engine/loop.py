@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 
+from core.failpoints import reach
 from core.strategies import DecodingParameters
 from worker.decoding.choosing import Chooser, TorchChooser
 from worker.decoding.kernels import KernelChooser
@@ -253,6 +254,8 @@ class Engine:
         chunks = self._chunks(model, rows, model.runner.chunk_tokens(num_decoding))
         batches = [chunks] if model.runner.is_ragged else [[chunk] for chunk in chunks]
         for batch in batches:
+            for sequence, _ in batch:
+                reach("prefill", sequence.generation.request.prompt)
             try:
                 model.runner.prefill(batch)
                 for sequence, _ in batch:
