@@ -154,6 +154,14 @@ class PostgresServer:
         with contextlib.suppress(subprocess.CalledProcessError):  # it did not run
             self._ctl("-w", "-m", mode, "stop")
 
+    def is_answering(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port))
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
     def pids(self) -> list[int]:
         """The server's process and those of its connections."""
         try:

@@ -9,8 +9,9 @@ from typing import Any
 MARKER = "Zq7marked"  # in every prompt; no log may contain it
 POISON = "poisonous"  # in the prompt that kills its worker
 NUM_BODIES = 40
-SHORT_TOKENS, LONG_TOKENS = 60, 420
-BAIT_TOKENS = 900  # long enough to be caught in the middle
+SHORT_TOKENS, LONG_TOKENS = 120, 600
+BAIT_TOKENS = 1_800  # long enough to be caught in the middle
+NUM_BAITS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Body:
         }
 
 
-def usual_bodies() -> list[Body]:
+def usual_bodies(count: int = NUM_BODIES) -> list[Body]:
     """What the load is made of: from short to long, in an order that is always the same."""
     lengths = random.Random(12)
-    return [Body(n, lengths.randint(SHORT_TOKENS, LONG_TOKENS)) for n in range(NUM_BODIES)]
+    return [Body(n, lengths.randint(SHORT_TOKENS, LONG_TOKENS)) for n in range(count)]
 
 
 def bait(number: int = 0) -> Body:
@@ -55,9 +56,6 @@ def poison(number: int = 0) -> Body:
     return Body(2000 + number, SHORT_TOKENS, POISON)
 
 
-NUM_BAITS = 4
-
-
-def known_bodies() -> list[Body]:
+def known_bodies(count: int = NUM_BODIES) -> list[Body]:
     """All whose texts are computed undisturbed, before the first fault."""
-    return [*usual_bodies(), *(bait(n) for n in range(NUM_BAITS))]
+    return [*usual_bodies(count), *(bait(n) for n in range(NUM_BAITS))]

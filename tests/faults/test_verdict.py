@@ -136,6 +136,7 @@ def test_a_second_decoding_is_counted_but_allowed() -> None:
     evidence = sound(rows=[replace(ROW, attempt=2)], events=events)
     assert judge(evidence).again == 1
     assert complaints(evidence) == []
+    assert complaints(evidence, Bounds(none_again=True)) == ["1 decoded again"]
 
 
 def test_slow_and_missing_answers_violate_the_bounds_that_ask_for_them() -> None:

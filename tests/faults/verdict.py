@@ -147,11 +147,13 @@ class Bounds:
             first of them runs again (where none was interrupted: until a job completes).
         answer_seconds: the slowest answer.
         all_answered: whether every request must have got an answer.
+        none_again: whether no job may be decoded more than once.
     """
 
     recovery_seconds: float | None = None
     answer_seconds: float | None = None
     all_answered: bool = False
+    none_again: bool = False
 
 
 ZEROS = {
@@ -175,6 +177,8 @@ def violations(counts: Counts, bounds: Bounds) -> list[str]:
         found.append("nothing was accepted, so nothing was shown")
     if bounds.all_answered and counts.unanswered:
         found.append(f"{counts.unanswered} requests without an answer")
+    if bounds.none_again and counts.again:
+        found.append(f"{counts.again} decoded again")
     if bounds.answer_seconds is not None and counts.slowest > bounds.answer_seconds:
         found.append(f"slowest answer {counts.slowest:.1f} s > {bounds.answer_seconds:g} s")
     if bounds.recovery_seconds is not None:
