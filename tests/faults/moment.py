@@ -201,7 +201,7 @@ def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: b
     failures = _disturb(moment)
     failures += _calm_down(moment)
     journal.close()
-    evidence = _evidence(moment, list(journals.read(path)), texts)
+    evidence = evidence_of(moment, list(journals.read(path)), texts)
     evidence.log_hits = len(set(site.marked_lines()) - known_lines)
     counts = judge(evidence)
     return Result(
@@ -282,7 +282,7 @@ def await_ends(site: Site, seconds: float) -> bool:
     return False
 
 
-def _evidence(moment: Moment, entries: list[journals.Entry], texts: Texts) -> Evidence:
+def evidence_of(moment: Moment, entries: list[journals.Entry], texts: Texts) -> Evidence:
     ids = {entry.job_id for entry in entries}
     rows, events = _rows(moment.site, ids)
     _learn_more(moment, rows, texts)

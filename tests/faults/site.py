@@ -143,6 +143,13 @@ class Site:
             )
         return self._engine
 
+    def versions(self) -> dict[str, str]:
+        """The versions of the servers."""
+        if self.database != "postgresql":
+            return {}
+        with self.engine.connect() as connection:
+            return {"postgresql": connection.exec_driver_sql("SHOW server_version").scalar_one()}
+
     def product_pids(self) -> list[int]:
         """Web and workers."""
         return [*self.web_pids(), *self.worker_pids()]
