@@ -155,7 +155,6 @@ def faults() -> list[Fault]:
             "jobs deleted while they wait, run and have ended",
             delete_anywhere,
             bounds=answered,
-            is_quick=True,
         ),
         Fault(
             "cancel-at-end",

@@ -26,6 +26,23 @@ class Task:
     seed: int
 
 
+class Library:
+    """The undisturbed texts, learnt once and shared by all sites of one arithmetic."""
+
+    def __init__(self, num_bodies: int = NUM_BODIES) -> None:
+        self._num_bodies = num_bodies
+        self._texts: dict[str, Texts] = {}
+        self._lock = threading.Lock()
+
+    def texts_of(self, site: Site, kind: str) -> Texts:
+        """The texts; the first site that asks writes them, while the others wait."""
+        arithmetic = "torch" if kind == "up-torch" else "kernels"  # they may round differently
+        with self._lock:
+            if arithmetic not in self._texts:
+                self._texts[arithmetic] = learn(site, known_bodies(self._num_bodies))
+            return self._texts[arithmetic]
+
+
 @dataclass
 class Run:
     """All moments of a run, and what came of them.
@@ -35,18 +52,17 @@ class Run:
         on_result: gets every result, from any lane, one at a time.
         num_lanes: sites that run side by side.
         is_quick: whether the short forms are wanted.
-        num_bodies: of how many different texts the load is made.
+        library: the undisturbed texts.
+        versions: of the servers that were met on the way.
     """
 
     tasks: Sequence[Task]
     on_result: Callable[[Result], None]
     num_lanes: int = 2
     is_quick: bool = False
-    num_bodies: int = NUM_BODIES
+    library: Library = field(default_factory=Library)
     versions: dict[str, str] = field(default_factory=dict)
-    _texts: dict[str, Texts] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _learning: threading.Lock = field(default_factory=threading.Lock)
     _sites: list[Site] = field(default_factory=list)
     _is_stopped: threading.Event = field(default_factory=threading.Event)
 
@@ -96,7 +112,7 @@ class Run:
                 break
             try:
                 site = site or self._start(kind, database)
-                texts = self._texts_of(site, kind)
+                texts = self.library.texts_of(site, kind)
                 result = run_moment(site, task.fault, task.seed, texts, is_quick=self.is_quick)
             except Exception as error:  # the edge of a moment: the others are to be done
                 result = _failed(task, error)
@@ -120,14 +136,6 @@ class Run:
         with self._lock:
             self.versions |= site.versions()
         return site
-
-    def _texts_of(self, site: Site, kind: str) -> Texts:
-        """Learnt once an arithmetic: PyTorch and the kernels may round differently."""
-        arithmetic = "torch" if kind == "up-torch" else "kernels"
-        with self._learning:
-            if arithmetic not in self._texts:
-                self._texts[arithmetic] = learn(site, known_bodies(self.num_bodies))
-            return self._texts[arithmetic]
 
     def _end(self, site: Site) -> None:
         site.close()

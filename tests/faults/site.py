@@ -28,6 +28,7 @@ from tests.acceptance.stack import Stack
 from tests.faults.bodies import MARKER
 from tests.faults.client import COOKIE
 from tests.faults.proxy import TcpProxy
+from tests.faults.reaper import REAPER
 from tests.kernels import KERNEL_DIR
 from tests.processes import command_of, descendants, is_alive, send
 from tests.servers import PostgresServer, RedisServer, free_port
@@ -70,6 +71,7 @@ class Site:
         """
         self.database = database
         self.folder = Path(tempfile.mkdtemp(prefix="textmill-faults-"))
+        REAPER.watch(self.folder)
         self.folder.chmod(0o755)  # the PostgreSQL server's user passes through
         self.home = self.folder / "home"
         self.home.mkdir()
@@ -225,6 +227,7 @@ class Site:
         if self._is_mounted:
             subprocess.run(["umount", "--lazy", str(self.small_disk)], check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
+        REAPER.forget(self.folder)
 
     def _status(self, path: str) -> int | None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
@@ -252,6 +255,7 @@ class PlainSite(Site):
         super().__init__(database, model, settings, disk_mib=disk_mib)
         upgrade(self.database_url)
         self.redis = RedisServer()
+        REAPER.watch(Path(self.redis.folder))
         self.redis.start()
         self.redis_proxy: TcpProxy | None = None
         self.database_proxy: TcpProxy | None = None
@@ -332,6 +336,7 @@ class PlainSite(Site):
                 proxy.close()
         self.redis.stop()
         shutil.rmtree(self.redis.folder, ignore_errors=True)
+        REAPER.forget(Path(self.redis.folder))
 
     def _keep(self) -> None:
         """Start again what ended; a short pause keeps a crash loop from taking the machine."""

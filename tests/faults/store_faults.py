@@ -250,14 +250,11 @@ def faults() -> list[Fault]:
     lost_commit = spoil("database", Mode.LOSE_AFTER_WORD, word=b"COMMIT")
     return [
         fault("redis-killed", "Redis killed, started again empty", kill_redis, start_redis),
-        fault(
-            "redis-wiped", "Redis emptied (FLUSHALL)", wipe_redis, is_quick=True, hold=(0.0, 1.0)
-        ),
+        fault("redis-wiped", "Redis emptied (FLUSHALL)", wipe_redis, hold=(0.0, 1.0)),
         fault(
             "redis-frozen",
             "Redis frozen for 30 s",
             freeze_redis,
-            is_quick=True,
             quick_hold=(3.0, 4.0),
             **long,
         ),
@@ -294,7 +291,6 @@ def faults() -> list[Fault]:
             "PostgreSQL stopped at once, started again",
             stop_postgres,
             databases=POSTGRESQL,
-            is_quick=True,
             quick_hold=(2.0, 3.0),
         ),
         fault(

@@ -84,7 +84,7 @@ def _worker_faults() -> list[Fault]:
             name=f"lone-worker-{name}",
             description=f"worker killed {when}; nobody sees it",
             bounds=UNSUPERVISED,
-            is_quick=name == "after-result",
+            is_quick=name == "decoding",
         )
         found += [watched, alone]
     return found
@@ -267,7 +267,6 @@ def faults() -> list[Fault]:
             "web killed while watchers read",
             kill_web_in_streams,
             site="up",
-            is_quick=True,
         ),
         Fault(
             "supervisor-killed",
