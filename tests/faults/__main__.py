@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import signal
 import sys
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(faults: list[Fault], options: argparse.Namespace) -> int:
     file = report.ResultFile(
-        options.resume or report.RESULTS / f"{report.now():%Y%m%d-%H%M%S}.jsonl"
+        options.resume or report.RESULTS / f"{report.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
     )
     header, done = file.read() if options.resume else ({}, [])
     seed = int(header.get("seed", options.seed))
