@@ -98,6 +98,8 @@ def _do(
         had[key].append(result)
         for violation in result.violations:
             print(f"  {result.fault} {result.database} seed {result.seed}: {violation}", flush=True)
+        for note in result.notes if result.violations else []:
+            print(f"    {note}", flush=True)
         if len(had[key]) == wanted[key]:
             print(report.table_row(faults[result.fault], result.database, had[key]), flush=True)
 
@@ -160,4 +162,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    if status == STOPPED:  # clients may wait for answers that will never come
+        os._exit(status)
+    sys.exit(status)

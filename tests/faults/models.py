@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tests.faults.reaper import REAPER
+
 USUAL_SEED, OTHER_SEED = 0, 7
 WIDTH, NUM_LAYERS = 192, 10  # about 1 ms a token
 
@@ -18,5 +20,6 @@ def model_of(seed: int) -> Path:
     from tests.tiny_models import build_patient_llama
 
     folder = Path(tempfile.mkdtemp(prefix="textmill-faults-model-"))
+    REAPER.watch(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return build_patient_llama(folder / "model", width=WIDTH, num_layers=NUM_LAYERS, seed=seed)

@@ -16,7 +16,7 @@ from tests.faults.bodies import Body, bait, known_bodies, usual_bodies
 from tests.faults.client import Client, Load
 from tests.faults.journal import Journal
 from tests.faults.site import Site, SiteError
-from tests.faults.verdict import Bounds, Counts, Event, Evidence, Row, judge, violations
+from tests.faults.verdict import Bounds, Counts, Event, Evidence, Row, explain, judge, violations
 from tests.processes import is_alive
 
 Texts = dict[str | None, dict[str, str]]
@@ -25,6 +25,7 @@ AFTER_SECONDS = 1.5  # of load, after the healing
 END_SECONDS = 150.0  # three leases and then some; what has not ended by then is lost
 CATCH_SECONDS = 60.0
 LOOK_SECONDS = 0.004
+MAX_LINES = 12  # of explanation
 FINAL = "('succeeded', 'failed', 'canceled')"
 
 
@@ -210,7 +211,7 @@ def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: b
         seed=seed,
         counts=counts,
         violations=[*failures, *moment.failures, *violations(counts, fault.bounds)],
-        notes=moment.notes,
+        notes=[*moment.notes, *explain(evidence)[:MAX_LINES]],
         seconds=time.monotonic() - started,
         is_site_spoiled=bool(failures) or counts.lost > 0,
     )

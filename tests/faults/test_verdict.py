@@ -19,6 +19,7 @@ from tests.faults.verdict import (
     Exchange,
     Row,
     StreamReport,
+    explain,
     judge,
     violations,
 )
@@ -53,6 +54,7 @@ def test_sound_evidence_is_not_complained_about() -> None:
     assert (counts.accepted, counts.by_rule, counts.again) == (1, 1, 0)
     assert counts.worst_wait == pytest.approx(0.9)
     assert complaints(sound()) == []
+    assert explain(sound()) == []
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,8 @@ def test_sound_evidence_is_not_complained_about() -> None:
 def test_every_wrong_is_counted_and_complained_about(name: str, changes: dict[str, Any]) -> None:
     evidence = sound(**changes)
     assert getattr(judge(evidence), name) >= 1
+    if name not in {"impolite", "log_hits"}:  # the exchange and the line are shown elsewhere
+        assert explain(evidence) != []
     assert any(ZEROS[name] in complaint for complaint in complaints(evidence))
 
 

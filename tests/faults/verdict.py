@@ -209,6 +209,31 @@ def judge(evidence: Evidence) -> Counts:
     return counts
 
 
+def explain(evidence: Evidence) -> list[str]:
+    """A line for every job and stream with something wrong, to find its cause by."""
+    lines = []
+    rows = {row.id: row for row in evidence.rows}
+    paths = _paths(evidence.events)
+    asked = _asked(evidence.entries)
+    for entry in accepted(evidence.entries):
+        counts = Counts()
+        row, path = rows.get(entry.job_id), paths.get(entry.job_id, [])
+        _judge_job(counts, evidence, entry, asked[entry.job_id], row, path)
+        wrongs = [n for n in ("lost", "twice", "wrong", "otherwise") if getattr(counts, n)]
+        if wrongs:
+            steps = " ".join(event.to_status for event in path)
+            asks = " ".join(sorted(asked[entry.job_id]))
+            line = f"{', '.join(wrongs)}: {entry.job_id} {entry.body}: {asks}; {steps}"
+            if row is not None:
+                line += f"; {row.status} {row.error_code or ''} attempt {row.attempt}"
+                line += f" revision {row.revision}, {len(row.text)} characters"
+                line += f" that end in {row.text[-8:]!r}"
+            lines.append(line)
+    lines += [f"stream: {report}" for report in evidence.streams if is_broken(report)]
+    odd = [e for e in evidence.exchanges if e.status and e.status >= 500 and e.status != 503]
+    return lines + [f"answer: {exchange}" for exchange in odd[:5]]
+
+
 def accepted(entries: Iterable[Entry]) -> list[Entry]:
     """The jobs that were answered with 202, each once, however often its key was repeated."""
     return list({e.job_id: e for e in entries if e.kind == "accepted"}.values())
