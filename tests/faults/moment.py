@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -211,10 +212,16 @@ def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: b
         seed=seed,
         counts=counts,
         violations=[*failures, *moment.failures, *violations(counts, fault.bounds)],
-        notes=[*moment.notes, *explain(evidence)[:MAX_LINES]],
+        notes=[*moment.notes, _statuses(evidence), *explain(evidence)[:MAX_LINES]],
         seconds=time.monotonic() - started,
         is_site_spoiled=bool(failures) or counts.lost > 0,
     )
+
+
+def _statuses(evidence: Evidence) -> str:
+    """How the submissions were answered: a fault that changes nothing shows here."""
+    found = Counter(str(e.status) for e in evidence.exchanges if e.what == "submit")
+    return "submissions: " + ", ".join(f"{n} × {status}" for status, n in sorted(found.items()))
 
 
 def _known_names(texts: Texts) -> set[str]:

@@ -37,6 +37,7 @@ NUM_WORKERS = 2
 START_SECONDS = 120.0
 STOP_SECONDS = 40.0
 RESTART_SECONDS = 1.0  # what a container runtime waits before it starts a process again
+_MIGRATING = threading.Lock()  # Alembic runs one migration a process at a time
 SETTINGS = {
     "TEXTMILL_SLOTS": "4",
     "TEXTMILL_DRAIN_SECONDS": "2",
@@ -253,7 +254,8 @@ class PlainSite(Site):
         disk_mib: int = 0,
     ) -> None:
         super().__init__(database, model, settings, disk_mib=disk_mib)
-        upgrade(self.database_url)
+        with _MIGRATING:
+            upgrade(self.database_url)
         self.redis = RedisServer()
         REAPER.watch(Path(self.redis.folder))
         self.redis.start()

@@ -22,13 +22,14 @@ from tests.faults.runner import Library, Run, Task, plan
 NUM_MOMENTS = 2
 NUM_BODIES = 10
 LONE = "lone-worker-decoding"
+LONE_DATABASE = "postgresql"  # a lease is long: one database is enough here
 QUICK = [fault for fault in all_faults() if fault.is_quick]
 SEED = int(os.environ.get("TEXTMILL_TEST_SEED", random.randrange(10**6)))
 CASES = [
     (fault.name, database)
     for fault in QUICK
     for database in DATABASES
-    if database in fault.databases
+    if database in fault.databases and (fault.name != LONE or database == LONE_DATABASE)
 ]
 
 pytestmark = pytest.mark.timeout(600)
@@ -50,9 +51,7 @@ def results() -> Iterator[dict[tuple[str, str], list[Result]]]:
         if (tasks := tasks_of(kind, database))
     ]
     threads = [threading.Thread(target=run.run) for run in runs]
-    threads += [
-        threading.Thread(target=run_lone, args=(database, library, keep)) for database in DATABASES
-    ]
+    threads.append(threading.Thread(target=run_lone, args=(library, keep)))
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -69,10 +68,10 @@ def tasks_of(kind: str, database: str) -> list[Task]:
     return plan([f for f in chosen if f.site == kind], [database], NUM_MOMENTS, SEED)
 
 
-def run_lone(database: str, library: Library, keep: Callable[[Result], None]) -> None:
+def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
     """Both moments at once: a lease is long, and two workers die within it."""
     fault = next(fault for fault in QUICK if fault.name == LONE)
-    site = make_site(fault.site, database)
+    site = make_site(fault.site, LONE_DATABASE)
 
     def run(seed: int) -> None:
         keep(run_moment(site, fault, seed, texts, is_quick=True))
@@ -80,7 +79,7 @@ def run_lone(database: str, library: Library, keep: Callable[[Result], None]) ->
     try:
         site.start()
         texts = library.texts_of(site, fault.site)
-        tasks = plan([fault], [database], NUM_MOMENTS, SEED)
+        tasks = plan([fault], [LONE_DATABASE], NUM_MOMENTS, SEED)
         with ThreadPoolExecutor(NUM_MOMENTS) as pool:
             list(pool.map(run, [task.seed for task in tasks]))
     finally:
@@ -93,6 +92,10 @@ def test_every_bound_is_held(
 ) -> None:
     done = results[fault, database]
     assert len(done) == NUM_MOMENTS
-    broken = {f"seed {result.seed}": result.violations for result in done if result.violations}
-    assert broken == {}, f"seed of the sample: {SEED}"
+    broken = [
+        f"seed {result.seed}: {', '.join(result.violations)} {result.notes}"
+        for result in done
+        if result.violations
+    ]
+    assert not broken, f"seed of the sample: {SEED}\n" + "\n".join(broken)
     assert sum(result.counts.accepted for result in done) > 0

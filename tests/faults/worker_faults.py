@@ -77,7 +77,7 @@ def _worker_faults() -> list[Fault]:
             description=f"worker killed {when}; its supervisor sees it",
             site="up",
             bounds=SUPERVISED,
-            is_quick=name in {"decoding", "before-result"},
+            is_quick=name == "decoding",
         )
         alone = replace(
             base,
