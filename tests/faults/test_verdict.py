@@ -113,6 +113,8 @@ def test_what_was_asked_for_is_by_rule() -> None:
     events = [QUEUED, CLAIMED, Event("a", "running", "canceled", 500)]
     asked = [ENTRY, Entry("canceled", "a")]
     assert complaints(sound(entries=asked, rows=[canceled], events=events)) == []
+    inside = replace(canceled, text="the who\ufffd")  # in the middle of a character
+    assert complaints(sound(entries=asked, rows=[inside], events=events)) == []
     other = replace(canceled, text="another beginning")
     assert judge(sound(entries=asked, rows=[other], events=events)).wrong == 1
     deleted = [ENTRY, Entry("deleted", "a")]
