@@ -25,6 +25,7 @@ from tests.faults.verdict import Exchange, StreamReport
 COOKIE = "5eedfeed" * 4  # the visitor's; no log may contain it
 PATIENCE_SECONDS = 90.0  # how long a client goes on asking for its 202
 ANSWER_SECONDS = 60.0  # after which it no longer waits for one answer
+LONGEST_SECONDS = 3_600.0  # of a stream, until it is known when the jobs have ended
 QUIET_SECONDS = 25.0  # a stream says something every 15 s
 PAUSE_SECONDS = 0.2  # between two tries
 PROBES = {
@@ -35,7 +36,7 @@ PROBES = {
     "list": "/api/v1/jobs?limit=5",
     "queue": "/api/v1/queue",
 }
-PROBE_SECONDS = 0.4
+PROBE_SECONDS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +118,17 @@ class Client:
         answer = self.request("look", "GET", f"/api/v1/jobs/{job_id}")
         return str(answer.json["status"]) if answer.status == 200 else ""
 
-    def follow(self, job_id: str, deadline: float) -> StreamReport:
+    def follow(self, job_id: str, is_over: Callable[[], bool]) -> StreamReport:
         """Read a job's events to the end, resuming after every break.
 
         Args:
             job_id: the job.
-            deadline: on the monotonic clock; what has not ended by then is reported so.
+            is_over: whether to give up; what has not ended by then is reported so.
         """
         judge = StreamJudge(job_id)
-        while not judge.is_ended and time.monotonic() < deadline:
+        while not judge.is_ended and not is_over():
             judge.num_connections += 1
-            for event_id, name, data in self._events(job_id, judge.last_id, deadline):
+            for event_id, name, data in self._events(job_id, judge.last_id, is_over):
                 judge.take(event_id, name, data)
             if not judge.is_ended:
                 time.sleep(PAUSE_SECONDS)
@@ -154,7 +155,7 @@ class Client:
             connection.close()
 
     def _events(
-        self, job_id: str, last_id: str | None, deadline: float
+        self, job_id: str, last_id: str | None, is_over: Callable[[], bool]
     ) -> Iterator[tuple[str, str, dict[str, Any]]]:
         """The whole events of one connection, until it ends or breaks."""
         headers = {"Last-Event-ID": last_id} if last_id else {}
@@ -165,7 +166,7 @@ class Client:
             if response.status >= 500 and response.status != 503:
                 self.exchanges.append(Exchange("stream", time.time(), 0.0, response.status))
             if response.status == 200:
-                yield from _parsed(response, deadline)
+                yield from _parsed(response, is_over)
         except (OSError, http.client.HTTPException):
             return
         finally:
@@ -173,11 +174,11 @@ class Client:
 
 
 def _parsed(
-    response: http.client.HTTPResponse, deadline: float
+    response: http.client.HTTPResponse, is_over: Callable[[], bool]
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     fields: dict[str, str] = {}
     for raw in response:
-        if time.monotonic() > deadline:
+        if is_over():
             return
         line = raw.decode()
         if not line.endswith("\n"):  # cut in the middle: no event
@@ -203,7 +204,6 @@ class Load:
         seed: int,
         jobs_per_second: float,
         follow_every: int = 3,
-        stream_seconds: float = 150.0,
     ) -> None:
         self.client = client
         self.streams: list[StreamReport] = []
@@ -212,7 +212,7 @@ class Load:
         self._random = random.Random(seed)
         self._mean_pause = 1 / jobs_per_second
         self._follow_every = follow_every
-        self._stream_seconds = stream_seconds
+        self._streams_until = time.monotonic() + LONGEST_SECONDS
         self._numbers = itertools.count()
         self._pool = ThreadPoolExecutor(64, thread_name_prefix="load")
         self._quiet = threading.Event()  # no new submissions
@@ -235,10 +235,13 @@ class Load:
         self._quiet.set()
 
     def finish(self, seconds: float) -> None:
-        """Wait for the clients to get their answers and the streams to end."""
+        """Wait for the clients to get their answers and the streams to end.
+
+        All jobs have ended by now, so a stream that does not end in the time is broken.
+        """
         self._quiet.set()
         self._ended.set()
-        deadline = time.monotonic() + seconds
+        deadline = self._streams_until = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.1, deadline - time.monotonic()))
         self._pool.shutdown(wait=True)
@@ -275,8 +278,8 @@ class Load:
             self._pool.submit(self.submit, body, follows=follows)
 
     def _follow(self, job_id: str) -> None:
-        deadline = time.monotonic() + self._stream_seconds
-        self.streams.append(self.client.follow(job_id, deadline))
+        is_over = lambda: time.monotonic() > self._streams_until  # noqa: E731
+        self.streams.append(self.client.follow(job_id, is_over))
 
     def _probe(self, what: str, path: str) -> None:
         while not self._ended.wait(PROBE_SECONDS):

@@ -121,11 +121,13 @@ class Moment:
         deadline = time.monotonic() + CATCH_SECONDS
         while time.monotonic() < deadline:
             job_id = self.submit_bait()
+            pids = self.site.worker_pids()  # once: it goes through all processes
             while (row := self.row(job_id)) is not None and row[0] in {"queued", "running"}:
-                pid = self.holder(row[1]) if row[0] == "running" else None
-                if pid is not None:
-                    return pid, job_id
-                time.sleep(LOOK_SECONDS)
+                if row[0] == "running":
+                    holder = next((pid for pid in pids if f"-{pid}-" in row[1]), None)
+                    if holder is not None and is_alive(holder):
+                        return int(holder), job_id
+                time.sleep(5 * LOOK_SECONDS)
         raise MomentError("no worker was caught in the middle of a text")
 
     def row(self, job_id: str) -> tuple[str, str] | None:
@@ -134,13 +136,6 @@ class Moment:
         with self.site.engine.connect() as connection:
             row = connection.execute(query, {"id": job_id}).first()
         return None if row is None else (row.status, row.worker_id or "")
-
-    def holder(self, worker_id: str) -> int | None:
-        """The process behind a worker's id, if it is one of the site's."""
-        for pid in self.site.worker_pids():
-            if f"-{pid}-" in worker_id:
-                return int(pid)
-        return None
 
     def await_death(self, pids: Sequence[int], seconds: float = 60.0) -> int:
         """The first of some processes to die."""
@@ -286,7 +281,7 @@ def await_ends(site: Site, seconds: float) -> bool:
                     return True
         except Exception:
             pass
-        time.sleep(0.1)
+        time.sleep(0.25)
     return False
 
 

@@ -175,14 +175,15 @@ class Site:
 
     def is_healthy(self) -> bool:
         """Whether web is ready and every worker has said that it is there."""
-        if len(self.worker_pids()) < NUM_WORKERS or self._status("/readyz") != 200:
+        pids = self.worker_pids()
+        if len(pids) < NUM_WORKERS or self._status("/readyz") != 200:
             return False
         try:
             with self.engine.connect() as connection:
                 seen = connection.execute(text("SELECT id FROM workers")).scalars().all()
         except Exception:  # whatever a database says in the middle of a fault
             return False
-        return all(any(f"-{pid}-" in name for name in seen) for pid in self.worker_pids())
+        return all(any(f"-{pid}-" in name for name in seen) for pid in pids)
 
     def await_healthy(self, seconds: float = START_SECONDS) -> None:
         """Wait until everything is as it should be.
@@ -194,7 +195,7 @@ class Site:
         while not self.is_healthy():
             if time.monotonic() > deadline:
                 raise SiteError(f"not healthy within {seconds:g} s:\n{self.tails()}")
-            time.sleep(0.1)  # other processes' readiness is no event of ours
+            time.sleep(0.25)  # other processes' readiness is no event of ours
 
     def log_files(self) -> list[Path]:
         """Every log of every process."""
@@ -402,7 +403,7 @@ class UpSite(Site):
                 raise SiteError(f"`up` has ended:\n{self.tails()}")
             if time.monotonic() > deadline:
                 raise SiteError(f"not healthy within {seconds:g} s:\n{self.tails()}")
-            time.sleep(0.1)
+            time.sleep(0.25)
 
     def worker_pids(self) -> list[int]:
         return list(self._children("worker"))
