@@ -11,7 +11,7 @@ POISON = "poisonous"  # in the prompt that kills its worker
 NUM_BODIES = 40
 SHORT_TOKENS, LONG_TOKENS = 120, 600
 BAIT_TOKENS = 1_800  # long enough to be caught in the middle
-NUM_BAITS = 4
+NUM_BAITS = 2
 
 
 @dataclass(frozen=True, slots=True)

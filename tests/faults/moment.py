@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from core.errors import TextmillError
 from tests.faults import journal as journals
-from tests.faults.bodies import Body, bait, known_bodies, usual_bodies
+from tests.faults.bodies import NUM_BAITS, Body, bait, known_bodies, usual_bodies
 from tests.faults.client import Client, Load
 from tests.faults.journal import Journal
 from tests.faults.site import Site, SiteError
@@ -111,7 +111,7 @@ class Moment:
     def submit_bait(self, *, follows: bool = False) -> str:
         """A long text; its id."""
         self.num_baits += 1
-        job_id = self.load.submit(bait(self.num_baits % 4), follows=follows)
+        job_id = self.load.submit(bait(self.num_baits % NUM_BAITS), follows=follows)
         if job_id is None:
             raise MomentError("no bait was accepted")
         return job_id
@@ -191,7 +191,7 @@ def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: b
     journal = Journal(path)
     client = Client(site.port, journal)
     bodies = [body for body in usual_bodies() if body.name in _known_names(texts)]
-    rate = fault.jobs_per_second
+    rate = fault.jobs_per_second / (2 if is_quick else 1)
     load = Load(client, bodies, seed=generator.randrange(2**31), jobs_per_second=rate)
     moment = Moment(fault, site, client, load, generator, is_quick)
     known_lines = set(site.marked_lines())

@@ -61,8 +61,9 @@ def _anywhere(moment: Moment, *, is_delete: bool) -> None:
         seen[row[0] if row is not None else "gone"] += 1
         (delete if is_delete else cancel)(moment, job_id)
 
-    with ThreadPoolExecutor(NUM_ANYWHERE) as pool:
-        list(pool.map(one, range(NUM_ANYWHERE)))
+    count = NUM_ANYWHERE // 2 if moment.is_quick else NUM_ANYWHERE
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(one, range(count)))
     moment.notes.append(" ".join(f"{state}:{count}" for state, count in sorted(seen.items())))
 
 

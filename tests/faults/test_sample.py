@@ -9,19 +9,21 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from tests.faults.moment import Result, run_moment
+from tests.faults.moment import Moment, Result, run_moment
 from tests.faults.registry import DATABASES, all_faults, make_site
 from tests.faults.runner import Library, Run, Task, plan
 
 NUM_MOMENTS = 2
-NUM_BODIES = 10
+NUM_BODIES = 6
 LONE = "lone-worker-decoding"
+BETWEEN_SECONDS = 2.0
 LONE_DATABASE = "postgresql"  # a lease is long: one database is enough here
 QUICK = [fault for fault in all_faults() if fault.is_quick]
 SEED = int(os.environ.get("TEXTMILL_TEST_SEED", random.randrange(10**6)))
@@ -69,9 +71,18 @@ def tasks_of(kind: str, database: str) -> list[Task]:
 
 
 def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
-    """Both moments at once: a lease is long, and two workers die within it."""
-    fault = next(fault for fault in QUICK if fault.name == LONE)
-    site = make_site(fault.site, LONE_DATABASE)
+    """Two workers die within one lease, the second one when the first is back."""
+    usual = next(fault for fault in QUICK if fault.name == LONE)
+    site = make_site(usual.site, LONE_DATABASE)
+    turn = threading.Lock()
+
+    def in_turn(moment: Moment) -> None:
+        with turn:
+            usual.inject(moment)
+            time.sleep(BETWEEN_SECONDS)  # until the container runtime has seen it
+            site.await_healthy()
+
+    fault = replace(usual, inject=in_turn)
 
     def run(seed: int) -> None:
         keep(run_moment(site, fault, seed, texts, is_quick=True))
