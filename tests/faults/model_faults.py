@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.processes import is_alive, send
 
 BROKEN = "[[models]]\nname="
 HOUR = 3_600
+MEET_SECONDS = 45.0  # a new worker needs some seconds to come to its models
 _CLOCK = '''"""Shifts the clock of this process by a number of seconds."""
 
 import time
@@ -104,9 +106,20 @@ def _keep(moment: Moment, file: Path) -> None:
 
 
 def _kill_one(moment: Moment) -> None:
-    pid = moment.random.choice(moment.site.worker_pids())
+    """Kill a worker, and wait for the one in its place to have met what is broken."""
+    before = moment.site.worker_pids()
+    pid = moment.random.choice(before)
     moment.strike(pid)
     send([pid], signal.SIGKILL)
+    deadline = time.monotonic() + MEET_SECONDS
+    fresh: set[int] = set()
+    while time.monotonic() < deadline and moment.site.is_up:
+        fresh |= set(moment.site.worker_pids()) - set(before)
+        if any(not is_alive(pid) for pid in fresh):
+            moment.notes.append("the worker in the dead one's place has ended")
+            return
+        time.sleep(0.25)
+    moment.notes.append("`up` has ended" if not moment.site.is_up else "the new worker stays alive")
 
 
 def shift_clock(seconds: int) -> Callable[[Moment], None]:
@@ -139,7 +152,7 @@ def faults() -> list[Fault]:
             "models file broken and a worker killed",
             break_models_file,
             mend_models_file,
-            hold=(15.0, 25.0),
+            hold=(3.0, 8.0),
             site="up",
             bounds=stays,
         ),
@@ -148,7 +161,7 @@ def faults() -> list[Fault]:
             "weights cut in half in place and a worker killed",
             truncate_weights,
             restore_weights,
-            hold=(15.0, 25.0),
+            hold=(3.0, 8.0),
             site="up",
             bounds=stays,
         ),
@@ -157,7 +170,7 @@ def faults() -> list[Fault]:
             "weights removed and a worker killed",
             remove_weights,
             restore_weights,
-            hold=(15.0, 25.0),
+            hold=(3.0, 8.0),
             site="up",
             bounds=stays,
         ),

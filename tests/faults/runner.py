@@ -115,7 +115,7 @@ class Run:
                 texts = self.library.texts_of(site, kind)
                 result = run_moment(site, task.fault, task.seed, texts, is_quick=self.is_quick)
             except Exception as error:  # the edge of a moment: the others are to be done
-                result = _failed(task, error)
+                result = failed_result(task, error)
             num_failures = num_failures + 1 if result.is_site_spoiled else 0
             self._tell(result)
             if result.is_site_spoiled and site is not None:
@@ -149,7 +149,8 @@ class Run:
                 self.on_result(result)
 
 
-def _failed(task: Task, error: Exception) -> Result:
+def failed_result(task: Task, error: Exception) -> Result:
+    """What is to be said of a moment that never came to a verdict."""
     return Result(
         fault=task.fault.name,
         database=task.database,

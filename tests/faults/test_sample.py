@@ -18,7 +18,7 @@ import pytest
 
 from tests.faults.moment import Moment, Result, run_moment
 from tests.faults.registry import DATABASES, all_faults, make_site
-from tests.faults.runner import Library, Run, Task, plan
+from tests.faults.runner import Library, Run, Task, failed_result, plan
 
 NUM_MOMENTS = 2
 NUM_BODIES = 6
@@ -83,6 +83,7 @@ def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
             site.await_healthy()
 
     fault = replace(usual, inject=in_turn)
+    tasks = plan([fault], [LONE_DATABASE], NUM_MOMENTS, SEED)
 
     def run(seed: int) -> None:
         keep(run_moment(site, fault, seed, texts, is_quick=True))
@@ -90,9 +91,10 @@ def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
     try:
         site.start()
         texts = library.texts_of(site, fault.site)
-        tasks = plan([fault], [LONE_DATABASE], NUM_MOMENTS, SEED)
         with ThreadPoolExecutor(NUM_MOMENTS) as pool:
             list(pool.map(run, [task.seed for task in tasks]))
+    except Exception as error:  # the edge of this thread: the test that asks for it fails
+        keep(failed_result(tasks[0], error))
     finally:
         site.close()
 
