@@ -249,7 +249,9 @@ def _made(header: dict[str, Any]) -> str:
 
 def _sum_line(total: Counts, results: Sequence[Result]) -> str:
     failed = sum(bool(result.violations) for result in results)
-    verdict = "All bounds were held." if not failed else f"{failed} moments broke a bound."
+    verdict = f"{failed} moments broke a bound." if failed else "All bounds were held."
+    if not results:
+        verdict = "Nothing was shown."
     return (
         f"Together: {total.moments} moments, {total.accepted} accepted jobs, {total.lost} lost, "
         f"{total.twice} ended twice, {total.wrong} with a wrong text. {verdict}"

@@ -76,6 +76,7 @@ def test_a_row_shows_the_counts_and_whether_the_bounds_were_held() -> None:
 def test_a_part_of_the_table_says_that_it_is_one() -> None:
     assert "Not the whole table" in report.faults_section({"wanted": 20}, [result()])
     assert "Not the whole table" not in report.faults_section({"wanted": 1}, [result()])
+    assert "All bounds were held" not in report.faults_section({"wanted": 1}, [])
 
 
 def test_the_sections_of_the_page_are_replaced_one_by_one(tmp_path: Path) -> None:
