@@ -136,11 +136,15 @@ def _selection(options: argparse.Namespace) -> str:
 def _write_report(paths: list[Path]) -> int:
     header: dict[str, Any] = {}
     results: list[Result] = []
+    selections = []
     for path in paths:
         its_header, its_results = report.ResultFile(path).read()
         wanted = header.get("wanted", 0) + its_header.get("wanted", 0)
+        selections.append(str(its_header.pop("selection", "")))
         header |= its_header | {"wanted": wanted}
         results += its_results
+    if any(selections):
+        header["selection"] = "; ".join(selections)
     report.write_section("faults", report.faults_section(header, results))
     print(f"written: {report.DOCUMENT}")
     return VIOLATED if any(result.violations for result in results) else 0

@@ -91,7 +91,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "instruction set": " ".join(flag for flag in FLAGS if flag in _flags()) or "unknown",
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "sqlite": sqlite3.sqlite_version,
     }
