@@ -184,3 +184,9 @@ def test_the_second_half_of_a_soak_leaves_the_processes_alive(database: str) -> 
     assert kills
     assert len(others) >= 8
     assert not any("worker" in fault.name or "restart" in fault.name for fault in others)
+
+
+@pytest.mark.parametrize("point", ["prefill", "before_result", "after_result", "before_ticket"])
+def test_the_product_has_every_failpoint_that_a_fault_arms(point: str) -> None:
+    sources = [p for folder in ("backend", "worker") for p in (report.ROOT / folder).rglob("*.py")]
+    assert any(f'reach("{point}"' in source.read_text(encoding="utf-8") for source in sources)
