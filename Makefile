@@ -10,7 +10,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	&& { echo "$$name"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check format bench lock clean distclean environment dev-environment
+.PHONY: help up test faults soak check format bench lock clean distclean environment dev-environment
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,12 @@ up: environment ## install what is missing, then run everything until Ctrl-C
 
 test: dev-environment ## the whole test suite (ARGS="-k stream -x" goes to pytest)
 	@exec $(BIN)/python -m pytest $(ARGS)
+
+faults: dev-environment ## every fault at 20 random moments, for hours; writes docs/reliability.md
+	@exec $(BIN)/python -m tests.faults $(ARGS)
+
+soak: dev-environment ## half an hour of load and random faults: what grows?
+	@exec $(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: dev-environment ## lint, format, types, import rules
 	$(BIN)/ruff check .

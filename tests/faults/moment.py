@@ -1,0 +1,346 @@
+"""One fault at one moment: load, fault, healing, the end of every job, and the verdict."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import text
+
+from core.errors import TextmillError
+from tests.faults import journal as journals
+from tests.faults.bodies import NUM_BAITS, Body, bait, known_bodies, usual_bodies
+from tests.faults.client import Client, Load
+from tests.faults.journal import Journal
+from tests.faults.site import Site, SiteError
+from tests.faults.verdict import Bounds, Counts, Event, Evidence, Row, explain, judge, violations
+from tests.processes import is_alive
+
+Texts = dict[str | None, dict[str, str]]
+BEFORE_SECONDS = (0.3, 2.0)  # of load, before the fault
+AFTER_SECONDS = 1.5  # of load, after the healing
+END_SECONDS = 150.0  # three leases and then some; what has not ended by then is lost
+CATCH_SECONDS = 60.0
+LOOK_SECONDS = 0.004
+MAX_LINES = 12  # of explanation
+FINAL = "('succeeded', 'failed', 'canceled')"
+
+
+class MomentError(Exception):
+    """The fault could not be done, so the moment shows nothing."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault.
+
+    Attributes:
+        name: what ``--only`` takes.
+        description: for the table.
+        inject: does it, and says when and to whom.
+        heal: undoes it.
+        hold: from and to how many seconds lie between the two.
+        quick_hold: the same in the sample of the test suite.
+        site: the kind of site that it needs.
+        databases: where it exists.
+        bounds: what must hold beside the zeros.
+        is_quick: whether the test suite's sample has it.
+        submits: whether the load submits by itself from the start.
+        jobs_per_second: the load.
+    """
+
+    name: str
+    description: str
+    inject: Callable[[Moment], None]
+    heal: Callable[[Moment], None] = lambda moment: None
+    hold: tuple[float, float] = (0.0, 0.0)
+    quick_hold: tuple[float, float] | None = None
+    site: str = "plain"
+    databases: tuple[str, ...] = ("sqlite", "postgresql")
+    bounds: Bounds = field(default_factory=Bounds)
+    is_quick: bool = False
+    submits: bool = True
+    jobs_per_second: float = 2.5
+
+
+@dataclass
+class Moment:
+    """What a fault may use while it is done."""
+
+    fault: Fault
+    site: Any  # a Site; each fault knows which kind it asked for
+    client: Client
+    load: Load
+    random: random.Random
+    is_quick: bool = False
+    fault_at: float | None = None
+    lost_pids: list[int] = field(default_factory=list)
+    may_fail: dict[str, frozenset[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what the fault itself saw go wrong
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    pids: list[int] = field(default_factory=list)  # for a fault to remember
+    num_baits: int = 0
+
+    def strike(self, *pids: int) -> None:
+        """The fault is now; these processes are gone with it."""
+        self.fault_at = time.time()
+        self.lost_pids += pids
+
+    def pause(self, least: float, most: float) -> None:
+        """Some random time."""
+        time.sleep(self.random.uniform(least, most))
+
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 60.0) -> Any:
+        """Poll other processes' state; gives what the condition gave.
+
+        Raises:
+            MomentError: it did not come to that in time.
+        """
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            if time.monotonic() > deadline:
+                raise MomentError(f"{what} within {seconds:g} s")
+            time.sleep(LOOK_SECONDS)
+        return found
+
+    def submit_bait(self, *, follows: bool = False) -> str:
+        """A long text; its id."""
+        self.num_baits += 1
+        job_id = self.load.submit(bait(self.num_baits % NUM_BAITS), follows=follows)
+        if job_id is None:
+            raise MomentError("no bait was accepted")
+        return job_id
+
+    def catch(self) -> tuple[int, str]:
+        """A worker in the middle of a text: its process, and the job's id."""
+        deadline = time.monotonic() + CATCH_SECONDS
+        while time.monotonic() < deadline:
+            job_id = self.submit_bait()
+            pids = self.site.worker_pids()  # once: it goes through all processes
+            while (row := self.row(job_id)) is not None and row[0] in {"queued", "running"}:
+                if row[0] == "running":
+                    holder = next((pid for pid in pids if f"-{pid}-" in row[1]), None)
+                    if holder is not None and is_alive(holder):
+                        return int(holder), job_id
+                time.sleep(5 * LOOK_SECONDS)
+        raise MomentError("no worker was caught in the middle of a text")
+
+    def row(self, job_id: str) -> tuple[str, str] | None:
+        """A job's status and its worker's id."""
+        query = text("SELECT status, worker_id FROM jobs WHERE id = :id")
+        with self.site.engine.connect() as connection:
+            row = connection.execute(query, {"id": job_id}).first()
+        return None if row is None else (row.status, row.worker_id or "")
+
+    def await_death(self, pids: Sequence[int], seconds: float = 60.0) -> int:
+        """The first of some processes to die."""
+        return int(
+            self.until(
+                lambda: next((p for p in pids if not is_alive(p)), None), "none died", seconds
+            )
+        )
+
+
+@dataclass
+class Result:
+    """A moment's verdict."""
+
+    fault: str
+    database: str
+    seed: int
+    counts: Counts
+    violations: list[str]
+    notes: list[str]
+    seconds: float
+    is_site_spoiled: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "fault": self.fault,
+            "database": self.database,
+            "seed": self.seed,
+            "counts": self.counts.as_json(),
+            "violations": self.violations,
+            "notes": self.notes,
+            "seconds": round(self.seconds, 1),
+        }
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any]) -> Result:
+        return cls(**{**found, "counts": Counts(**found["counts"])})
+
+
+def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: bool) -> Result:
+    """Do a fault once, and judge what came of it.
+
+    Args:
+        site: a healthy one, of the kind that the fault asks for.
+        fault: the fault.
+        seed: of everything that is random here.
+        texts: the undisturbed texts; those of a revision that is not there yet are added.
+        is_quick: whether the short form is wanted.
+    """
+    started = time.monotonic()
+    generator = random.Random(seed)
+    path = site.folder / f"journal-{fault.name}-{seed}.jsonl"
+    journal = Journal(path)
+    client = Client(site.port, journal)
+    bodies = [body for body in usual_bodies() if body.name in _known_names(texts)]
+    rate = fault.jobs_per_second / (2 if is_quick else 1)
+    load = Load(client, bodies, seed=generator.randrange(2**31), jobs_per_second=rate)
+    moment = Moment(fault, site, client, load, generator, is_quick)
+    known_lines = set(site.marked_lines())
+    failures = _disturb(moment)
+    failures += _calm_down(moment)
+    journal.close()
+    evidence = evidence_of(moment, list(journals.read(path)), texts)
+    evidence.log_hits = len(set(site.marked_lines()) - known_lines)
+    counts = judge(evidence)
+    return Result(
+        fault=fault.name,
+        database=site.database,
+        seed=seed,
+        counts=counts,
+        violations=[*failures, *moment.failures, *violations(counts, fault.bounds)],
+        notes=[*moment.notes, _statuses(evidence), *explain(evidence)[:MAX_LINES]],
+        seconds=time.monotonic() - started,
+        is_site_spoiled=bool(failures) or counts.lost > 0,
+    )
+
+
+def _statuses(evidence: Evidence) -> str:
+    """How the submissions were answered: a fault that changes nothing shows here."""
+    found = Counter(str(e.status) for e in evidence.exchanges if e.what == "submit")
+    return "submissions: " + ", ".join(f"{n} × {status}" for status, n in sorted(found.items()))
+
+
+def _known_names(texts: Texts) -> set[str]:
+    return {name for of_body in texts.values() for name in of_body}
+
+
+def _disturb(moment: Moment) -> list[str]:
+    """Load, fault, hold, healing; what went wrong."""
+    fault, failures = moment.fault, []
+    moment.load.start(submits=fault.submits)
+    if fault.submits:
+        moment.pause(*BEFORE_SECONDS)
+    hold = fault.quick_hold if moment.is_quick and fault.quick_hold else fault.hold
+    try:
+        fault.inject(moment)
+        moment.pause(*hold)
+    except Exception as error:  # the edge of a fault: it must be healed, and the rest judged
+        failures.append(_sentence(error))
+    try:
+        fault.heal(moment)
+    except Exception as error:
+        failures.append(_sentence(error))
+    return failures
+
+
+def _sentence(error: Exception) -> str:
+    kind = (
+        "" if isinstance(error, (MomentError, SiteError, TextmillError)) else type(error).__name__
+    )
+    return f"{kind} {error}".strip()[:1500]
+
+
+def _calm_down(moment: Moment) -> list[str]:
+    """Wait for the product to be healthy and for every job to end; what did not come to pass."""
+    failures = []
+    site = moment.site
+    time.sleep(AFTER_SECONDS)
+    moment.load.stop_submitting()
+    try:
+        site.await_healthy()
+    except SiteError as error:
+        failures.append(f"the product did not come back by itself: {error}"[:3000])
+        try:
+            site.stop()
+            site.start()
+        except Exception as failure:  # the verdict counts what is left
+            failures.append(_sentence(failure))
+    await_ends(site, END_SECONDS)
+    moment.load.finish(60.0)
+    await_ends(site, END_SECONDS)
+    return failures
+
+
+def await_ends(site: Site, seconds: float) -> bool:
+    """Wait until no job is open; whether it came to that."""
+    query = text("SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with site.engine.connect() as connection:
+                if connection.execute(query).scalar_one() == 0:
+                    return True
+        except Exception:
+            pass
+        time.sleep(0.25)
+    return False
+
+
+def evidence_of(moment: Moment, entries: list[journals.Entry], texts: Texts) -> Evidence:
+    ids = {entry.job_id for entry in entries}
+    rows, events = _rows(moment.site, ids)
+    _learn_more(moment, rows, texts)
+    return Evidence(
+        entries=entries,
+        rows=rows,
+        events=events,
+        exchanges=list(moment.client.exchanges),
+        streams=list(moment.load.streams),
+        texts=texts,
+        may_fail=moment.may_fail,
+        fault_at=moment.fault_at,
+        lost_pids=moment.lost_pids,
+    )
+
+
+def _rows(site: Site, ids: set[str]) -> tuple[list[Row], list[Event]]:
+    """The rows of the moment's jobs, and all of their events."""
+    columns = "id, status, text, attempt, error_code, model_revision, created_at, finished_at"
+    job_events = "job_id, from_status, to_status, at, actor"
+    with site.engine.connect() as connection:
+        rows = connection.execute(text(f"SELECT {columns} FROM jobs")).all()
+        events = connection.execute(text(f"SELECT {job_events} FROM job_events ORDER BY number"))
+        return (
+            [Row(*row) for row in rows if row.id in ids],
+            [Event(*event) for event in events if event.job_id in ids],
+        )
+
+
+def _learn_more(moment: Moment, rows: Sequence[Row], texts: Texts) -> None:
+    """The undisturbed texts of weights that came with the fault, while they are still served."""
+    missing = {row.revision for row in rows if row.status == "succeeded"} - set(texts)
+    known = {body.name: body for body in known_bodies()}
+    wanted = [known[name] for name in sorted(_known_names(texts)) if name in known]
+    for revision in missing:
+        texts |= learn(moment.site, wanted, only=revision)
+
+
+def learn(site: Site, bodies: Sequence[Body], only: str | None = None) -> Texts:
+    """What an undisturbed product writes: each body once, while nothing else happens."""
+    journal = Journal(site.folder / f"learned-{time.time_ns()}.jsonl")
+    client = Client(site.port, journal)
+    names = {}
+    for body in bodies:
+        job_id = client.submit(body)
+        if job_id is None:
+            raise SiteError(f"an undisturbed product did not accept a job:\n{site.tails()}")
+        names[job_id] = body.name
+    await_ends(site, 2 * END_SECONDS)
+    journal.close()
+    rows, _ = _rows(site, set(names))
+    texts: Texts = {}
+    for row in rows:
+        if row.status == "succeeded" and only in {None, row.revision}:
+            texts.setdefault(row.revision, {})[names[row.id]] = row.text
+    if sum(map(len, texts.values())) < len(bodies) and only is None:
+        raise SiteError(f"an undisturbed product did not write its texts:\n{site.tails()}")
+    return texts
