@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Extra arguments for the program behind a target: make test ARGS="-k stream -x"
 ARGS ?=
+# Processes that run tests side by side; JOBS=0 runs them in one, as a debugger needs it.
+JOBS ?= auto
 # The first Python on PATH that is new enough; override with make PYTHON=/path/to/python3.
 PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
@@ -29,7 +31,7 @@ up: environment ## install what is missing, then run everything until Ctrl-C
 	@exec $(BIN)/python -I -S cli/leash.py TERM "$$PPID" $(BIN)/textmill up $(ARGS)
 
 test: dev-environment ## the whole test suite (ARGS="-k stream -x" goes to pytest)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@exec $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 faults: dev-environment ## every fault at 20 random moments, for hours; writes docs/reliability.md
 	@exec $(BIN)/python -m tests.faults $(ARGS)

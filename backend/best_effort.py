@@ -7,8 +7,10 @@ or Redis does meanwhile. Knows nothing of either.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -43,11 +45,12 @@ class BestEffort:
         self._name = name
         self._wait_seconds = wait_seconds
         self._breaker = breaker or CircuitBreaker()
-        self._calls: queue.Queue[tuple[Future[Any], Callable[[], Any]]] = queue.Queue(
+        self._calls: queue.Queue[tuple[Future[Any], Callable[[], Any]] | None] = queue.Queue(
             MAX_WAITING_CALLS
         )
         self._lock = threading.Lock()
-        self._num_threads = 0
+        self._threads: list[threading.Thread] = []  # guarded by _lock
+        self._is_closed = False  # guarded by _lock
 
     def ask(self, call: Callable[[], Result]) -> Result | None:
         """What a call returns; ``None`` when it failed, was late, or was left out."""
@@ -55,8 +58,7 @@ class BestEffort:
             return None
         future: Future[Result] = Future()
         try:
-            self._ensure_threads()
-            self._calls.put_nowait((future, call))
+            self._put(future, call)
             result = future.result(self._wait_seconds)
         except FutureTimeoutError:
             future.cancel()
@@ -72,18 +74,39 @@ class BestEffort:
         self._breaker.note_failure()
         log.warning("left_undone", what=self._name, reason=reason)
 
-    def _ensure_threads(self) -> None:
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Begin no further call, and wait for those that run, up to the time-out in all."""
+        deadline = time.monotonic() + timeout_seconds
         with self._lock:
-            while self._num_threads < NUM_THREADS:
-                threading.Thread(target=self._run, name=self._name, daemon=True).start()
-                self._num_threads += 1
+            self._is_closed = True
+            threads = self._threads
+        for _ in threads:
+            with contextlib.suppress(queue.Full):
+                self._calls.put_nowait(None)
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _put(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        """Queue a call.
+
+        Raises:
+            queue.Full: it would not begin in time, or this is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise queue.Full
+            while len(self._threads) < NUM_THREADS:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
+            self._calls.put_nowait((future, call))
 
     def _run(self) -> None:
-        while True:
-            future, call = self._calls.get()
+        while (item := self._calls.get()) is not None:
+            future, call = item
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del future, call  # or the last answer would be kept until the next call
+            del item, future, call  # or the last answer would be kept until the next call

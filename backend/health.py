@@ -73,7 +73,7 @@ def _left_out(services: Services) -> list[str]:
     """A sentence on each model, file or process that is left out."""
     try:
         return [in_words(item.kind, item.name, item.reason) for item in services.problems()]
-    except (StorageUnavailable, SQLAlchemyError):
+    except ClientError:
         return []
 
 

@@ -88,6 +88,15 @@ class Services:
         self._cards_until = 0.0
         self._lock = threading.Lock()
 
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Wait for the estimates and hints that still run, and close the connections."""
+        self._estimates.close(timeout_seconds / 2)
+        self._hints.close(timeout_seconds / 2)
+        if self._tickets is not None:
+            self._tickets.close()
+        self.bus.close()
+        self.store.engine.dispose()
+
     # ---- submit, cancel, delete -------------------------------------------------------------
 
     def submit_job(

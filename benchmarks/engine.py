@@ -123,7 +123,8 @@ def _report_beside_long(section: Section, lines: list[dict[str, object]]) -> Non
         seconds = [line[place] for line in found]
         values = [value * 1000 for own in seconds if isinstance(own, list) for value in own]
         section.add(f"first token of 20 tokens of prompt, {label}", "ms", values)
-    section.add("first token of the last of those four", "s", _values(found, "long"))
+    lasts = [float(str(line["long"])) for line in found]
+    section.add("first token of the last of those four", "s", lasts)
 
 
 def _report_shares(section: Section, lines: list[dict[str, object]]) -> None:

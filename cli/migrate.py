@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable
 
 import click
 
@@ -33,7 +34,7 @@ def run_migrate(settings: Settings) -> None:
     while True:
         patience.await_sqlite()
         try:
-            _migrate(settings)
+            _migrate(settings, patience.say)
         except (SQLAlchemyError, StorageUnavailable) as error:
             cause = error.__cause__ if isinstance(error, StorageUnavailable) else error
             original = getattr(cause, "orig", None) or cause or error
@@ -86,14 +87,14 @@ class _Patience:
         )
 
 
-def _migrate(settings: Settings) -> None:
+def _migrate(settings: Settings, on_wait: Callable[[], None]) -> None:
     from core.db import make_engine
     from core.dead_workers import bury_all
     from core.jobs import JobStore
     from core.workers import forget_dead, worker_host
     from migrations.upgrade import upgrade
 
-    upgrade(settings.database_url)
+    upgrade(settings.database_url, on_wait=on_wait)
     engine = make_engine(settings.database_url, pool_size=1)
     try:
         bury_all(JobStore(engine), settings.home, f"start:{worker_host()}")

@@ -12,11 +12,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from sqlalchemy import Engine, update
-
-from core.db import now_ms, writing
 from core.jobs import JobStore
-from core.models import Job
 from core.sweeping import SweepReport
 from core.workers import forget, is_alive
 
@@ -50,8 +46,8 @@ def bury(store: JobStore, home: Path, pid: int, actor: str) -> SweepReport | Non
         actor: named in ``job_events``.
 
     Returns:
-        What became of its jobs, and of any others whose lease has run out; ``None`` where the
-        process was no worker, or had given everything back.
+        What became of its jobs; ``None`` where the process was no worker, or had given everything
+        back.
 
     Raises:
         StorageUnavailable: the database is away; the leases run out.
@@ -63,8 +59,7 @@ def bury(store: JobStore, home: Path, pid: int, actor: str) -> SweepReport | Non
         return None
     report = None
     if worker_id:
-        expire_leases(store.engine, worker_id)
-        report = store.sweep(actor)
+        report = store.sweep(actor, store.held_leases(worker_id))
         forget(store.engine, worker_id)
     with contextlib.suppress(OSError):
         path.unlink()
@@ -81,20 +76,6 @@ def bury_all(store: JobStore, home: Path, actor: str) -> None:
         for path in list((home / FOLDER).iterdir()):
             if path.name.isdigit() and not is_alive(int(path.name)):
                 bury(store, home, int(path.name), actor)
-
-
-def expire_leases(engine: Engine, worker_id: str) -> None:
-    """Let the leases of one worker end now."""
-    with writing(engine) as connection:
-        connection.execute(
-            update(Job)
-            .where(
-                Job.status == "running",
-                Job.worker_id == worker_id,
-                Job.lease_until >= now_ms(),
-            )
-            .values(lease_until=now_ms() - 1)
-        )
 
 
 def _path(home: Path, pid: int) -> Path:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,8 +49,18 @@ def alembic_config(database_url: str, more_versions: Sequence[Path] = ()) -> Con
     return config
 
 
-def upgrade(database_url: str, more_versions: Sequence[Path] = ()) -> None:
+def upgrade(
+    database_url: str,
+    more_versions: Sequence[Path] = (),
+    *,
+    on_wait: Callable[[], None] = lambda: None,
+) -> None:
     """Bring the database to the newest schema; does nothing when it is there already.
+
+    Args:
+        database_url: as in the settings.
+        more_versions: folders of further migrations, which the tests have.
+        on_wait: called again and again while another process migrates the same database.
 
     Raises:
         StorageUnavailable: it is away, or a lock that is needed was never free.
@@ -66,7 +76,7 @@ def upgrade(database_url: str, more_versions: Sequence[Path] = ()) -> None:
         return
     engine = make_engine(database_url, pool_size=1, patience_seconds=None)
     try:
-        with _alone(engine):
+        with _alone(engine, on_wait):
             _upgrade_beside_others(engine, config)
     finally:
         engine.dispose()
@@ -90,7 +100,7 @@ def _upgrade_beside_others(engine: Engine, config: Config) -> None:
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[None]:
+def _alone(engine: Engine, on_wait: Callable[[], None]) -> Iterator[None]:
     """Hold off other processes that migrate.
 
     The lock is a session's and is asked for without waiting: a session that waits in a transaction
@@ -100,6 +110,7 @@ def _alone(engine: Engine) -> Iterator[None]:
         session = connection.execution_options(isolation_level="AUTOCOMMIT")
         key = {"key": _MIGRATION_LOCK}
         while not session.execute(text("SELECT pg_try_advisory_lock(:key)"), key).scalar_one():
+            on_wait()
             time.sleep(_LOOK_SECONDS)
         try:
             yield

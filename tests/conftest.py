@@ -18,6 +18,31 @@ from tests.servers import RedisServer, running_postgres, running_redis
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
+# Files that take half a minute or more. Where several processes share the tests file by file, a
+# long file that comes last is waited for by all of them.
+LONG_FILES = (
+    "tests/acceptance/test_no_job_lost.py",
+    "tests/faults/test_sample.py",
+    "tests/acceptance/test_unusable_models.py",
+    "tests/integration/finetune/test_command.py",
+    "tests/integration/worker/test_worker_process.py",
+    "tests/acceptance/test_live_models.py",
+    "tests/acceptance/test_up.py",
+    "tests/acceptance/test_pauses.py",
+    "tests/acceptance/test_finetuning_walk.py",
+    "tests/acceptance/test_cli_restarts.py",
+    "tests/acceptance/test_private_logs.py",
+    "tests/unit/worker/models/test_real_model.py",
+    "tests/unit/worker/engine/test_texts.py",
+    "tests/native/test_sanitized.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files; otherwise the order is kept."""
+    ranks = {name: rank for rank, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: ranks.get(item.nodeid.split("::")[0], len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[RedisServer]:

@@ -215,9 +215,14 @@ def test_nobody_at_the_address_is_one_sentence() -> None:
 
 def test_ctrl_c_cancels_the_job(server: Server) -> None:
     server.streams = [None]
-    command = [sys.executable, "-m", "cli", "generate", "x", "--url", server.url]
+    # A shell's background job ignores the signal, and what it starts inherits that.
+    listens = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", listens + "runpy.run_module('cli', run_name='__main__')"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "generate", "x", "--url", server.url],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

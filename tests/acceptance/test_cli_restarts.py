@@ -47,6 +47,7 @@ def test_the_text_goes_on_where_it_was_when_web_comes_back(
             stack.start_web()
             seen += process.stdout.read(NUM_SEEN_BYTES)
         rest, errors = process.communicate(timeout=120)
+    stack.wait_alive()
     job = the_only_job(stack)
     assert (process.returncode, errors.decode()) == (0, "")
     assert seen + rest == job["text"].encode() + b"\n"

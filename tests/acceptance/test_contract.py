@@ -215,7 +215,9 @@ def test_the_export_holds_what_the_filters_pick(stack: Stack) -> None:
     job = stack.generate(prompt="exported unicorn", max_new_tokens=2)
     lines = stack.request("GET", "/api/v1/jobs/export?q=unicorn").body.decode().splitlines()
     assert [job["id"] in line for line in lines] == [True]
-    table = stack.request("GET", "/api/v1/jobs/export?q=unicorn&format=csv").body.decode("utf-8-sig")
+    table = stack.request("GET", "/api/v1/jobs/export?q=unicorn&format=csv").body.decode(
+        "utf-8-sig"
+    )
     assert job["id"] in table
 
 

@@ -65,8 +65,12 @@ def get(path: str) -> bytes:
 
 
 def num_open(stack: Stack, what: str = "streams") -> int:
+    return gauge(stack, f"textmill_open_{what}")
+
+
+def gauge(stack: Stack, name: str) -> int:
     text = stack.request("GET", "/metrics").body.decode()
-    found = re.search(rf"^textmill_open_{what} (\S+)", text, re.MULTILINE)
+    found = re.search(rf"^{name} (\S+)", text, re.MULTILINE)
     assert found is not None
     return int(float(found[1]))
 
@@ -126,6 +130,7 @@ def test_beyond_the_limits_is_a_problem_that_says_when_to_come_back(
     with contextlib.ExitStack() as held:
         streams = [held.enter_context(asked(web, get(links["events"]))) for _ in range(4)]
         until(lambda: num_open(web) == 4)
+        assert gauge(web, "textmill_watched_jobs") == 1
         for path in (links["events"], links["self"] + "?wait=1"):
             answer = web.request("GET", path)
             assert answer.status == 503

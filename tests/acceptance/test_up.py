@@ -263,6 +263,7 @@ def test_a_migration_waits_for_the_one_that_runs_elsewhere(
             text=True,
         )
         stack.callback(process.wait)
+        stack.callback(process.kill)
         assert process.stdout is not None
         stack.callback(process.stdout.close)
         assert "The database is locked by another program" in process.stdout.readline()

@@ -42,7 +42,7 @@ class TextTokenizer:
     @property
     def largest_id(self) -> int:
         """The largest token id that a text can be cut into; -1 where there is none."""
-        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        return max(self._tokenizer.library.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt, special tokens as the file says.

@@ -146,10 +146,7 @@ class Sites:
 
     def close(self) -> None:
         for site in self._made:
-            if site.services._tickets is not None:
-                site.services._tickets.close()
-            site.services.bus.close()
-            site.services.store.engine.dispose()
+            site.services.close()
 
 
 @pytest.fixture

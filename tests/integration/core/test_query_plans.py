@@ -13,6 +13,7 @@ from core.admission import RANKS
 from core.db import writing
 from core.jobs import CANDIDATE
 from core.models import JOBS, Job
+from core.sweeping import MAX_LOSSES
 from core.upkeep import STALE
 
 NUM_ENDED = 3_000
@@ -69,7 +70,7 @@ def test_a_submission_reads_what_its_owner_has_waiting_or_running(history: Engin
 
 @pytest.mark.parametrize("models", [["m"], ["m", "n"]])
 def test_a_claim_reads_the_jobs_that_wait(history: Engine, models: list[str]) -> None:
-    found = plan(history, CANDIDATE, {"models": models})
+    found = plan(history, CANDIDATE, {"models": models, "most_losses": MAX_LOSSES})
     assert "ix_jobs_queued" in found
     assert not reads_the_table(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -256,15 +257,24 @@ def test_beyond_the_limit_of_streams_is_503_until_one_goes(
             client.sendall(data)
         until(lambda: site.server.held.num_open == 3)
         clients[3].sendall(STREAM)
-        assert read_answer_without_length(clients[3]).startswith(b"HTTP/1.1 503")
+        assert answer_of(clients[3]).startswith(b"HTTP/1.1 503")
         clients[0].close()
         until(lambda: site.server.held.num_open == 2)
         clients[3].sendall(STREAM)
         assert head_of(clients[3]).startswith(b"HTTP/1.1 200")
 
 
-def read_answer_without_length(client: socket.socket) -> bytes:
-    return client.recv(65_536)
+def answer_of(client: socket.socket) -> bytes:
+    """The head and as much of a body as it announces."""
+    found = head_of(client)
+    length = re.search(rb"content-length: (\d+)", found, re.IGNORECASE)
+    assert length is not None, found
+    end = found.index(b"\r\n\r\n") + 4 + int(length[1])
+    while len(found) < end:
+        piece = client.recv(end - len(found))
+        assert piece, found
+        found += piece
+    return found
 
 
 @pytest.mark.parametrize("limit", [{"max_connections": 3}, {"max_connections_per_visitor": 3}])
