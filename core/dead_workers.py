@@ -1,15 +1,16 @@
 """What a worker of this machine held when it died, given back at once.
 
-Each worker writes its id into the state folder, under the number of its process. Who saw that very
-process end (the supervisor of ``up``, or the next start) can then expire its leases by the whole
-id: a process number or a host's name alone may belong to another worker by now. The lost job counts
-as lost, as after a lease that ran out.
+Each worker writes its id into the state folder, in a file named after its process. A program that
+saw that very process end (a sibling worker, the supervisor of ``up``, or the next start) can then
+expire its leases by the whole id: a process number or a host's name alone may belong to another
+worker by now. The lost job counts as lost, as after a lease that ran out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from core.jobs import JobStore
@@ -27,7 +28,9 @@ def note_birth(home: Path, worker_id: str) -> None:
     path = _path(home, os.getpid())
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.write_text(worker_id, encoding="utf-8")
+        fresh = path.with_suffix(".new")
+        fresh.write_text(worker_id, encoding="utf-8")
+        fresh.replace(path)  # whole at once: a sibling may read it at any moment
 
 
 def note_end(home: Path) -> None:
@@ -36,14 +39,26 @@ def note_end(home: Path) -> None:
         _path(home, os.getpid()).unlink()
 
 
-def bury(store: JobStore, home: Path, pid: int, actor: str) -> SweepReport | None:
+def noted_workers(home: Path) -> dict[int, str]:
+    """The workers that have noted their birth and not their end: process → worker id.
+
+    Only those of this process's PID namespace: the numbers of another container mean nothing here.
+    """
+    return {pid: worker_id for pid in _noted_pids(home) if (worker_id := _noted_id(home, pid))}
+
+
+def bury(
+    store: JobStore, home: Path, pid: int, actor: str, expected_id: str | None = None
+) -> SweepReport | None:
     """Take back what a worker held whose process has ended.
 
     Args:
         store: where its jobs are.
         home: its state folder.
-        pid: of a process that was seen to end, and whose number is not used again yet.
+        pid: of a process that was seen to end.
         actor: named in ``job_events``.
+        expected_id: the worker's id, where the process number may be in use again; another worker
+            under that number is left alone.
 
     Returns:
         What became of its jobs; ``None`` where the process was no worker, or had given everything
@@ -52,17 +67,15 @@ def bury(store: JobStore, home: Path, pid: int, actor: str) -> SweepReport | Non
     Raises:
         StorageUnavailable: the database is away; the leases run out.
     """
-    path = _path(home, pid)
-    try:
-        worker_id = path.read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
+    worker_id = _noted_id(home, pid)
+    if worker_id is None or expected_id not in {None, worker_id}:
         return None
     report = None
     if worker_id:
         report = store.sweep(actor, store.held_leases(worker_id))
         forget(store.engine, worker_id)
     with contextlib.suppress(OSError):
-        path.unlink()
+        _path(home, pid).unlink()
     return report
 
 
@@ -72,11 +85,33 @@ def bury_all(store: JobStore, home: Path, actor: str) -> None:
     Raises:
         StorageUnavailable: the database is away.
     """
+    for pid in list(_noted_pids(home)):
+        if not is_alive(pid):
+            bury(store, home, pid, actor)
+
+
+def _noted_pids(home: Path) -> Iterator[int]:
     with contextlib.suppress(OSError):
-        for path in list((home / FOLDER).iterdir()):
-            if path.name.isdigit() and not is_alive(int(path.name)):
-                bury(store, home, int(path.name), actor)
+        for path in (home / FOLDER).iterdir():
+            pid, _, namespace = path.name.partition(".")
+            if pid.isdecimal() and namespace == _pid_namespace():
+                yield int(pid)
+
+
+def _noted_id(home: Path, pid: int) -> str | None:
+    try:
+        return _path(home, pid).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
 
 
 def _path(home: Path, pid: int) -> Path:
-    return home / FOLDER / str(pid)
+    return home / FOLDER / f"{pid}.{_pid_namespace()}"
+
+
+def _pid_namespace() -> str:
+    """Identifies the processes among which a process number is unique; Linux alone has several."""
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "0"

@@ -17,7 +17,7 @@ from core.records import JobRecord
 from core.transitions import RUNNING, end_queued, ended_search, locked_rows, move
 
 MAX_LOSSES = 3  # a job whose worker died this often is not tried again
-RETRY_DELAY_SECONDS = 1.0  # times the losses so far: a crash loop must not spin
+RETRY_DELAY_SECONDS = 1.0  # times the losses before: a crash loop must not spin
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _take_back(connection: Connection, was: JobRecord, actor: str, report: Sweep
         if move(connection, guard, was, "failed", actor, **lost, **ended, **error):
             report.failed.append(was.id)
     else:
-        delay_ms = int(RETRY_DELAY_SECONDS * 1000) * losses
+        delay_ms = int(RETRY_DELAY_SECONDS * 1000) * was.lost_count
         values = lost | {"worker_id": None, "not_before": now_ms() + delay_ms}
         if move(connection, guard, was, "queued", actor, **values):
             report.requeued.append((was.id, was.model))

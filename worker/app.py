@@ -50,6 +50,7 @@ from worker.pace import Pace
 from worker.poller import Poller
 from worker.problems import ProblemBoard
 from worker.publishing import Publisher
+from worker.siblings import SiblingWatch
 from worker.sweeper import Sweeper
 from worker.tasks import JobRunner
 from worker.termination import Termination
@@ -129,6 +130,9 @@ class WorkerProcess:
         self._progress_loop = Loop("progress", pace.progress, heartbeat.save_progress)
         self._poll_loop = Loop("poller", pace.poll, self._poller.look)
         self._heartbeat_loop = Loop("heartbeat", pace.heartbeat, heartbeat.beat)
+        self._siblings = SiblingWatch(
+            self.store, self.settings.home, self.worker_id, self._poll_loop.stir
+        )
         watch = partial(self.model_watch.look, Actions(self._add_model, self._renew, self._ask_end))
         return [
             self._heartbeat_loop,
@@ -136,6 +140,7 @@ class WorkerProcess:
             self._poll_loop,
             Loop("models", WATCH_MODELS_SECONDS, watch),
             Loop("sweeper", pace.sweep, sweeper.sweep),
+            Loop("siblings", 0.0, self._siblings.look),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
             Loop("upkeep", UPKEEP_SECONDS, Upkeep(self.store.engine).step),
         ]

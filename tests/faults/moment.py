@@ -229,6 +229,7 @@ def _disturb(moment: Moment) -> list[str]:
     moment.load.start(submits=fault.submits)
     if fault.submits:
         moment.pause(*BEFORE_SECONDS)
+        _await_first(moment, failures)
     hold = fault.quick_hold if moment.is_quick and fault.quick_hold else fault.hold
     try:
         fault.inject(moment)
@@ -240,6 +241,14 @@ def _disturb(moment: Moment) -> list[str]:
     except Exception as error:
         failures.append(_sentence(error))
     return failures
+
+
+def _await_first(moment: Moment, failures: list[str]) -> None:
+    """Wait until a job was accepted: a moment without one shows nothing."""
+    try:
+        moment.until(lambda: moment.load.ids, "nothing was accepted before the fault")
+    except MomentError as error:
+        failures.append(_sentence(error))
 
 
 def _sentence(error: Exception) -> str:

@@ -275,6 +275,7 @@ class PlainSite(Site):
             log=self.folder / "product.log",  # not on the small disk
         )
         self.stack.port = self.port
+        self._num_homes = 0
         self._lock = threading.RLock()
         self._closing = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -291,7 +292,7 @@ class PlainSite(Site):
         with self._lock:
             self.stack.start_web()
             while len(self.stack.workers) < NUM_WORKERS:
-                self.stack.add_worker()
+                self._add_worker()
         self._closing.clear()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
         self._keeper.start()
@@ -319,7 +320,7 @@ class PlainSite(Site):
         """Put a worker with an environment of its own in the place of the youngest one."""
         with self._lock:
             gone = self.stack.workers.pop()
-            fresh = self.stack.add_worker(**environment)
+            fresh = self._add_worker(**environment)
         gone.terminate()
         _await_end(gone)
         return fresh
@@ -341,6 +342,12 @@ class PlainSite(Site):
         shutil.rmtree(self.redis.folder, ignore_errors=True)
         REAPER.forget(Path(self.redis.folder))
 
+    def _add_worker(self, **environment: str) -> subprocess.Popen[bytes]:
+        """A worker on a machine of its own: no other one sees it die."""
+        self._num_homes += 1
+        home = self.home / f"worker-{self._num_homes}"
+        return self.stack.add_worker(TEXTMILL_HOME=str(home), **environment)
+
     def _keep(self) -> None:
         """Start again what ended; a short pause keeps a crash loop from taking the machine."""
         while not self._closing.wait(RESTART_SECONDS / 2):
@@ -357,7 +364,7 @@ class PlainSite(Site):
                 for worker in ended:
                     if worker in self.stack.workers:
                         self.stack.workers.remove(worker)
-                        self.stack.add_worker()
+                        self._add_worker()
 
 
 class UpSite(Site):

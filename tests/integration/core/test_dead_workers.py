@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from core.dead_workers import FOLDER, bury, bury_all, note_birth, note_end
+from core.dead_workers import (
+    FOLDER,
+    bury,
+    bury_all,
+    note_birth,
+    note_end,
+    noted_workers,
+)
 from core.sweeping import MAX_LOSSES
 from core.workers import WorkerState, beat, seen_workers
 from tests.integration.core.conftest import Bench
@@ -24,7 +31,8 @@ def gone() -> int:
 
 
 def write_id(home: Path, pid: int, worker_id: str) -> Path:
-    path = home / FOLDER / str(pid)
+    namespace = os.stat("/proc/self/ns/pid").st_ino
+    path = home / FOLDER / f"{pid}.{namespace}"
     path.parent.mkdir(exist_ok=True)
     path.write_text(worker_id)
     return path
@@ -93,8 +101,9 @@ def test_a_process_that_was_no_worker_or_has_said_goodbye_leaves_nothing(
     write_id(tmp_path, gone, "")
     assert bury(bench.store, tmp_path, gone, "supervisor:host") is None
     note_birth(tmp_path, "host-1-abc")
-    assert (tmp_path / FOLDER / str(os.getpid())).read_text() == "host-1-abc"
+    assert noted_workers(tmp_path) == {os.getpid(): "host-1-abc"}
     note_end(tmp_path)
+    assert noted_workers(tmp_path) == {}
     note_end(tmp_path)
     assert list((tmp_path / FOLDER).iterdir()) == []
 
@@ -109,9 +118,21 @@ def test_a_start_takes_back_what_all_dead_workers_of_its_folder_held(
     write_id(tmp_path, gone, f"host-{gone}-abc")
     write_id(tmp_path, os.getpid(), f"host-{os.getpid()}-abc")
     (tmp_path / FOLDER / "notes.txt").touch()
+    (tmp_path / FOLDER / f"{gone}.1").write_text(f"host-{os.getpid()}-abc")  # another container's
     bury_all(bench.store, tmp_path, "start:host")
     assert (bench.job(dead.id).status, bench.job(alive.id).status) == ("queued", "running")
     bury_all(bench.store, tmp_path / "nowhere", "start:host")
+
+
+def test_another_worker_under_the_same_process_number_is_left_alone(
+    bench: Bench, tmp_path: Path, gone: int
+) -> None:
+    bench.submit()
+    theirs = bench.claimed(f"host-{gone}-new")
+    write_id(tmp_path, gone, f"host-{gone}-new")
+    assert bury(bench.store, tmp_path, gone, "s", expected_id=f"host-{gone}-old") is None
+    assert bench.job(theirs.id).status == "running"
+    assert noted_workers(tmp_path) == {gone: f"host-{gone}-new"}
 
 
 def test_a_folder_that_cannot_be_written_costs_no_start(tmp_path: Path) -> None:

@@ -84,8 +84,8 @@ class World:
         """The worker dies; the sweeper has taken back what it held."""
         self.num_deaths += 1
         for job in self.running:
-            job.lost_count += 1
             job.not_before = self.now + RETRY_DELAY_SECONDS * job.lost_count
+            job.lost_count += 1
             if job.lost_count >= MAX_LOSSES:
                 job.ended = "failed"
         self.line = [job for job in self.running if not job.ended] + self.line
@@ -149,11 +149,11 @@ def test_after_a_mass_loss_without_poison_all_slots_are_used_within_a_bounded_ti
         job.seconds = seconds
     lost_at = world.now
     if seconds > SETTLED * GROUP:  # else they end before all slots are full
-        world.run(RETRY_DELAY_SECONDS + SETTLED * (GROUP - 1) + 2 * TICK)
+        world.run(SETTLED * (GROUP - 1) + 2 * TICK)
         assert len(world.running) == NUM_SLOTS
     world.run()
     # One at a time it would be NUM_SLOTS times the seconds.
-    assert world.now - lost_at <= RETRY_DELAY_SECONDS + SETTLED * GROUP + seconds
+    assert world.now - lost_at <= SETTLED * GROUP + seconds
 
 
 def test_jobs_that_were_never_lost_take_the_other_slots_at_once() -> None:
@@ -163,7 +163,7 @@ def test_jobs_that_were_never_lost_take_the_other_slots_at_once() -> None:
     world.line += [Job(60.0) for _ in range(100)]
     world.run(TICK)
     assert len(world.running) == NUM_SLOTS
-    world.run(RETRY_DELAY_SECONDS + 61)
+    world.run(61)
     assert len(world.running) == NUM_SLOTS
 
 
