@@ -36,6 +36,6 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # For the web process, which is the default; the other services of docker-compose.yml say otherwise.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-m", "cli.health", "http://127.0.0.1:8000/healthz"]
+    CMD ["python", "-m", "textmill.cli.health", "http://127.0.0.1:8000/healthz"]
 ENTRYPOINT ["textmill"]
 CMD ["web"]

@@ -26,9 +26,9 @@ environment:
 dev-environment: environment
 	@"$(PYTHON)" scripts/setup_environment.py dev
 
-# The leash ends the supervisor when make dies without a chance to say so.
+# Ends the supervisor when make is killed.
 up: environment ## install what is missing, then run everything until Ctrl-C
-	@exec $(BIN)/python -I -S cli/leash.py TERM "$$PPID" $(BIN)/textmill up $(ARGS)
+	@exec $(BIN)/python -I -S cli/die_with_parent.py TERM "$$PPID" $(BIN)/textmill up $(ARGS)
 
 test: dev-environment ## the whole test suite (ARGS="-k stream -x" goes to pytest)
 	@exec $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -8,21 +8,21 @@ import time
 import structlog
 from flask import Flask, Response, g, request
 
-from backend.api import events, jobs, meta, runs
-from backend.bodies import MAX_BODY_BYTES, refuse_body
-from backend.errors import PageRenderer, register_errors
-from backend.health import health
-from backend.holding import is_placeholder
-from backend.metrics import WebMetrics
-from backend.server.wsgi import ARRIVED_KEY
-from backend.services import Services
-from core import deadlines
-from core.db import REQUEST_SECONDS, make_engine
-from core.events import EventBus
-from core.jobs import JobStore, Limits
-from core.live_catalog import LiveCatalog
-from core.settings import Settings
-from core.tickets import TicketPublisher, make_celery
+from textmill.backend.api import events, jobs, meta, runs
+from textmill.backend.bodies import MAX_BODY_BYTES, refuse_body
+from textmill.backend.errors import PageRenderer, register_errors
+from textmill.backend.health import health
+from textmill.backend.metrics import WebMetrics
+from textmill.backend.server.wsgi import ARRIVED_KEY
+from textmill.backend.services.services import Services
+from textmill.backend.streams.holding import is_placeholder
+from textmill.core.catalog.live import LiveCatalog
+from textmill.core.database import deadlines
+from textmill.core.database.connections import REQUEST_SECONDS, make_engine
+from textmill.core.events import EventBus
+from textmill.core.jobs.store import JobStore, Limits
+from textmill.core.settings import Settings
+from textmill.core.tickets import TicketPublisher, make_celery
 
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -38,7 +38,9 @@ def create_app(settings: Settings) -> Flask:
     Raises:
         SettingsError: the models file or the database's folder cannot be used.
     """
-    app = Flask("backend", static_folder="../web/static", template_folder="../web/templates")
+    app = Flask(
+        "textmill.backend", static_folder="../web/static", template_folder="../web/templates"
+    )
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -74,9 +76,9 @@ def make_services(settings: Settings) -> Services:
 
 
 def _register_pages(app: Flask) -> PageRenderer | None:
-    if importlib.util.find_spec("backend.pages") is None:
+    if importlib.util.find_spec("textmill.backend.pages.views") is None:
         return None
-    from backend.pages import pages, render_error  # noqa: PLC0415
+    from textmill.backend.pages.views import pages, render_error  # noqa: PLC0415
 
     app.register_blueprint(pages)
     return render_error

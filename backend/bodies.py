@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from flask import Request
 from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
-from backend.server.wsgi import TOO_LARGE_KEY
-from core.errors import BadRequest, ClientError
+from textmill.backend.server.wsgi import TOO_LARGE_KEY
+from textmill.core.errors import BadRequest, ClientError
 
 MAX_BODY_BYTES = 256 * 1024
 

@@ -11,10 +11,10 @@ import structlog
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from backend.bodies import EncodedBody
-from backend.problems import CONTENT_TYPE, problem_text, title_of
-from core.database_errors import Complaints, understand
-from core.errors import ClientError, FieldError, Unavailable, ValidationFailed
+from textmill.backend.bodies import EncodedBody
+from textmill.backend.problem_documents import CONTENT_TYPE, problem_text, title_of
+from textmill.core.database.errors import Complaints, understand
+from textmill.core.errors import ClientError, FieldError, Unavailable, ValidationFailed
 
 API_PREFIX = "/api/"
 _PLAIN_PATHS = {"/healthz", "/readyz", "/metrics"}

@@ -8,13 +8,13 @@ from flask import Blueprint, Response, current_app, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import update
 
-from backend.services import Services
-from core.db import now_ms, writing
-from core.deadlines import within
-from core.errors import ClientError
-from core.models import Worker
-from core.problems import in_words
-from core.workers import seen_workers
+from textmill.backend.services.services import Services
+from textmill.core.database.connections import now_ms, writing
+from textmill.core.database.deadlines import within
+from textmill.core.database.tables import Worker
+from textmill.core.errors import ClientError
+from textmill.core.problems import in_words
+from textmill.core.workers import seen_workers
 
 READY_SECONDS = 2.5  # a probe usually waits no longer; Redis may take its time-out as well
 RETRY_SECONDS = 2  # as long as a worker or a database takes to come back at the soonest

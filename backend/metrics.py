@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from backend.holding import is_placeholder
-from backend.services import Services
-from core.errors import ClientError
-from core.problems import KINDS
+from textmill.backend.services.services import Services
+from textmill.backend.streams.holding import is_placeholder
+from textmill.core.errors import ClientError
+from textmill.core.problems import KINDS
 
 _SECONDS = (0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 

@@ -13,16 +13,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from backend.bodies import MAX_BODY_BYTES
-from core.history import DEFAULT_LIMIT, MAX_LIMIT
-from core.schemas import (
+from textmill.backend.bodies import MAX_BODY_BYTES
+from textmill.backend.request_models import (
     JOB_REQUESTS,
     MAX_SAMPLES,
     MAX_VARIANTS,
     TokenizeRequest,
 )
-from core.strategies import STRATEGIES, STRATEGIES_BY_NAME
-from core.views import (
+from textmill.backend.response_models import (
     JobPage,
     JobView,
     ModelView,
@@ -33,6 +31,8 @@ from core.views import (
     Tokens,
     TraceView,
 )
+from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT
+from textmill.core.strategies import STRATEGIES, STRATEGIES_BY_NAME
 
 Document = dict[str, Any]
 _REF = "#/components/schemas/"

@@ -10,18 +10,18 @@ import signal
 import structlog
 from flask import Flask
 
-from backend.app import create_app
-from backend.bodies import MAX_BODY_BYTES
-from backend.hub import Hub
-from backend.metrics import WebMetrics
-from backend.server.limits import ServerLimits
-from backend.server.listener import Server
-from backend.server.threads import Threads
-from backend.services import Services
-from backend.watching import Watching
-from core.errors import TextmillError
-from core.logs import configure_logs
-from core.settings import Settings
+from textmill.backend.app import create_app
+from textmill.backend.bodies import MAX_BODY_BYTES
+from textmill.backend.metrics import WebMetrics
+from textmill.backend.server.limits import ServerLimits
+from textmill.backend.server.listener import Server
+from textmill.backend.server.threads import Threads
+from textmill.backend.services.services import Services
+from textmill.backend.streams.hub import Hub
+from textmill.backend.streams.sse import Watching
+from textmill.core.errors import TextmillError
+from textmill.core.logs import configure_logs
+from textmill.core.settings import Settings
 
 SPARE_CONNECTIONS = 1_024  # for requests, while as many streams are open as may be
 SPARE_FILES = 256  # databases, Redis, logs, templates

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.model_catalog import ModelSpec
-from core.strategies import DecodingParameters
-from worker.engine import Engine, Generation, GenerationRequest
-from worker.engine import loop as engine_loop
-from worker.models.loading import load
-from worker.models.runner import KernelRunner
+from textmill.core.catalog.models_file import ModelSpec
+from textmill.core.strategies import DecodingParameters
+from textmill.engine import Generation, GenerationRequest, InferenceEngine
+from textmill.engine import loop as engine_loop
+from textmill.engine.models.loading import load
+from textmill.engine.models.runner import KernelRunner
 
 PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
@@ -62,7 +62,7 @@ class Bench:
         )
         self._clock: dict[str, float] = {}
         self._time_calls()
-        self._engine = Engine({"m": self._model}, num_slots=num_slots)
+        self._engine = InferenceEngine({"m": self._model}, num_slots=num_slots)
         self._engine.start()
         self._engine.warm_up()
         self._number = 0

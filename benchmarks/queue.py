@@ -9,9 +9,9 @@ from sqlalchemy import Engine, func, select
 from benchmarks.disk import sync_ms
 from benchmarks.figures import Section, ratio_of_medians
 from benchmarks.processes import BenchmarkError, Product, Workspace
-from core.db import make_engine, reading
-from core.jobs import JobStore, Limits, NewJob, Origin
-from core.models import Job
+from textmill.core.database.connections import make_engine, reading
+from textmill.core.database.tables import Job
+from textmill.core.jobs.store import JobStore, Limits, NewJob, Origin
 
 NUM_JOBS = 1000
 ROUNDS = 2

@@ -20,8 +20,8 @@ from benchmarks.processes import (
     Workspace,
     has_default_model,
 )
-from core.db import make_engine, reading
-from core.models import Job
+from textmill.core.database.connections import make_engine, reading
+from textmill.core.database.tables import Job
 
 NUM_JOBS = 64
 NUM_NEW = 128

@@ -26,7 +26,7 @@ NUM_STARTS = 3
 READY = ("Textmill is ready", "worker_ready")
 SETTLE_SECONDS = 2.0  # so that the end is an orderly one
 FRESH_SECONDS = 1_800.0  # the first start downloads PyTorch
-UP = (sys.executable, "-P", "-m", "cli", "up")
+UP = (sys.executable, "-P", "-m", "textmill", "up")
 
 
 def measure(space: Workspace) -> Section:

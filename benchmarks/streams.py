@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from benchmarks.client import Connection, milliseconds
 from benchmarks.figures import Section, ratio_of_medians
 from benchmarks.processes import ROOT, BenchmarkError, Product, Workspace
-from core.db import make_engine
-from core.events import EventBus, StreamEntry, started
-from core.jobs import JobStore, Limits
+from textmill.core.database.connections import make_engine
+from textmill.core.events import EventBus, StreamEntry, started
+from textmill.core.jobs.store import JobStore, Limits
 
 NUM_STREAMS = NUM_WAITS = 1_000
 NUM_JOBS = 200  # queued, which those streams and waits are of

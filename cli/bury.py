@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from core.settings import Settings
+from textmill.core.settings import Settings
 
 _SECONDS_TO_START = 30.0  # a word on a process counts until it had this time to come back
 
@@ -25,11 +25,11 @@ def run_bury(settings: Settings, name: str, pid: int, reason: str, seconds: floa
     Raises:
         StorageUnavailable: the database is away; the leases run out.
     """
-    from core.db import make_engine
-    from core.dead_workers import bury
-    from core.jobs import JobStore, Limits
-    from core.problems import Subject, report
-    from core.workers import worker_host
+    from textmill.core.database.connections import make_engine
+    from textmill.core.dead_workers import bury
+    from textmill.core.jobs.store import JobStore, Limits
+    from textmill.core.problems import Subject, report
+    from textmill.core.workers import worker_host
 
     engine = make_engine(settings.database_url, pool_size=1)
     try:

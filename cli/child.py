@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, cast
 
-from cli.console import Console, LogFile
+from textmill.cli.console import Console, LogFile
 
-_LEASH = Path(__file__).with_name("leash.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _LINE_BYTES = 64 * 1024  # a longer line is shown in pieces
 _LAST_OUTPUT_SECONDS = 1.0
 
@@ -59,8 +59,8 @@ class Child:
 
     def start(self) -> None:
         """Start the process, for the first time or again after it ended."""
-        leash = (sys.executable, "-I", "-S", str(_LEASH))
-        bound = (*leash, self.spec.death_signal, str(os.getpid()))
+        launcher = (sys.executable, "-I", "-S", str(_DIE_WITH_PARENT))
+        bound = (*launcher, self.spec.death_signal, str(os.getpid()))
         self._process = None  # until there is one, should it not come to be
         self._ended = asyncio.Event()
         self.last_line = ""

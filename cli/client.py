@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from core.errors import TextmillError
+from textmill.core.errors import TextmillError
 
 Document = dict[str, Any]
 

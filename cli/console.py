@@ -13,7 +13,7 @@ import threading
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from cli.terminal import printable
+from textmill.cli.terminal import printable
 
 _MAX_WAITING_LINES = 10_000
 _LOG_FILE_BYTES = 10 * 1024 * 1024

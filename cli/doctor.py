@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.embedded_redis import find_server, read_version
-from cli.exits import CommandFailed
-from cli.preflight import check_port, prepare_home
-from cli.private_state import exposed
-from core.errors import TextmillError
-from core.model_catalog import ModelSpec, load_catalog
-from core.settings import Settings
+from textmill.cli.embedded_redis import find_server, read_version
+from textmill.cli.exits import CommandFailed
+from textmill.cli.preflight import check_port, prepare_home
+from textmill.cli.private_state import exposed
+from textmill.core.catalog.models_file import ModelSpec, load_catalog
+from textmill.core.errors import TextmillError
+from textmill.core.settings import Settings
 
 _GIB = 1024**3
 _WANTED_DISK_BYTES = 2 * _GIB  # the converted default model, the database, rotated logs
@@ -153,9 +153,9 @@ def _check_redis_server(url: str) -> Iterator[Finding]:
 def _check_database(settings: Settings) -> Iterator[Finding]:
     from sqlalchemy import text
 
-    from core.db import make_engine, writing
-    from core.problems import in_words, problems
-    from migrations.upgrade import is_at_head
+    from textmill.core.database.connections import make_engine, writing
+    from textmill.core.problems import in_words, problems
+    from textmill.migrations.upgrade import is_at_head
 
     if settings.sqlite_file is not None and not settings.sqlite_file.exists():
         yield Finding(Verdict.OK, "database", "none yet; the first `make up` creates it")

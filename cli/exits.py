@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from core.errors import TextmillError
+from textmill.core.errors import TextmillError
 
 EXIT_FAILED = 1
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: all is well, but start me anew, with what has changed

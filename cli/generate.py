@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from cli.addresses import reachable_host, url_of
-from cli.client import LONG_POLL_SECONDS, Client, Document, Refused, Unreachable
-from cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, CommandFailed
-from cli.patience import PATIENCE_SECONDS, Patience
-from cli.terminal import printable, printable_json
-from core.settings import Settings
-from core.strategies import STRATEGIES, ParameterSpec
+from textmill.cli.addresses import reachable_host, url_of
+from textmill.cli.client import LONG_POLL_SECONDS, Client, Document, Refused, Unreachable
+from textmill.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, CommandFailed
+from textmill.cli.patience import PATIENCE_SECONDS, Patience
+from textmill.cli.terminal import printable, printable_json
+from textmill.core.settings import Settings
+from textmill.core.strategies import STRATEGIES, ParameterSpec
 
 _FINAL = frozenset({"succeeded", "failed", "canceled"})
 _NUM_RESUMES = 5  # streams in a row that brought nothing, after which the job is polled instead

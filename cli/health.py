@@ -1,6 +1,7 @@
-"""``python -m cli.health URL``: status 0 when it answers 200; the containers' health check.
+"""``python -m textmill.cli.health URL``: status 0 when the URL answers 200.
 
-Standard library only, so that a check every few seconds costs next to nothing.
+The health check of the containers. Standard library only, so that a check every few seconds costs
+next to nothing.
 """
 
 from __future__ import annotations

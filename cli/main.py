@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 
 import click
 
-from cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
-from cli.generate import generate
-from cli.private_state import keep_private
-from cli.register import register
-from cli.terminal import printable
-from core.errors import SettingsError, TextmillError
-from core.settings import Settings
+from textmill.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
+from textmill.cli.generate import generate
+from textmill.cli.private_state import keep_private
+from textmill.cli.register import register
+from textmill.cli.terminal import printable
+from textmill.core.errors import SettingsError, TextmillError
+from textmill.core.settings import Settings
 
 
 class _Commands(click.Group):
@@ -52,7 +52,7 @@ def textmill() -> None:
 @textmill.command()
 def up() -> None:
     """Run web, workers and a private Redis in the foreground."""
-    from cli.up import run_up
+    from textmill.cli.up import run_up
 
     run_up(_private_settings(), os.environ)
 
@@ -60,8 +60,8 @@ def up() -> None:
 @textmill.command()
 def web() -> None:
     """Run the web process alone."""
-    from cli.web import serve
-    from core.live_catalog import LiveCatalog
+    from textmill.cli.web import serve
+    from textmill.core.catalog.live import LiveCatalog
 
     settings = _private_settings()
     LiveCatalog(settings)  # refused before the imports, which take a second
@@ -77,7 +77,7 @@ def worker() -> None:
     # On Intel's processors PyTorch's products would add in another order for other numbers of rows.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
-    from worker.app import main as run_worker
+    from textmill.worker.app import main as run_worker
 
     sys.exit(run_worker(settings))
 
@@ -85,7 +85,7 @@ def worker() -> None:
 @textmill.command()
 def migrate() -> None:
     """Bring the database to the newest schema; waits while another program locks it."""
-    from cli.migrate import run_migrate
+    from textmill.cli.migrate import run_migrate
 
     settings = _private_settings()
     _quiet_logs()
@@ -99,7 +99,7 @@ def migrate() -> None:
 @click.argument("seconds", type=float)
 def bury(name: str, pid: int, reason: str, seconds: float) -> None:
     """Take back the jobs of a worker process that has ended; `up` runs this."""
-    from cli.bury import run_bury
+    from textmill.cli.bury import run_bury
 
     run_bury(_private_settings(), name, pid, reason, seconds)
 
@@ -107,7 +107,7 @@ def bury(name: str, pid: int, reason: str, seconds: float) -> None:
 @textmill.command()
 def doctor() -> None:
     """Check this machine and its settings, and say how to mend what is wrong."""
-    from cli.doctor import Verdict, examine
+    from textmill.cli.doctor import Verdict, examine
 
     _quiet_logs()
     findings = list(examine(_settings()))
@@ -125,7 +125,7 @@ def doctor() -> None:
 def finetune(arguments: tuple[str, ...]) -> NoReturn:
     """Fine-tune a model on a dataset, measure the gain, and leave a folder to serve."""
     # In place of this process, which would only wait.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "finetune", *arguments])  # noqa: S606 - ourselves
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "textmill.finetune", *arguments])  # noqa: S606 - ourselves
 
 
 textmill.add_command(generate)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import click
 
-from cli.exits import CommandFailed
-from core.settings import Settings
+from textmill.cli.exits import CommandFailed
+from textmill.core.settings import Settings
 
 _LOOK_SECONDS = 1.0  # one try for SQLite's lock
 _SAY_SECONDS = 4.0  # between two lines on what is waited for
@@ -28,7 +28,7 @@ def run_migrate(settings: Settings) -> None:
     """
     from sqlalchemy.exc import SQLAlchemyError
 
-    from core.errors import StorageUnavailable
+    from textmill.core.errors import StorageUnavailable
 
     patience = _Patience(settings)
     while True:
@@ -88,11 +88,11 @@ class _Patience:
 
 
 def _migrate(settings: Settings, on_wait: Callable[[], None]) -> None:
-    from core.db import make_engine
-    from core.dead_workers import bury_all
-    from core.jobs import JobStore
-    from core.workers import forget_dead, worker_host
-    from migrations.upgrade import upgrade
+    from textmill.core.database.connections import make_engine
+    from textmill.core.dead_workers import bury_all
+    from textmill.core.jobs.store import JobStore
+    from textmill.core.workers import forget_dead, worker_host
+    from textmill.migrations.upgrade import upgrade
 
     upgrade(settings.database_url, on_wait=on_wait)
     engine = make_engine(settings.database_url, pool_size=1)

@@ -20,11 +20,17 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT
 
-from cli.exits import CommandFailed
-from cli.preflight import prepare_home
-from core.errors import SettingsError
-from core.model_catalog import OWN_FILE, Catalog, models_file, parse_catalog, read_catalog
-from core.settings import Settings
+from textmill.cli.exits import CommandFailed
+from textmill.cli.preflight import prepare_home
+from textmill.core.catalog.models_file import (
+    OWN_FILE,
+    Catalog,
+    models_file,
+    parse_catalog,
+    read_catalog,
+)
+from textmill.core.errors import SettingsError
+from textmill.core.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

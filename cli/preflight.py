@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.exits import EXIT_CONFIGURATION, CommandFailed
+from textmill.cli.exits import EXIT_CONFIGURATION, CommandFailed
 
 _LOCK_NAME = "up.lock"
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli.exits import CommandFailed
-from cli.terminal import printable
-from core.model_catalog import DTYPES, FINETUNE_FILE, Catalog, load_catalog
-from core.settings import Settings
+from textmill.cli.exits import CommandFailed
+from textmill.cli.terminal import printable
+from textmill.core.catalog.models_file import DTYPES, FINETUNE_FILE, Catalog, load_catalog
+from textmill.core.settings import Settings
 
 if TYPE_CHECKING:
-    from cli.models_file import ModelEntry, Registration
+    from textmill.cli.models_file import ModelEntry, Registration
 
 _ADAPTER_FILE = "adapter_config.json"
 _MODEL_FILE = "config.json"
@@ -51,7 +51,7 @@ def register(
     wrote. It stays where it is. A model of the same name is replaced; of its entry in the models
     file what is not said anew stays.
     """
-    from cli.models_file import ModelEntry, put_model
+    from textmill.cli.models_file import ModelEntry, put_model
 
     settings = Settings.from_environment(os.environ)
     found = look_into(folder)

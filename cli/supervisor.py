@@ -1,9 +1,10 @@
 """The supervisor behind ``up``: starts the children, restarts those that die, ends all in order.
 
-Knows what depends on what, never what a child does: ``cli.up`` draws the plan. Groundwork (Redis)
-comes first and ends last; preparations (the migration) run beside it to their end; then all
-services start together. A service that cannot be started ends the others at the first start alone:
-once all was ready, it is left out, and tried again after pauses and when the plan's inputs change.
+Knows what depends on what, never what a child does: ``cli.up`` draws the plan. Prerequisites
+(Redis) start first and end last; preparations (the migration) run beside them to their end; then
+all services start together. A service that cannot be started ends the others at the first start
+alone: once all was ready, it is left out, and tried again after pauses and when the plan's inputs
+change.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.child import Child, ChildSpec
-from cli.console import Console
-from cli.exits import EXIT_AGAIN, EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
+from textmill.cli.child import Child, ChildSpec
+from textmill.cli.console import Console
+from textmill.cli.exits import EXIT_AGAIN, EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 
 Probe = Callable[[], Awaitable[str | None]]
 """Answers ``None`` when what it looks at is ready, else a few words on what is missing."""
@@ -53,7 +54,7 @@ class Plan:
     """What to run.
 
     Attributes:
-        groundwork: what the others need, each with the probe that tells when it is up.
+        prerequisites: what the others need, each with the probe that tells when it is up.
         preparations: commands that must succeed before the services start.
         services: what runs until the end.
         readiness: tells whether the whole is ready.
@@ -63,7 +64,7 @@ class Plan:
             which could not start may start now.
     """
 
-    groundwork: tuple[tuple[ChildSpec, Probe], ...]
+    prerequisites: tuple[tuple[ChildSpec, Probe], ...]
     preparations: tuple[ChildSpec, ...]
     services: tuple[ChildSpec, ...]
     readiness: Probe
@@ -73,7 +74,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Timeouts:
     """How long things may take, in seconds; the tests are in more of a hurry.
 
     Attributes:
@@ -83,10 +84,10 @@ class Pace:
         after_end: in which the command after a child's end must be done.
         inputs: between two looks at the plan's inputs, during a pause.
         steady: after so long a life a child's failures are forgotten.
-        groundwork: in which groundwork must be up.
+        prerequisites: in which prerequisites must be up.
         services_stop: from asking the services to end until they are killed. With
-            ``groundwork_stop`` it stays below the 30 s that ``up`` promises.
-        groundwork_stop: the same for the groundwork.
+            ``prerequisites_stop`` it stays below the 30 s that ``up`` promises.
+        prerequisites_stop: the same for the prerequisites.
         poll: between two looks at a probe.
         still_waiting: between two words on what readiness waits for.
     """
@@ -97,9 +98,9 @@ class Pace:
     after_end: float = 10.0
     inputs: float = 1.0
     steady: float = 60.0
-    groundwork: float = 15.0
+    prerequisites: float = 15.0
     services_stop: float = 23.0
-    groundwork_stop: float = 4.0
+    prerequisites_stop: float = 4.0
     poll: float = 0.1
     still_waiting: float = 30.0
 
@@ -107,12 +108,14 @@ class Pace:
 class Supervisor:
     """Runs one plan from start to end."""
 
-    def __init__(self, plan: Plan, console: Console, logs: Path, pace: Pace | None = None) -> None:
+    def __init__(
+        self, plan: Plan, console: Console, logs: Path, timeouts: Timeouts | None = None
+    ) -> None:
         self._plan = plan
         self._console = console
         self._logs = logs
-        self._pace = pace or Pace()
-        self._groundwork: list[Child] = []
+        self._timeouts = timeouts or Timeouts()
+        self._prerequisites: list[Child] = []
         self._services: list[Child] = []
         self._was_ready = False
 
@@ -138,28 +141,30 @@ class Supervisor:
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as start:
-            for spec, probe in self._plan.groundwork:
-                start.create_task(self._lay(self._new(spec, self._groundwork), probe))
+            for spec, probe in self._plan.prerequisites:
+                start.create_task(
+                    self._start_prerequisite(self._new(spec, self._prerequisites), probe)
+                )
             for spec in self._plan.preparations:
                 start.create_task(self._prepare(self._new(spec, self._services)))
         async with asyncio.TaskGroup() as service:
-            for child in self._groundwork:
+            for child in self._prerequisites:
                 service.create_task(self._keep(child))
             for spec in self._plan.services:
                 service.create_task(self._keep(self._new(spec, self._services)))
             service.create_task(self._announce())
 
-    async def _lay(self, child: Child, probe: Probe) -> None:
-        """Start groundwork and wait until its probe is content."""
+    async def _start_prerequisite(self, child: Child, probe: Probe) -> None:
+        """Start prerequisites and wait until its probe is content."""
         child.start()
         ended = asyncio.create_task(child.wait())
         missing: str | None = "nothing"
         try:
-            async with asyncio.timeout(self._pace.groundwork):
+            async with asyncio.timeout(self._timeouts.prerequisites):
                 while (missing := await probe()) is not None:
                     if ended.done():
                         break
-                    await asyncio.sleep(self._pace.poll)
+                    await asyncio.sleep(self._timeouts.poll)
         except TimeoutError:
             pass
         finally:
@@ -195,17 +200,19 @@ class Supervisor:
             is_first = False
             lived = time.monotonic() - born
             # One that asks as soon as it is born would keep the machine busy with nothing else.
-            if status == EXIT_AGAIN and lived >= self._pace.first_pause:
+            if status == EXIT_AGAIN and lived >= self._timeouts.first_pause:
                 self._console.note(f"{child.spec.name} starts again, with what has changed.")
                 continue
-            failures = 1 if lived >= self._pace.steady else failures + 1
+            failures = 1 if lived >= self._timeouts.steady else failures + 1
             await self._rest(child, status, failures, inputs)
 
     async def _rest(self, child: Child, status: int, failures: int, inputs: object) -> None:
         """Say how a child ended, clear up after it, and let some time pass."""
-        pace = self._pace
-        longest = pace.longest_refusal if status == EXIT_CONFIGURATION else pace.longest_pause
-        pause = min(pace.first_pause * 2 ** min(failures - 1, 32), longest)
+        timeouts = self._timeouts
+        longest = (
+            timeouts.longest_refusal if status == EXIT_CONFIGURATION else timeouts.longest_pause
+        )
+        pause = min(timeouts.first_pause * 2 ** min(failures - 1, 32), longest)
         why = f" ({_last_words(child)})" if status == EXIT_CONFIGURATION and child.last_line else ""
         next_try = f"starting it again in {pause:g} s (failure {failures} in a row)"
         reason = f"{_ending(status)}{why}; {next_try}."
@@ -213,7 +220,7 @@ class Supervisor:
         until = time.monotonic() + pause
         await self._clear_up(End(child.spec, child.pid or 0, reason, pause))
         while (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left, pace.inputs))
+            await asyncio.sleep(min(left, timeouts.inputs))
             if self._plan.inputs() != inputs:
                 self._console.note(f"What {child.spec.name} reads has changed: starting it again.")
                 return
@@ -226,7 +233,7 @@ class Supervisor:
         helper = self._new(spec, self._services)
         try:
             helper.start()
-            async with asyncio.timeout(self._pace.after_end):
+            async with asyncio.timeout(self._timeouts.after_end):
                 await helper.wait()
         except TimeoutError:
             self._console.note(f"{spec.name} took too long and is ended.")
@@ -243,18 +250,18 @@ class Supervisor:
         """Wait for readiness and say so, once."""
         spoken = time.monotonic()
         while (missing := await self._plan.readiness()) is not None:
-            if time.monotonic() - spoken >= self._pace.still_waiting:
+            if time.monotonic() - spoken >= self._timeouts.still_waiting:
                 self._console.note(f"Not ready yet: {missing}")
                 spoken = time.monotonic()
-            await asyncio.sleep(self._pace.poll)
+            await asyncio.sleep(self._timeouts.poll)
         self._was_ready = True
         self._console.show(self._plan.ready_line)
 
     async def _end_all(self) -> None:
         """End the services first, then what they stand on."""
-        await self._end(self._services, self._pace.services_stop)
-        await self._end(self._groundwork, self._pace.groundwork_stop)
-        for child in (*self._services, *self._groundwork):
+        await self._end(self._services, self._timeouts.services_stop)
+        await self._end(self._prerequisites, self._timeouts.prerequisites_stop)
+        for child in (*self._services, *self._prerequisites):
             child.close()
 
     async def _end(self, children: list[Child], budget_seconds: float) -> None:
@@ -284,7 +291,7 @@ class Supervisor:
         def on_signal() -> None:
             # A terminal and make may both pass on the same Ctrl-C: a second signal is no order
             # to be rude to the children.
-            budget = self._pace.services_stop + self._pace.groundwork_stop
+            budget = self._timeouts.services_stop + self._timeouts.prerequisites_stop
             state = "Still stopping" if stop.is_set() else "Stopping"
             self._console.note(f"{state}; this takes at most {budget:g} s.")
             stop.set()

@@ -9,19 +9,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cli.addresses import reachable_host, url_of
-from cli.child import ChildSpec
-from cli.console import Console
-from cli.embedded_redis import LOOPBACK, EmbeddedRedis, configure, find_server
-from cli.exits import EXIT_CONFIGURATION, CommandFailed
-from cli.preflight import check_port, lock_home, prepare_home
-from cli.probes import probe_http, probe_redis
-from cli.supervisor import End, Pace, Plan, Probe, Supervisor
-from core.errors import SettingsError
-from core.live_catalog import forget_known
-from core.model_catalog import load_catalog, models_file, read_catalog
-from core.model_state import ModelState
-from core.settings import Settings
+from textmill.cli.addresses import reachable_host, url_of
+from textmill.cli.child import ChildSpec
+from textmill.cli.console import Console
+from textmill.cli.embedded_redis import LOOPBACK, EmbeddedRedis, configure, find_server
+from textmill.cli.exits import EXIT_CONFIGURATION, CommandFailed
+from textmill.cli.preflight import check_port, lock_home, prepare_home
+from textmill.cli.probes import probe_http, probe_redis
+from textmill.cli.supervisor import End, Plan, Probe, Supervisor, Timeouts
+from textmill.core.catalog.file_state import ModelState
+from textmill.core.catalog.live import forget_known
+from textmill.core.catalog.models_file import load_catalog, models_file, read_catalog
+from textmill.core.errors import SettingsError
+from textmill.core.settings import Settings
 
 _WORKER = "worker-"
 _MAX_DRAIN_SECONDS = 20.0  # leaves the worker 3 s to say goodbye before it would be killed
@@ -42,7 +42,7 @@ def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
         redis = None if settings.redis_url else _embed_redis(settings)
         plan = draw_plan(settings, environment, redis)
         console.note(f"Textmill starts; its state is in {settings.home}, its logs in logs/ there.")
-        supervisor = Supervisor(plan, console, settings.home / "logs", Pace())
+        supervisor = Supervisor(plan, console, settings.home / "logs", Timeouts())
         asyncio.run(supervisor.run())
         console.note("Textmill has stopped.")
 
@@ -74,7 +74,7 @@ class _Planner:
     def plan(self) -> Plan:
         settings = self.settings
         return Plan(
-            groundwork=tuple(self._groundwork()),
+            prerequisites=tuple(self._prerequisites()),
             preparations=(self._textmill("migrate", "migrate"),),
             services=(self._textmill("web", "web"), *self._workers()),
             readiness=self._readiness,
@@ -83,7 +83,7 @@ class _Planner:
             ready_line=f"Textmill is ready: {url_of(settings.host, settings.port)}",
         )
 
-    def _groundwork(self) -> list[tuple[ChildSpec, Probe]]:
+    def _prerequisites(self) -> list[tuple[ChildSpec, Probe]]:
         if self.redis is None:
             return []
         port, password = self.redis.port, self.redis.password
@@ -139,7 +139,7 @@ class _Planner:
         if self.redis is not None:
             environment["TEXTMILL_REDIS_URL"] = self.redis.url
         return ChildSpec(
-            name, (sys.executable, "-P", "-m", "cli", command), environment, death_signal
+            name, (sys.executable, "-P", "-m", "textmill", command), environment, death_signal
         )
 
     async def _readiness(self) -> str | None:

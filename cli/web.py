@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cli.exits import CommandFailed
-from cli.preflight import check_port, port_sentence
-from core.settings import Settings
+from textmill.cli.exits import CommandFailed
+from textmill.cli.preflight import check_port, port_sentence
+from textmill.core.settings import Settings
 
 
 def serve(settings: Settings) -> None:
@@ -16,8 +16,8 @@ def serve(settings: Settings) -> None:
     """
     check_port(settings.host, settings.port)
 
-    from backend.serving import CannotListen
-    from backend.serving import serve as serve_web
+    from textmill.backend.serving import CannotListen
+    from textmill.backend.serving import serve as serve_web
 
     try:
         serve_web(settings)

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.jobs import JobStore
-from core.sweeping import SweepReport
-from core.workers import forget, is_alive
+from textmill.core.jobs.store import JobStore
+from textmill.core.jobs.sweeping import SweepReport
+from textmill.core.workers import forget, is_alive
 
 FOLDER = "workers"  # in the state folder
 

@@ -14,7 +14,7 @@ TextmillError
 │       ├── TooManyStreams   503
 │       └── StorageUnavailable   503, the database is away or busy
 │           └── StorageRefused   503, until its operator has mended it
-└── (cli.exits, finetune.errors, worker.models.errors and worker.engine.requests add theirs)
+└── (cli.exits, finetune.errors, engine.models.errors and engine.requests add theirs)
 
 Every class has a stable ``code``, a word that scripts may match on; the message says what to do.
 Knows nothing of Flask: ``backend.errors`` turns these into problem documents.

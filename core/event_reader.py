@@ -16,7 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from core.events import (
+from textmill.core.events import (
     SOCKET_TIMEOUT_SECONDS,
     WRITTEN_CHANNEL,
     EventsUnavailable,

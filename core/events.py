@@ -22,8 +22,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from core.circuit_breaker import CircuitBreaker
-from core.errors import TextmillError
+from textmill.core.circuit_breaker import CircuitBreaker
+from textmill.core.errors import TextmillError
 
 SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the heartbeat
 STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry this is over ten minutes of one text

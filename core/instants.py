@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 
-from core.errors import FieldError, ValidationFailed
+from textmill.core.errors import FieldError, ValidationFailed
 
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _DAY_MS = 86_400_000

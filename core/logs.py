@@ -16,8 +16,8 @@ from typing import TextIO, cast
 
 import structlog
 
-from core.redaction import mask_credentials, traceback_of
-from core.settings import Settings
+from textmill.core.redaction import mask_credentials, traceback_of
+from textmill.core.settings import Settings
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _QUOTES_REQUEST = re.compile(

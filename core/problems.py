@@ -13,8 +13,8 @@ from typing import Literal, get_args
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from core.db import now_ms, reading, writing
-from core.models import Problem
+from textmill.core.database.connections import now_ms, reading, writing
+from textmill.core.database.tables import Problem
 
 Kind = Literal["model", "models_file", "worker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

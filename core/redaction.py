@@ -12,7 +12,7 @@ import traceback
 
 from pydantic import ValidationError
 
-from core.errors import TextmillError
+from textmill.core.errors import TextmillError
 
 MAX_REASON_CHARACTERS = 300
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/'\"]*@")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from core.errors import SettingsError
+from textmill.core.errors import SettingsError
 
 PREFIX = "TEXTMILL_"
 

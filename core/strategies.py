@@ -1,13 +1,14 @@
 """The decoding strategies: names, plain words, parameters with their ranges.
 
 The one table that request validation, ``GET /strategies``, the web form and the worker read.
-Knows nothing of how a strategy is computed (that is ``worker.decoding``).
+Knows nothing of how a strategy is computed (that is ``engine.sampling``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 MAX_SEED = 2**63 - 1
 # A seed that we draw stays below: JavaScript's numbers, and so JSON there, are exact to 2^53 alone.
@@ -228,3 +229,11 @@ STRATEGIES: tuple[StrategySpec, ...] = (
 )
 
 STRATEGIES_BY_NAME: dict[str, StrategySpec] = {spec.name: spec for spec in STRATEGIES}
+
+
+def decoding_parameters(
+    strategy: str, parameters: Mapping[str, Any], *, trace: bool
+) -> DecodingParameters:
+    """The stored parameters of a job as the engine takes them."""
+    values = dict(parameters) | {"stop": tuple(parameters.get("stop", ())), "trace": trace}
+    return DecodingParameters(strategy=strategy, **values)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ import structlog
 from celery import Celery
 from kombu.entity import Queue
 
-from core.settings import Settings
+from textmill.core.settings import Settings
 
 TASK_NAME = "textmill.work"
 MAX_WAITING_TICKETS = 1_000  # beyond this Redis is away, and the worker's poller finds the rows

@@ -1,6 +1,7 @@
 """Worker processes as the database sees them: who was there lately, with which models.
 
-Knows nothing of leases or jobs (``core.jobs``); a worker that is missing here only looks away.
+Knows nothing of leases or jobs (``core.jobs.store``). A worker missing from this table is merely
+shown as offline; its jobs are unaffected.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import asdict, dataclass
 from sqlalchemy import Engine, delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from core.db import now_ms, reading, writing
-from core.models import Worker
+from textmill.core.database.connections import now_ms, reading, writing
+from textmill.core.database.tables import Worker
 
 SEEN_SECONDS = 30.0  # six missed heartbeats, as long as a lease
 

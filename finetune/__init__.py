@@ -1,5 +1,5 @@
 """Fine-tuning: data → training → evaluation → a folder that the worker serves.
 
-May import core, worker.models, worker.engine and worker.decoding; never backend, nor the worker's
-process (worker.app, worker.tasks).
+May import core, engine.models, textmill.engine and engine.sampling; never backend, nor the worker's
+process (worker.app, worker.job_worker).
 """

@@ -1,8 +1,8 @@
-"""``python -m finetune``: the command, beside ``textmill finetune``."""
+"""``python -m textmill.finetune``: the command, beside ``textmill finetune``."""
 
 from __future__ import annotations
 
-from finetune.command import main
+from textmill.finetune.command import main
 
 if __name__ == "__main__":
     main()

@@ -12,12 +12,12 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from core.model_catalog import Catalog
-from finetune.config import FinetuneConfig
-from finetune.encoding import Encoder
-from finetune.errors import ConfigError
-from worker.models.errors import ModelLoadError, in_one_line
-from worker.models.sources import plain_config, prepare
+from textmill.core.catalog.models_file import Catalog
+from textmill.engine.models.errors import ModelLoadError, in_one_line
+from textmill.engine.models.sources import plain_config, prepare
+from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.encoding import Encoder
+from textmill.finetune.errors import ConfigError
 
 Report = Callable[[str], None]
 

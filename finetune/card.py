@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote
 
-from finetune.evaluation import PUBLISHED_MULTI_XSCIENCE, Metrics, TextMetrics
-from finetune.preparation import DataFile
-from finetune.scoring import Score
+from textmill.finetune.evaluation import PUBLISHED_MULTI_XSCIENCE, Metrics, TextMetrics
+from textmill.finetune.preparation import DataFile
+from textmill.finetune.scoring import Score
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
 _MINUTE, _HOUR = 60, 3600

@@ -14,8 +14,8 @@ around a message is left out.
 
 from __future__ import annotations
 
-from finetune.examples import Part
-from finetune.records import Record, type_word
+from textmill.finetune.examples import Part
+from textmill.finetune.records import Record, type_word
 
 _SPEAKERS = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 

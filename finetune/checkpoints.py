@@ -18,7 +18,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from finetune.errors import TrainingError
+from textmill.finetune.errors import TrainingError
 
 MARK = "whole"
 _NAME = re.compile(r"checkpoint-(\d+)")

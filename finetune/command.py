@@ -12,9 +12,9 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from core.settings import Settings
-from finetune.config import SECTIONS, FinetuneConfig, read_config
-from finetune.errors import ConfigError
+from textmill.core.settings import Settings
+from textmill.finetune.config import SECTIONS, FinetuneConfig, read_config
+from textmill.finetune.errors import ConfigError
 
 
 def _flags() -> dict[str, tuple[str, str, FieldInfo]]:
@@ -87,21 +87,21 @@ def finetune(config: Path | None, *, dry_run: bool, folder: Path | None, **given
     options = read_config(config, _sections(given))
 
     # Seconds of imports, after what can be refused at once.
-    from finetune.pipeline import open_workshop, run  # noqa: PLC0415
-    from finetune.reporting import comparison, describe, estimate, reproduced  # noqa: PLC0415
+    from textmill.finetune.pipeline import execute, open_run  # noqa: PLC0415
+    from textmill.finetune.reporting import comparison, describe, estimate, reproduced  # noqa: PLC0415
 
-    shop = open_workshop(options, settings, _say)
-    for line in describe(shop):
+    run = open_run(options, settings, _say)
+    for line in describe(run):
         click.echo(line)
     if folder is not None:
-        for line in reproduced(shop, folder):
+        for line in reproduced(run, folder):
             click.echo(line)
         return
     if dry_run:
-        for line in estimate(shop):
+        for line in estimate(run):
             click.echo(line)
         return
-    output = run(shop)
+    output = execute(run)
     if output is not None:
         for line in comparison(output):
             click.echo(line)
@@ -122,7 +122,7 @@ def _say(sentence: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a refusal is one sentence and the exit status 2 or 1."""
-    from core.errors import SettingsError, TextmillError  # noqa: PLC0415
+    from textmill.core.errors import SettingsError, TextmillError  # noqa: PLC0415
 
     try:
         finetune.main(args=arguments, prog_name="textmill finetune", standalone_mode=False)

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from core.strategies import MAX_SEED
-from finetune.errors import ConfigError
+from textmill.core.strategies import MAX_SEED
+from textmill.finetune.errors import ConfigError
 
 Format = Literal[
     "auto",

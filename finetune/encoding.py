@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.tokenizing import SafeTokenizer, TokenizerFault
-from finetune.errors import ConfigError
-from finetune.examples import Example
+from textmill.finetune.errors import ConfigError
+from textmill.finetune.examples import Example
+from textmill.tokenizing.safe_tokenizer import SafeTokenizer, TokenizerFault
 
 IGNORED = -100  # a label that the loss passes over, by PyTorch's convention
 

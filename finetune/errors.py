@@ -8,7 +8,7 @@ FinetuneError
 
 from __future__ import annotations
 
-from core.errors import TextmillError
+from textmill.core.errors import TextmillError
 
 
 class FinetuneError(TextmillError):

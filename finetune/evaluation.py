@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
-from finetune.config import EvaluationOptions
-from finetune.examples import Example
-from finetune.overlap import Rouge, distinct, memorised_shares, rouge
-from finetune.scoring import Encode, Score, score
-from finetune.writing import decoding_parameters, write_texts
-from worker.models.loading import LoadedModel
-from worker.models.tokenizer import TextTokenizer
+from textmill.engine.models.loading import LoadedModel
+from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.finetune.config import EvaluationOptions
+from textmill.finetune.examples import Example
+from textmill.finetune.rouge import Rouge, distinct, memorised_shares, rouge
+from textmill.finetune.scoring import Encode, Score, score
+from textmill.finetune.writing import decoding_parameters, write_texts
 
 # Of a plain text, to be continued: enough to show what it is about, short beside what is written.
 OPENING_WORDS = 24

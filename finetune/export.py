@@ -17,15 +17,15 @@ from typing import Any
 import tomlkit
 import torch
 
-from finetune.base_model import BaseModel
-from finetune.card import CardFacts, DataFacts, TrainingFacts, model_card
-from finetune.config import FinetuneConfig
-from finetune.curve import loss_curve_svg
-from finetune.errors import ConfigError
-from finetune.evaluation import Metrics
-from finetune.formats import TEMPLATES
-from finetune.preparation import Prepared
-from finetune.training import TrainingHistory
+from textmill.finetune.base_model import BaseModel
+from textmill.finetune.card import CardFacts, DataFacts, TrainingFacts, model_card
+from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.curve import loss_curve_svg
+from textmill.finetune.errors import ConfigError
+from textmill.finetune.evaluation import Metrics
+from textmill.finetune.formats import TEMPLATES
+from textmill.finetune.preparation import Prepared
+from textmill.finetune.training import TrainingHistory
 
 FINETUNE_FILE = "finetune.json"  # what `textmill register` and the page of models read
 CURVE_FILE = "loss.svg"

@@ -16,9 +16,9 @@ from itertools import chain
 from pathlib import Path, PurePath
 from typing import BinaryIO, cast
 
-from finetune.errors import DataError
-from finetune.examples import Place
-from finetune.records import Record, type_word
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Place
+from textmill.finetune.records import Record, type_word
 
 EXTENSIONS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
 # The csv module refuses cells beyond 131,072 characters, which is less than a long document; this

@@ -32,15 +32,15 @@ from dataclasses import replace
 from itertools import chain, islice
 from types import MappingProxyType
 
-from finetune.chats import chat_parts
-from finetune.config import DataOptions, Format
-from finetune.errors import ConfigError, DataError
-from finetune.examples import Example
-from finetune.files import extension_of, read_records
-from finetune.hub import is_hub_name, read_hub_records
-from finetune.multi_xscience import reference_text
-from finetune.records import Record, listed
-from finetune.templates import Template
+from textmill.finetune.chats import chat_parts
+from textmill.finetune.config import DataOptions, Format
+from textmill.finetune.errors import ConfigError, DataError
+from textmill.finetune.examples import Example
+from textmill.finetune.files import extension_of, read_records
+from textmill.finetune.hub import is_hub_name, read_hub_records
+from textmill.finetune.multi_xscience import reference_text
+from textmill.finetune.records import Record, listed
+from textmill.finetune.templates import Template
 
 # By these fields a record's format is known; plain text is known by its extension.
 FIELDS: MappingProxyType[Format, tuple[str, ...]] = MappingProxyType(

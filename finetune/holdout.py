@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 
-from finetune.errors import DataError
-from finetune.examples import Example, Place
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Example, Place
 
 _NUM_SAMPLES = 3
 # A short completion (yes, 42, a label) is rightly the answer to many prompts; a longer one that

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from finetune.errors import DataError
-from finetune.examples import Place
-from finetune.files import EXTENSIONS, extension_of
-from finetune.records import Record
-from worker.models.errors import in_one_line
+from textmill.engine.models.errors import in_one_line
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Place
+from textmill.finetune.files import EXTENSIONS, extension_of
+from textmill.finetune.records import Record
 
 _NAME = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*(/[\w.-]+)?)(:(?P<split>[A-Za-z0-9_][\w.-]*))?")
 # Where the Hub keeps the rows of datasets that came as a script, which `datasets` no longer runs.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from finetune.records import Record, type_word
+from textmill.finetune.records import Record, type_word
 
 
 def reference_text(record: Record) -> str:

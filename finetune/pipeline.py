@@ -20,13 +20,14 @@ from accelerate import PartialState
 from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
 
-from core.model_catalog import ModelSpec, load_catalog
-from core.settings import Settings
-from finetune.base_model import BaseModel, find_base
-from finetune.config import FinetuneConfig
-from finetune.errors import ConfigError, TrainingError
-from finetune.evaluation import Metrics, evaluate
-from finetune.export import (
+from textmill.core.catalog.models_file import ModelSpec, load_catalog
+from textmill.core.settings import Settings
+from textmill.engine.models.loading import load
+from textmill.finetune.base_model import BaseModel, find_base
+from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.errors import ConfigError, TrainingError
+from textmill.finetune.evaluation import Metrics, evaluate
+from textmill.finetune.export import (
     FINETUNE_FILE,
     check_output,
     hardware_words,
@@ -34,9 +35,8 @@ from finetune.export import (
     save_weights,
     write_report,
 )
-from finetune.preparation import Prepared, prepare_data
-from finetune.training import TrainingHistory, make_trainer, train
-from worker.models.loading import load
+from textmill.finetune.preparation import Prepared, prepare_data
+from textmill.finetune.training import TrainingHistory, make_trainer, train
 
 EVALUATION_SLOTS = 16
 _WEIGHTS, _CHECKPOINTS, _HISTORY = "weights", "checkpoints", "history.json"
@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class FinetuningRun:
     """What one fine-tuning works with.
 
     Attributes:
@@ -66,7 +66,7 @@ class Workshop:
         return Path(self.config.output or f"models/{self.config.name}").expanduser().absolute()
 
 
-def open_workshop(config: FinetuneConfig, settings: Settings, say: Say) -> Workshop:
+def open_run(config: FinetuneConfig, settings: Settings, say: Say) -> FinetuningRun:
     """Find the base and read the data.
 
     Raises:
@@ -78,10 +78,10 @@ def open_workshop(config: FinetuneConfig, settings: Settings, say: Say) -> Works
     say("Reading the data.")
     data = prepare_data(config, base)
     folder = settings.home / "finetune" / f"{config.name}-{data.fingerprint}"
-    return Workshop(config, settings, base, data, folder, say)
+    return FinetuningRun(config, settings, base, data, folder, say)
 
 
-def run(shop: Workshop) -> Path | None:
+def execute(run: FinetuningRun) -> Path | None:
     """Train what is not trained yet, measure, and leave the output.
 
     Returns:
@@ -91,30 +91,30 @@ def run(shop: Workshop) -> Path | None:
         FinetuneError: the output is there already, another process is at work on the same, or
             training or evaluation failed.
     """
-    check_output(shop.output)
-    with _sole_worker(shop.folder):
-        check_output(shop.output)  # another may just have finished
-        return _run(shop)
+    check_output(run.output)
+    with _sole_worker(run.folder):
+        check_output(run.output)  # another may just have finished
+        return _execute(run)
 
 
-def _run(shop: Workshop) -> Path | None:
-    history = _trained(shop)
+def _execute(run: FinetuningRun) -> Path | None:
+    history = _trained(run)
     if not PartialState().is_main_process:
         return None
-    metrics = measure(shop, shop.folder / _WEIGHTS)
+    metrics = measure(run, run.folder / _WEIGHTS)
     write_report(
-        shop.folder / _WEIGHTS,
-        shop.config,
-        shop.base,
-        shop.data,
+        run.folder / _WEIGHTS,
+        run.config,
+        run.base,
+        run.data,
         history,
         metrics,
         hardware_words(history.device),
     )
-    move_into_place(shop.folder / _WEIGHTS, shop.output)
-    (shop.folder / _HISTORY).unlink()  # first: it says that there are weights
-    shutil.rmtree(shop.folder)
-    return shop.output
+    move_into_place(run.folder / _WEIGHTS, run.output)
+    (run.folder / _HISTORY).unlink()  # first: it says that there are weights
+    shutil.rmtree(run.folder)
+    return run.output
 
 
 @contextmanager
@@ -135,11 +135,11 @@ def _sole_worker(folder: Path) -> Iterator[None]:
         yield
 
 
-def measure(shop: Workshop, weights: Path) -> dict[str, Metrics]:
+def measure(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
     """The base and the tuned model on the same held-out examples, by the product's own engine.
 
     Args:
-        shop: what is worked with.
+        run: what is worked with.
         weights: an adapter's folder, or one of all weights.
 
     Raises:
@@ -147,78 +147,78 @@ def measure(shop: Workshop, weights: Path) -> dict[str, Metrics]:
     """
     is_adapter = (weights / "adapter_config.json").is_file()
     tuned = (
-        ModelSpec("after", shop.base.source, str(weights), "float32", True, "")
+        ModelSpec("after", run.base.source, str(weights), "float32", True, "")
         if is_adapter
         else ModelSpec("after", str(weights), None, "float32", True, "")
     )
-    base = ModelSpec("before", str(shop.base.folder), None, "float32", True, "")
+    base = ModelSpec("before", str(run.base.folder), None, "float32", True, "")
     # Merged weights, which nobody needs afterwards; not in /tmp, which may be memory.
-    cache = shop.folder / _MEASURED
+    cache = run.folder / _MEASURED
     shutil.rmtree(cache, ignore_errors=True)  # of a process that was killed
     try:
-        return {spec.name: _measure(shop, spec, cache) for spec in (base, tuned)}
+        return {spec.name: _measure(run, spec, cache) for spec in (base, tuned)}
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def measure_again(shop: Workshop, weights: Path) -> dict[str, Metrics]:
+def measure_again(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
     """What :func:`measure` gives, for a folder that is finished; nothing is left behind.
 
     Raises:
         FinetuneError: a model cannot be measured, or another process is at work on the same.
     """
-    with _sole_worker(shop.folder):
+    with _sole_worker(run.folder):
         try:
-            return measure(shop, weights)
+            return measure(run, weights)
         finally:
-            if [path.name for path in shop.folder.iterdir()] == [_LOCK]:
-                shutil.rmtree(shop.folder)
+            if [path.name for path in run.folder.iterdir()] == [_LOCK]:
+                shutil.rmtree(run.folder)
 
 
-def _measure(shop: Workshop, spec: ModelSpec, cache_dir: Path) -> Metrics:
-    shop.say(f"Measuring the model {spec.name} training on held-out text.")
+def _measure(run: FinetuningRun, spec: ModelSpec, cache_dir: Path) -> Metrics:
+    run.say(f"Measuring the model {spec.name} training on held-out text.")
     model = load(
         spec,
         cache_dir=cache_dir,
         dtype="float32",
         num_slots=EVALUATION_SLOTS,
-        kernel_dir=shop.settings.kernel_dir,
-        report=shop.say,
+        kernel_dir=run.settings.kernel_dir,
+        report=run.say,
     )
     return evaluate(
         model,
-        shop.data.validation,
-        (example.text for example in shop.data.train),
-        shop.config.evaluation,
-        encode=shop.base.encoder(shop.config.data.max_tokens).parts,
-        max_tokens=shop.config.data.max_tokens,
-        seed=shop.config.seed,
+        run.data.validation,
+        (example.text for example in run.data.train),
+        run.config.evaluation,
+        encode=run.base.encoder(run.config.data.max_tokens).parts,
+        max_tokens=run.config.data.max_tokens,
+        seed=run.config.seed,
         num_slots=EVALUATION_SLOTS,
     )
 
 
-def _trained(shop: Workshop) -> TrainingHistory:
+def _trained(run: FinetuningRun) -> TrainingHistory:
     """The history of a training, which is run unless an earlier process finished it."""
-    kept = shop.folder / _HISTORY
-    if kept.is_file() and any((shop.folder / _WEIGHTS).glob("*.safetensors")):
-        shop.say("The training is done already; going on with what comes after it.")
+    kept = run.folder / _HISTORY
+    if kept.is_file() and any((run.folder / _WEIGHTS).glob("*.safetensors")):
+        run.say("The training is done already; going on with what comes after it.")
         return _read_history(kept)
-    checkpoints = shop.folder / _CHECKPOINTS
+    checkpoints = run.folder / _CHECKPOINTS
     if checkpoints.is_dir():
-        shop.say("Going on where an earlier training with the same options and data was.")
-    tokenizer = shop.base.tokenizer()
+        run.say("Going on where an earlier training with the same options and data was.")
+    tokenizer = run.base.tokenizer()
     trainer = make_trainer(
-        shop.config,
-        shop.base.trainable(shop.config),
+        run.config,
+        run.base.trainable(run.config),
         tokenizer,
-        shop.data.train_texts,
-        shop.data.validation_texts[: shop.config.training.checkpoint_examples],
+        run.data.train_texts,
+        run.data.validation_texts[: run.config.training.checkpoint_examples],
         checkpoints,
     )
-    history = train(shop.config, trainer, checkpoints)
+    history = train(run.config, trainer, checkpoints)
     if PartialState().is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
-        save_weights(model, tokenizer, shop.folder / _WEIGHTS)
+        save_weights(model, tokenizer, run.folder / _WEIGHTS)
         part = kept.with_suffix(".part")
         part.write_text(json.dumps(asdict(history)), encoding="utf-8")
         part.rename(kept)

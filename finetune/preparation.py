@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from finetune.base_model import BaseModel
-from finetune.config import FinetuneConfig
-from finetune.encoding import Encoded, Encoder, pack
-from finetune.errors import DataError
-from finetune.examples import Example
-from finetune.formats import format_read, read_examples
-from finetune.holdout import HoldoutReport, hold_out
-from finetune.hub import is_hub_name
+from textmill.finetune.base_model import BaseModel
+from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.encoding import Encoded, Encoder, pack
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Example
+from textmill.finetune.formats import format_read, read_examples
+from textmill.finetune.holdout import HoldoutReport, hold_out
+from textmill.finetune.hub import is_hub_name
 
 
 @dataclass(frozen=True, slots=True)

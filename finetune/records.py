@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from finetune.errors import DataError
-from finetune.examples import Place
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Place
 
 _TYPE_WORDS: dict[type, str] = {
     type(None): "null",

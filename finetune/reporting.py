@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from finetune.encoding import Encoded
-from finetune.errors import ConfigError
-from finetune.export import FINETUNE_FILE
-from finetune.pipeline import Workshop, measure_again, read_figures
-from finetune.preparation import TokenCounts
-from finetune.training import device_words, make_trainer, peak_bytes, precision
+from textmill.finetune.encoding import Encoded
+from textmill.finetune.errors import ConfigError
+from textmill.finetune.export import FINETUNE_FILE
+from textmill.finetune.pipeline import FinetuningRun, measure_again, read_figures
+from textmill.finetune.preparation import TokenCounts
+from textmill.finetune.training import device_words, make_trainer, peak_bytes, precision
 
 NUM_SHOWN = 3
 SHOWN_CHARACTERS = 600
@@ -25,9 +25,9 @@ _ADAM_BYTES = 8  # a number that is trained: two means in float32
 _MEBIBYTE = 1 << 20
 
 
-def describe(shop: Workshop) -> Iterator[str]:
+def describe(run: FinetuningRun) -> Iterator[str]:
     """What is learned, and what became of the rest."""
-    data, options = shop.data, shop.config.data
+    data, options = run.data, run.config.data
     yield from _side("train", data.train_counts, options.max_tokens)
     yield from _side("validation", data.validation_counts, options.max_tokens)
     yield from data.holdout.sentences()
@@ -56,20 +56,20 @@ def _side(name: str, counts: TokenCounts, max_tokens: int) -> Iterator[str]:
         )
 
 
-def estimate(shop: Workshop) -> Iterator[str]:
+def estimate(run: FinetuningRun) -> Iterator[str]:
     """Three examples as they are learned, and what the training would take.
 
     Two batches are computed, the second is timed; nothing is changed or kept.
     """
-    for number, example in enumerate(shop.data.train[:NUM_SHOWN], 1):
+    for number, example in enumerate(run.data.train[:NUM_SHOWN], 1):
         yield f"--- example {number} ({example.place.path}, line {example.place.line})"
         for part in example.parts:
             shown = part.text[:SHOWN_CHARACTERS]
             more = "…" if len(part.text) > SHOWN_CHARACTERS else ""
             yield f"[{'learned' if part.is_learned else 'given'}] {shown!r}{more}"
     yield "---"
-    config, data = shop.config, shop.data
-    rate, num_steps, trainable = _trial(shop)
+    config, data = run.config, run.data
+    rate, num_steps, trainable = _trial(run)
     tokens = data.train_counts.num_tokens * config.training.epochs
     if config.training.max_steps is not None:
         tokens *= config.training.max_steps / max(1, num_steps)
@@ -85,18 +85,18 @@ def estimate(shop: Workshop) -> Iterator[str]:
     )
 
 
-def _trial(shop: Workshop) -> tuple[float, int, int]:
+def _trial(run: FinetuningRun) -> tuple[float, int, int]:
     """Tokens a second, steps of all epochs, and how many numbers are trained."""
-    longest: list[Encoded] = sorted(shop.data.train_texts, key=lambda t: -len(t.ids))
-    size = shop.config.training.batch_size
+    longest: list[Encoded] = sorted(run.data.train_texts, key=lambda t: -len(t.ids))
+    size = run.config.training.batch_size
     middle = longest[len(longest) // 2 :][:size]
     with tempfile.TemporaryDirectory() as folder:  # the Trainer makes one, and nothing in it
         trainer = make_trainer(
-            shop.config,
-            shop.base.trainable(shop.config),
-            shop.base.tokenizer(),
-            shop.data.train_texts,
-            shop.data.validation_texts[:1],
+            run.config,
+            run.base.trainable(run.config),
+            run.base.tokenizer(),
+            run.data.train_texts,
+            run.data.validation_texts[:1],
             Path(folder),
         )
     model: Any = trainer.model
@@ -113,11 +113,11 @@ def _trial(shop: Workshop) -> tuple[float, int, int]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - started
-    batches = -(-len(shop.data.train_texts) // size)
-    steps = -(-batches // shop.config.training.accumulation)
+    batches = -(-len(run.data.train_texts) // size)
+    steps = -(-batches // run.config.training.accumulation)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     num_tokens = sum(len(text.ids) for text in middle)
-    return num_tokens / seconds, round(steps * shop.config.training.epochs), trainable
+    return num_tokens / seconds, round(steps * run.config.training.epochs), trainable
 
 
 def comparison(folder: Path) -> Iterator[str]:
@@ -134,14 +134,14 @@ def comparison(folder: Path) -> Iterator[str]:
     yield f"The model is in {folder}; serve it with: textmill register {folder}"
 
 
-def reproduced(shop: Workshop, folder: Path) -> Iterator[str]:
+def reproduced(run: FinetuningRun, folder: Path) -> Iterator[str]:
     """A finished folder's figures, computed anew.
 
     Raises:
         ConfigError: they are not those that the folder tells.
     """
     told = read_figures(folder)["metrics"]
-    found = {name: metrics.as_json() for name, metrics in measure_again(shop, folder).items()}
+    found = {name: metrics.as_json() for name, metrics in measure_again(run, folder).items()}
     yield from table(found["before"], found["after"])
     agreed = dict.fromkeys(words for name in found for words in _agreed(told, found, name, folder))
     yield f"These are the figures that {folder} tells: {', '.join(agreed)}."

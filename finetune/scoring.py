@@ -13,9 +13,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from finetune.errors import ConfigError, TrainingError
-from finetune.examples import Example
-from worker.models.loading import LoadedModel
+from textmill.engine.models.loading import LoadedModel
+from textmill.finetune.errors import ConfigError, TrainingError
+from textmill.finetune.examples import Example
 
 # Of the logits at once: 64 rows of a vocabulary of 49,152 take 25 MB in float64, twice.
 CHUNK_ROWS = 64

@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from finetune.errors import ConfigError
-from finetune.examples import Part
-from finetune.records import Record
+from textmill.finetune.errors import ConfigError
+from textmill.finetune.examples import Part
+from textmill.finetune.records import Record
 
 _PIECE = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}]*)\}|[{}]|[^{}]+")
 # Whatever a column may be called, less what str.format would read as more than a name.

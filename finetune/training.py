@@ -23,16 +23,16 @@ from transformers import (
     set_seed,
 )
 
-from finetune.checkpoints import (
+from textmill.finetune.checkpoints import (
     FiniteLosses,
     Stopwatch,
     WholeCheckpoints,
     usable_checkpoint,
 )
-from finetune.config import FinetuneConfig
-from finetune.encoding import Encoded
-from finetune.errors import TrainingError
-from finetune.progress import ProgressBar
+from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.encoding import Encoded
+from textmill.finetune.errors import TrainingError
+from textmill.finetune.progress import ProgressBar
 
 KEPT_CHECKPOINTS = 2  # the newest, and the best
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from core.strategies import MAX_SEED, STRATEGIES_BY_NAME, DecodingParameters, StrategyName
-from finetune.errors import TrainingError
-from worker.engine import Engine, EngineError, Generation, GenerationRequest
-from worker.models.loading import LoadedModel
+from textmill.core.strategies import MAX_SEED, STRATEGIES_BY_NAME, DecodingParameters, StrategyName
+from textmill.engine import EngineError, Generation, GenerationRequest, InferenceEngine
+from textmill.engine.models.loading import LoadedModel
+from textmill.finetune.errors import TrainingError
 
 STOP_SECONDS = 60.0  # a step of the largest models that we serve takes a fraction of it
 
@@ -42,7 +42,7 @@ def write_texts(
     Raises:
         TrainingError: a prompt could not be continued; the message counts from 1.
     """
-    engine = Engine({model.name: model}, num_slots=num_slots)
+    engine = InferenceEngine({model.name: model}, num_slots=num_slots)
     engine.start()
     try:
         generations = [
@@ -57,7 +57,11 @@ def write_texts(
 
 
 def _submit(
-    engine: Engine, name: str, prompts: Sequence[str], number: int, parameters: DecodingParameters
+    engine: InferenceEngine,
+    name: str,
+    prompts: Sequence[str],
+    number: int,
+    parameters: DecodingParameters,
 ) -> Generation:
     seed = (parameters.seed + number) % (MAX_SEED + 1)
     job_id = f"evaluation-{number + 1}"

@@ -1,1 +1,4 @@
-"""The database's schema, step by step (Alembic). Imports core.models and core.settings alone."""
+"""The database's schema as Alembic migrations.
+
+Imports ``core.database.tables`` and ``core.settings`` alone.
+"""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from core.models import Base
+from textmill.core.database.tables import Base
 
 # Made by hand in the migrations, since one database only has each: not the models' business.
 _OWN_OBJECTS = {"search_vector", "ix_jobs_search_vector"}

@@ -21,8 +21,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 
-from core.db import connecting, make_engine, reading, writing
-from core.errors import StorageUnavailable
+from textmill.core.database.connections import connecting, make_engine, reading, writing
+from textmill.core.errors import StorageUnavailable
 
 LOCK_MS = 1_000  # writers wait no longer behind a statement that waits for a table's lock
 LOCK_TRIES_SECONDS = 30.0  # then the caller is told, who may go on trying

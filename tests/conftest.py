@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from core.db import make_engine
-from migrations.upgrade import upgrade
 from tests.servers import RedisServer, running_postgres, running_redis
+from textmill.core.database.connections import make_engine
+from textmill.migrations.upgrade import upgrade
 
 # As the worker's command line does, before PyTorch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -32,8 +32,8 @@ LONG_FILES = (
     "tests/acceptance/test_finetuning_walk.py",
     "tests/acceptance/test_cli_restarts.py",
     "tests/acceptance/test_private_logs.py",
-    "tests/unit/worker/models/test_real_model.py",
-    "tests/unit/worker/engine/test_texts.py",
+    "tests/unit/engine/models/test_real_model.py",
+    "tests/unit/engine/test_texts.py",
     "tests/native/test_sanitized.py",
 )
 

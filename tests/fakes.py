@@ -9,11 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from worker.models.loading import LoadedModel, ModelInfo
-from worker.models.prefixes import num_shared
-from worker.models.rows import Row
-from worker.models.runner import PREFILL_CHUNK_TOKENS
-from worker.models.tokenizer import TextTokenizer
+from textmill.engine.models.batch_entry import BatchEntry
+from textmill.engine.models.loading import LoadedModel, ModelInfo
+from textmill.engine.models.prefixes import num_shared
+from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS
+from textmill.engine.models.tokenizer import TextTokenizer
 
 VOCABULARY_SIZE = 128
 EOS = 0  # the character NUL
@@ -68,7 +68,7 @@ class FakeRunner:
         self.decoding_seen.append(num_decoding)
         return PREFILL_CHUNK_TOKENS
 
-    def prefill(self, chunks: Sequence[tuple[Row, int]]) -> None:
+    def prefill(self, chunks: Sequence[tuple[BatchEntry, int]]) -> None:
         if self.prefill_gate is not None and not self.prefill_gate.wait(30):
             raise TimeoutError("nobody opened the gate")
         self.prefill_batches.append(len(chunks))
@@ -79,12 +79,12 @@ class FakeRunner:
     def score(self, ids: list[int], slot: int = 0) -> Tensor:
         return torch.stack([self._logits_of(ids[: n + 1]) for n in range(len(ids))])
 
-    def recall(self, row: Row) -> None:
+    def recall(self, row: BatchEntry) -> None:
         for known in self.kept:
             shared = num_shared(known, row.ids[:-1])
             row.num_cached = max(row.num_cached, shared)
 
-    def keep(self, row: Row) -> None:
+    def keep(self, row: BatchEntry) -> None:
         self.kept.append(row.ids[: row.num_cached])
 
     def fork(self, source: int, target: int, start: int, end: int) -> None:
@@ -93,7 +93,7 @@ class FakeRunner:
     def release(self, slot: int) -> None:
         self.released.append(slot)
 
-    def decode(self, rows: Sequence[Row]) -> Tensor:
+    def decode(self, rows: Sequence[BatchEntry]) -> Tensor:
         if self.gate is not None and not self.gate.wait(30):
             raise TimeoutError("nobody opened the gate")
         self.num_decode_steps += 1

@@ -8,7 +8,7 @@ import tempfile
 from ctypes import CDLL
 from pathlib import Path
 
-from worker.models.kernels.build import kernels
+from textmill.engine.kernels.build import kernels
 
 KERNEL_DIR = Path(tempfile.gettempdir()) / f"textmill-test-kernels-{getpass.getuser()}"
 

@@ -19,8 +19,8 @@ from pathlib import Path
 import redis
 from sqlalchemy import make_url
 
-from cli.embedded_redis import find_server
 from tests.processes import descendants, send
+from textmill.cli.embedded_redis import find_server
 
 
 def free_port() -> int:

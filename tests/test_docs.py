@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import Product, workspace
-from core import settings as settings_module
-from core.model_catalog import load_catalog
-from core.settings import PREFIX, Settings
-from core.strategies import STRATEGIES, ParameterSpec, StrategySpec
+from textmill.core import settings as settings_module
+from textmill.core.catalog.models_file import load_catalog
+from textmill.core.settings import PREFIX, Settings
+from textmill.core.strategies import STRATEGIES, ParameterSpec, StrategySpec
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -155,7 +155,7 @@ def _check_output(output: str) -> None:
 
 
 def test_the_api_page_lists_every_call_of_the_openapi_document() -> None:
-    from backend.openapi import openapi_document
+    from textmill.backend.openapi import openapi_document
 
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     calls = {
@@ -168,7 +168,7 @@ def test_the_api_page_lists_every_call_of_the_openapi_document() -> None:
 
 
 def test_the_api_page_lists_the_codes_of_all_client_errors() -> None:
-    from core.errors import ClientError
+    from textmill.core.errors import ClientError
 
     def leaves(kind: type[ClientError]) -> Iterator[type[ClientError]]:
         for child in kind.__subclasses__():

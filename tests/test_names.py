@@ -12,11 +12,21 @@ from pathlib import Path
 
 import pytest
 
-from core import settings as settings_module
-from core.settings import PREFIX
+from textmill.core import settings as settings_module
+from textmill.core.settings import PREFIX
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("core", "backend", "worker", "cli", "finetune", "migrations", "benchmarks")
+PACKAGES = (
+    "core",
+    "tokenizing",
+    "engine",
+    "backend",
+    "worker",
+    "cli",
+    "finetune",
+    "migrations",
+    "benchmarks",
+)
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted(
     path for package in (*PACKAGES, "tests", "scripts") for path in (ROOT / package).rglob("*.py")
@@ -116,23 +126,23 @@ def test_what_is_named_exists(find: object) -> None:
 
 
 def test_comments_docstrings_and_documents_are_all_looked_at(tmp_path: Path) -> None:
-    source, document = ROOT / "core" / "models.py", tmp_path / "page.md"
+    source, document = ROOT / "core" / "database" / "tables.py", tmp_path / "page.md"
     document.write_text("See `core.fair_share` and DESIGN.md, or TEXTMILL_NOTHING.")
     lines = dict(prose_of(document))
     assert _DOTTED.findall(lines[1]) == ["core.fair_share"]
     assert _DOCUMENT.findall(lines[1]) == ["DESIGN.md"]
     assert _SETTING.findall(lines[1]) == ["TEXTMILL_NOTHING"]
     prose = "\n".join(text for _, text in prose_of(source))
-    assert "core.admission" in prose  # a comment
-    assert "core.jobs.JobStore" in prose  # a docstring
+    assert "core.jobs.admission" in prose  # a comment
+    assert "core.jobs.store.JobStore" in prose  # a docstring
 
 
 @pytest.mark.parametrize(
     ("name", "is_there"),
-    [("core", True), ("core.jobs", True), ("core.jobs.JobStore", True),
-     ("core.jobs.JobStore.claim", True), ("core.jobs.JobStore.nothing", False),
-     ("core.fair_share", False), ("worker.engine.errors", False), ("worker.models.errors", True),
-     ("core.jobs.nothing", False)],
+    [("core", True), ("core.jobs.store", True), ("core.jobs.store.JobStore", True),
+     ("core.jobs.store.JobStore.claim", True), ("core.jobs.store.JobStore.nothing", False),
+     ("core.fair_share", False), ("engine.errors", False), ("engine.models.errors", True),
+     ("core.jobs.store.nothing", False)],
 )  # fmt: skip
 def test_a_name_that_resolves_to_nothing_is_found(name: str, is_there: bool) -> None:
     assert exists(name) is is_there

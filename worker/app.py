@@ -21,39 +21,40 @@ from celery import signals
 from celery.exceptions import CPendingDeprecationWarning
 from prometheus_client import start_http_server
 
-from core.db import make_engine
-from core.dead_workers import note_birth, note_end
-from core.errors import SettingsError, StorageUnavailable
-from core.events import EventBus
-from core.jobs import JobStore, Limits
-from core.live_catalog import LiveCatalog
-from core.logs import configure_logs
-from core.model_cards import ModelCard, register_card
-from core.model_catalog import Catalog, ModelSpec
-from core.problems import MODELS_FILE
-from core.redaction import reason_of
-from core.settings import Settings
-from core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
-from core.upkeep import UPKEEP_SECONDS, Upkeep
-from core.workers import forget, worker_host
-from worker.cancels import CancelListener
-from worker.engine import Engine, EngineError
-from worker.lease import WATCH_SECONDS, Heartbeat, Loop, Watchdog
-from worker.metrics import WorkerMetrics
-from worker.model_watch import WATCH_MODELS_SECONDS, Actions, ModelWatch
-from worker.models.errors import ModelLoadError
-from worker.models.loading import LoadedModel, default_num_slots, load
-from worker.models.memory import cache_bytes
-from worker.models.sources import prepare
-from worker.models.trials import FOLDER, Trials
-from worker.pace import Pace
-from worker.poller import Poller
-from worker.problems import ProblemBoard
-from worker.publishing import Publisher
-from worker.siblings import SiblingWatch
-from worker.sweeper import Sweeper
-from worker.tasks import JobRunner
-from worker.termination import Termination
+from textmill.core.catalog.live import LiveCatalog
+from textmill.core.catalog.models_file import Catalog, ModelSpec
+from textmill.core.catalog.served_models import ServedModel, store_served_model
+from textmill.core.database.connections import make_engine
+from textmill.core.database.maintenance import UPKEEP_SECONDS, Upkeep
+from textmill.core.dead_workers import note_birth, note_end
+from textmill.core.errors import SettingsError, StorageUnavailable
+from textmill.core.events import EventBus
+from textmill.core.failpoints import reach
+from textmill.core.jobs.store import JobStore, Limits
+from textmill.core.logs import configure_logs
+from textmill.core.problems import MODELS_FILE
+from textmill.core.redaction import reason_of
+from textmill.core.settings import Settings
+from textmill.core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
+from textmill.core.workers import forget, worker_host
+from textmill.engine import EngineError, InferenceEngine
+from textmill.engine.models.errors import ModelLoadError
+from textmill.engine.models.loading import LoadedModel, default_num_slots, load
+from textmill.engine.models.memory import cache_bytes
+from textmill.engine.models.sources import prepare
+from textmill.worker.cancels import CancelListener
+from textmill.worker.intervals import Intervals
+from textmill.worker.job_worker import JobWorker
+from textmill.worker.lease import WATCH_SECONDS, Heartbeat, Loop, Watchdog
+from textmill.worker.metrics import WorkerMetrics
+from textmill.worker.model_watch import WATCH_MODELS_SECONDS, Actions, ModelWatch
+from textmill.worker.poller import Poller
+from textmill.worker.problems import ProblemBoard
+from textmill.worker.publishing import Publisher
+from textmill.worker.siblings import SiblingWatch
+from textmill.worker.sweeper import Sweeper
+from textmill.worker.termination import Termination
+from textmill.worker.trials import FOLDER, Trials
 
 EX_CONFIG = 78  # sysexits.h: a restart alone cannot help; the models or the settings must change
 EX_SOFTWARE = 70  # a hang: a restart does help
@@ -70,25 +71,28 @@ class WorkerProcess:
         settings: Settings,
         watch: ModelWatch,
         termination: Termination,
-        pace: Pace | None = None,
+        intervals: Intervals | None = None,
     ) -> None:
-        """Put the parts together; nothing runs yet. ``pace`` is for tests."""
-        pace = pace or Pace()
+        """Put the parts together; nothing runs yet. ``intervals`` is for tests."""
+        intervals = intervals or Intervals()
         self.settings = settings
         self.model_watch = watch
         self.is_outdated = False  # whether it ends since the models file asks for another
         self._termination = termination
         self.worker_id = f"{worker_host()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
-        self.engine = Engine(
-            watch.models, num_slots=num_slots, cache_bytes=cache_bytes(settings.cache_mib << 20)
+        self.engine = InferenceEngine(
+            watch.models,
+            num_slots=num_slots,
+            cache_bytes=cache_bytes(settings.cache_mib << 20),
+            on_prefill=partial(reach, "prefill"),
         )
-        self.store = make_store(settings, pace.lease)
+        self.store = make_store(settings, intervals.lease)
         self.metrics = WorkerMetrics()
         self.metrics.watch(self.engine)
         self.bus = EventBus(settings.redis_url)
         self.publisher = Publisher(self.bus.publish)
-        self.runner = JobRunner(
+        self.runner = JobWorker(
             store=self.store,
             engine=self.engine,
             publisher=self.publisher,
@@ -96,20 +100,20 @@ class WorkerProcess:
             worker_id=self.worker_id,
             revisions={name: model.info.revision for name, model in watch.models.items()},
             on_dead_engine=lambda: _end_process("the engine's thread has died"),
-            settled_seconds=pace.settled,
+            settled_seconds=intervals.settled,
         )
         self._first_models = self.runner.models
         self.celery = make_celery(settings, self._first_models)
         self._tickets = TicketPublisher(self.celery)
         self._consumer: Any = None  # Celery's, once it is made
-        self._loops = self._make_loops(num_slots, pace)
+        self._loops = self._make_loops(num_slots, intervals)
         self._listener = (
-            CancelListener(settings.redis_url, self._progress_loop.stir)
+            CancelListener(settings.redis_url, self._progress_loop.wake)
             if settings.redis_url
             else None
         )
 
-    def _make_loops(self, num_slots: int, pace: Pace) -> list[Loop]:
+    def _make_loops(self, num_slots: int, intervals: Intervals) -> list[Loop]:
         heartbeat = Heartbeat(
             store=self.store, engine=self.engine, runner=self.runner, worker_id=self.worker_id
         )
@@ -118,7 +122,7 @@ class WorkerProcess:
             self._publish,
             f"sweeper:{self.worker_id}",
             living=heartbeat.living,
-            pace=pace,
+            intervals=intervals,
         )
         self._poller = Poller(self.runner, self._has_eligible, num_slots)
         watchdog = Watchdog(
@@ -127,11 +131,11 @@ class WorkerProcess:
             has_eligible=self._has_eligible,
             end_process=_end_process,
         )
-        self._progress_loop = Loop("progress", pace.progress, heartbeat.save_progress)
-        self._poll_loop = Loop("poller", pace.poll, self._poller.look)
-        self._heartbeat_loop = Loop("heartbeat", pace.heartbeat, heartbeat.beat)
+        self._progress_loop = Loop("progress", intervals.progress, heartbeat.save_progress)
+        self._poll_loop = Loop("poller", intervals.poll, self._poller.look)
+        self._heartbeat_loop = Loop("heartbeat", intervals.heartbeat, heartbeat.beat)
         self._siblings = SiblingWatch(
-            self.store, self.settings.home, self.worker_id, self._poll_loop.stir
+            self.store, self.settings.home, self.worker_id, self._poll_loop.wake
         )
         watch = partial(self.model_watch.look, Actions(self._add_model, self._renew, self._ask_end))
         return [
@@ -139,7 +143,7 @@ class WorkerProcess:
             self._progress_loop,
             self._poll_loop,
             Loop("models", WATCH_MODELS_SECONDS, watch),
-            Loop("sweeper", pace.sweep, sweeper.sweep),
+            Loop("sweeper", intervals.sweep, sweeper.sweep),
             Loop("siblings", 0.0, self._siblings.look),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
             Loop("upkeep", UPKEEP_SECONDS, Upkeep(self.store.engine).step),
@@ -213,12 +217,12 @@ class WorkerProcess:
         self._renew(model)
         self.runner.add_model(model.name, model.info.revision)
         self._consume(model.name)
-        self._heartbeat_loop.stir()
-        self._poll_loop.stir()
+        self._heartbeat_loop.wake()
+        self._poll_loop.wake()
         log.info("model_added", model=model.name, revision=model.info.revision)
 
     def _renew(self, model: LoadedModel) -> None:
-        register_card(self.store.engine, card_of(model.name, model))
+        store_served_model(self.store.engine, served_model_of(model.name, model))
 
     def _consume(self, model: str) -> None:
         """Take a model's tickets; its jobs are found by polling too, but tickets would pile up."""
@@ -258,10 +262,10 @@ def make_store(settings: Settings, lease_seconds: float) -> JobStore:
     return JobStore(engine, Limits.from_settings(settings), lease_seconds=lease_seconds)
 
 
-def card_of(name: str, model: LoadedModel) -> ModelCard:
+def served_model_of(name: str, model: LoadedModel) -> ServedModel:
     """What the web side may know of a loaded model."""
     info = model.info
-    return ModelCard(
+    return ServedModel(
         name=name,
         revision=info.revision,
         family=info.family,
@@ -277,12 +281,12 @@ def card_of(name: str, model: LoadedModel) -> ModelCard:
     )
 
 
-def main(settings: Settings, pace: Pace | None = None) -> int:
+def main(settings: Settings, intervals: Intervals | None = None) -> int:
     """Run a worker until SIGTERM.
 
     Args:
         settings: of the process.
-        pace: for tests, which cannot wait for a lease of 30 s to run out.
+        intervals: for tests, which cannot wait for a lease of 30 s to run out.
 
     Returns:
         The exit code: 0 after a clean stop, ``EX_CONFIG`` where a restart cannot help,
@@ -294,7 +298,7 @@ def main(settings: Settings, pace: Pace | None = None) -> int:
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     termination = Termination()
     try:
-        process = WorkerProcess(settings, load_models(settings), termination, pace)
+        process = WorkerProcess(settings, load_models(settings), termination, intervals)
         process.start()
     except (SettingsError, ModelLoadError) as error:
         # The supervisor shows this line as the reason why this worker is left out.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
-from core.events import CANCEL_CHANNEL, make_redis
+from textmill.core.events import CANCEL_CHANNEL, make_redis
 
 LISTEN_SECONDS = 1.0  # how long one wait for a message takes; below the socket time-out
 RETRY_SECONDS = 2.0

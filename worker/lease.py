@@ -13,13 +13,13 @@ from typing import Protocol
 
 import structlog
 
-from core.errors import StorageUnavailable
-from core.jobs import JobStore, Standing
-from core.workers import WorkerState, beat
-from worker.awake_clock import AwakeClock
-from worker.engine import Engine
-from worker.pace import Pace
-from worker.tasks import JobRunner
+from textmill.core.errors import StorageUnavailable
+from textmill.core.jobs.store import JobStore, LeaseStatus
+from textmill.core.workers import WorkerState, beat
+from textmill.engine import InferenceEngine
+from textmill.worker.awake_clock import AwakeClock
+from textmill.worker.intervals import Intervals
+from textmill.worker.job_worker import JobWorker
 
 STALL_SECONDS = 20.0  # longer than any step takes; together with the lease: lost within 50 s
 NO_CLAIM_SECONDS = 60.0
@@ -36,7 +36,7 @@ class Loop:
         self._every = every_seconds
         self._call = call
         self._closing = threading.Event()
-        self._stirred = threading.Event()
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._name = name
         self._is_away = False  # the database, at the last call
@@ -45,20 +45,20 @@ class Loop:
         """Start the thread; the first call comes at once."""
         self._thread.start()
 
-    def stir(self) -> None:
+    def wake(self) -> None:
         """Call now instead of at the next turn."""
-        self._stirred.set()
+        self._woken.set()
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """Stop after the present call."""
         self._closing.set()
-        self._stirred.set()
+        self._woken.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
         while True:
-            self._stirred.clear()
+            self._woken.clear()
             if self._closing.is_set():  # looked at after the clearing, or a close would be missed
                 return
             pause = self._every
@@ -70,7 +70,7 @@ class Loop:
                 pause = min(pause, RETRY_SECONDS)
             except Exception:  # the task edge: a loop that dies would take the worker's leases
                 log.exception("loop_failed", loop=self._name)
-            self._stirred.wait(pause)
+            self._woken.wait(pause)
 
     def _note_database(self, error: StorageUnavailable | None) -> None:
         """Log that the database went away or came back, once each."""
@@ -87,7 +87,7 @@ class StallDetector:
     def __init__(self, engine: EngineLike, clock: Callable[[], float] | None = None) -> None:
         """Start as not stalled; asked at every heartbeat, it leaves out pauses of the process."""
         self._engine = engine
-        self._clock = clock or AwakeClock(2 * Pace().heartbeat)
+        self._clock = clock or AwakeClock(2 * Intervals().heartbeat)
         self._step = -1
         self._since = self._clock()
 
@@ -123,7 +123,7 @@ class Heartbeat:
     """Renews the worker's leases and its row in ``workers``."""
 
     def __init__(
-        self, *, store: JobStore, engine: Engine, runner: JobRunner, worker_id: str
+        self, *, store: JobStore, engine: InferenceEngine, runner: JobWorker, worker_id: str
     ) -> None:
         """Keep what is asked at every beat."""
         self._store = store
@@ -163,16 +163,16 @@ class Heartbeat:
         progress = self._runner.progress()
         if progress:
             self._store.save_progress(self._worker_id, progress)
-        apply(self._store.standing(self._worker_id, attempts), self._runner)
+        apply(self._store.lease_status(self._worker_id, attempts), self._runner)
 
 
-def apply(standing: Standing, runner: JobRunner) -> None:
+def apply(lease_status: LeaseStatus, runner: JobWorker) -> None:
     """Make the engine drop what was canceled or taken away."""
-    if standing.to_cancel:
-        runner.stop_jobs(standing.to_cancel, "canceled")
+    if lease_status.to_cancel:
+        runner.stop_jobs(lease_status.to_cancel, "canceled")
     # A job that ended between the question and the answer is no longer active: nothing happens.
-    if standing.lost:
-        runner.stop_jobs(standing.lost, "lost")
+    if lease_status.lost:
+        runner.stop_jobs(lease_status.lost, "lost")
 
 
 class Watchdog:
@@ -182,7 +182,7 @@ class Watchdog:
         self,
         *,
         heartbeat: Heartbeat,
-        runner: JobRunner,
+        runner: JobWorker,
         has_eligible: Callable[[], bool],
         end_process: Callable[[str], None],
         clock: Callable[[], float] | None = None,
@@ -193,22 +193,22 @@ class Watchdog:
         self._has_eligible = has_eligible
         self._end_process = end_process
         self._clock = clock or AwakeClock(2 * WATCH_SECONDS)
-        self._hungry_since: float | None = None
+        self._starved_since: float | None = None
         self._num_claimed = 0
 
     def look(self) -> None:
         """Judge the worker once."""
         if self._heartbeat.stalled_seconds > NO_CLAIM_SECONDS:
             self._end_process("the engine made no step for a minute with work to do")
-        is_hungry = (
+        is_starved = (
             self._runner.num_free > 0 and not self._runner.is_blocked and self._has_eligible()
         )
         now = self._clock()
         has_claimed = self._runner.num_claimed != self._num_claimed
         self._num_claimed = self._runner.num_claimed
-        if not is_hungry or has_claimed:
-            self._hungry_since = None
-        elif self._hungry_since is None:
-            self._hungry_since = now
-        elif now - self._hungry_since > NO_CLAIM_SECONDS:
+        if not is_starved or has_claimed:
+            self._starved_since = None
+        elif self._starved_since is None:
+            self._starved_since = now
+        elif now - self._starved_since > NO_CLAIM_SECONDS:
             self._end_process("jobs wait and slots are free, but nothing was claimed for a minute")

@@ -9,9 +9,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from core.jobs import Outcome
-from core.records import JobRecord
-from worker.engine import Engine, GenerationResult
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import Outcome
+from textmill.engine import GenerationResult, InferenceEngine
 
 _WAITS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)  # seconds
 _RATES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # tokens per second
@@ -51,7 +51,7 @@ class WorkerMetrics:
             "textmill_job_failures_total", "Jobs failed, by code", ["code"], registry=r
         )
 
-    def watch(self, engine: Engine) -> None:
+    def watch(self, engine: InferenceEngine) -> None:
         """Show the engine's occupancy at every scrape."""
         self.registry.register(_EngineMetrics(engine))
 
@@ -76,7 +76,7 @@ class WorkerMetrics:
 class _EngineMetrics(Collector):
     """The engine's numbers as they are when Prometheus asks."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:

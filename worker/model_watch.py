@@ -17,14 +17,14 @@ from typing import TypeVar
 
 import structlog
 
-from core.errors import StorageUnavailable
-from core.model_catalog import Catalog, ModelSpec
-from core.model_state import ModelState
-from worker.engine.requests import EngineStopped
-from worker.models.errors import ModelLoadError, in_one_line
-from worker.models.loading import LoadedModel
-from worker.models.trials import TRIAL_SECONDS, TrialUnfinished
-from worker.problems import Board, NoBoard
+from textmill.core.catalog.file_state import ModelState
+from textmill.core.catalog.models_file import Catalog, ModelSpec
+from textmill.core.errors import StorageUnavailable
+from textmill.engine.models.errors import ModelLoadError, in_one_line
+from textmill.engine.models.loading import LoadedModel
+from textmill.engine.requests import EngineStopped
+from textmill.worker.problems import Board, NoBoard
+from textmill.worker.trials import TRIAL_SECONDS, TrialUnfinished
 
 WATCH_MODELS_SECONDS = 5.0
 START_TRIAL_SECONDS = 300.0  # of one model among several at the start: the others are to be served

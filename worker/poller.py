@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from worker.tasks import JobRunner
+from textmill.worker.job_worker import JobWorker
 
 
 class Poller:
     """Starts ``work`` on threads of its own when the table has something."""
 
-    def __init__(self, runner: JobRunner, has_eligible: Callable[[], bool], num_slots: int) -> None:
+    def __init__(self, runner: JobWorker, has_eligible: Callable[[], bool], num_slots: int) -> None:
         """``has_eligible`` is a cheap read; it keeps an idle worker from taking write locks."""
         self._runner = runner
         self._has_eligible = has_eligible

@@ -14,9 +14,9 @@ import structlog
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from core.db import make_engine
-from core.errors import TextmillError
-from core.problems import REMEMBERED_SECONDS, Kind, Subject, report, solve
+from textmill.core.database.connections import make_engine
+from textmill.core.errors import TextmillError
+from textmill.core.problems import REMEMBERED_SECONDS, Kind, Subject, report, solve
 
 log = structlog.get_logger(__name__)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from core.events import EventsUnavailable, StreamEntry
+from textmill.core.events import EventsUnavailable, StreamEntry
 
 GATHER_SECONDS = 0.04  # fast enough to look continuous, and one round trip for all the batch
 # With many texts at once each has few tokens in 40 ms, and the round trips would cost the engine.
@@ -70,7 +70,7 @@ class Publisher:
         self._send = send
         self._waiting: list[StreamEntry] = []
         self._lock = threading.Lock()
-        self._stirred = threading.Event()
+        self._woken = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
 
@@ -82,23 +82,23 @@ class Publisher:
         """Queue an entry; returns at once."""
         with self._lock:
             self._waiting.append(entry)
-        self._stirred.set()
+        self._woken.set()
 
     def close(self, timeout_seconds: float = 3.0) -> None:
         """Send what waits, and end."""
         self._closing.set()
-        self._stirred.set()
+        self._woken.set()
         self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
         sent_at, gather_seconds = 0.0, GATHER_SECONDS
         while True:
-            self._stirred.wait()
+            self._woken.wait()
             # What comes after a pause, a first token above all, goes out at once.
             pause = sent_at + gather_seconds - time.monotonic()
             closing = self._closing.wait(max(0.0, pause))
             sent_at = max(time.monotonic(), sent_at)
-            self._stirred.clear()
+            self._woken.clear()
             with self._lock:
                 batch, self._waiting = self._waiting, []
             if batch:

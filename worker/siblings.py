@@ -15,8 +15,8 @@ from pathlib import Path
 
 import structlog
 
-from core.dead_workers import bury, noted_workers
-from core.jobs import JobStore
+from textmill.core.dead_workers import bury, noted_workers
+from textmill.core.jobs.store import JobStore
 
 LOOK_SECONDS = 0.25  # between two looks for new siblings; a death is noticed at once
 log = structlog.get_logger(__name__)

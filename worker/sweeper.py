@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
-from core.jobs import JobStore
-from core.sweeping import HeldLease
-from core.workers import forget, unseen_workers
-from worker.awake_clock import AwakeClock
-from worker.pace import Pace
+from textmill.core.jobs.store import JobStore
+from textmill.core.jobs.sweeping import HeldLease
+from textmill.core.workers import forget, unseen_workers
+from textmill.worker.awake_clock import AwakeClock
+from textmill.worker.intervals import Intervals
 
 FORGET_WORKER_SECONDS = 3_600.0
 log = structlog.get_logger(__name__)
@@ -28,10 +28,10 @@ class LeaseObserver:
     when it was not renewed for longer than any lease lasts.
     """
 
-    def __init__(self, pace: Pace, clock: Callable[[], float] | None = None) -> None:
+    def __init__(self, intervals: Intervals, clock: Callable[[], float] | None = None) -> None:
         """Nothing was seen yet; ``clock`` leaves out what this process slept through."""
-        self._pace = pace
-        self._clock = clock or AwakeClock(pace.sweep)
+        self._intervals = intervals
+        self._clock = clock or AwakeClock(intervals.sweep)
         self._seen_at: dict[tuple[str, int, int], float] = {}
 
     def dead(self, leases: Sequence[HeldLease]) -> list[HeldLease]:
@@ -42,8 +42,8 @@ class LeaseObserver:
 
     def _is_dead(self, lease: HeldLease, silent_seconds: float) -> bool:
         if not lease.is_expired:
-            return silent_seconds >= self._pace.lease + self._pace.silence
-        return lease.is_orphan or silent_seconds >= self._pace.silence
+            return silent_seconds >= self._intervals.lease + self._intervals.silence
+        return lease.is_orphan or silent_seconds >= self._intervals.silence
 
 
 class Sweeper:
@@ -56,7 +56,7 @@ class Sweeper:
         actor: str,
         *,
         living: Callable[[], Mapping[str, int]] = dict,
-        pace: Pace | None = None,
+        intervals: Intervals | None = None,
     ) -> None:
         """Keep the parts.
 
@@ -66,13 +66,13 @@ class Sweeper:
             actor: is named in ``job_events``.
             living: the jobs (id → attempt) that this process holds and works on; it never takes
                 them away from itself.
-            pace: how long a worker must be silent.
+            intervals: how long a worker must be silent.
         """
         self._store = store
         self._publish = publish
         self._actor = actor
         self._living = living
-        self._observer = LeaseObserver(pace or Pace())
+        self._observer = LeaseObserver(intervals or Intervals())
         self._unseen: frozenset[str] = frozenset()
 
     def sweep(self) -> None:

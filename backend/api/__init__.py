@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Response, current_app
 
-from backend.services import Services
+from textmill.backend.services.services import Services
 
 
 def services() -> Services:

@@ -6,20 +6,20 @@ import time
 
 from flask import Blueprint, Response, request
 
-from backend.api import services
-from backend.event_stream import (
-    UNKNOWN_PLACE,
+from textmill.backend.api import services
+from textmill.backend.query import parse_query, text_of
+from textmill.backend.server.hold import Hold
+from textmill.backend.streams.holding import reserve, stream
+from textmill.backend.streams.job_follower import (
+    UNKNOWN_POSITION,
     Place,
     has_everything,
     parse_place,
     parse_run_places,
 )
-from backend.holding import reserve, stream
-from backend.query import parse_query, text_of
-from backend.server.hold import Hold
-from backend.watching import WatchOrder
-from core.errors import ValidationFailed
-from core.records import JobRecord
+from textmill.backend.streams.sse import WatchOrder
+from textmill.core.errors import ValidationFailed
+from textmill.core.jobs.records import JobRecord
 
 _PARAMETERS = {"after": text_of(8_000)}  # a run's: the places in 64 jobs
 blueprint = Blueprint("events", __name__)
@@ -61,7 +61,7 @@ def _places(jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
         try:
             return _parse(header, jobs, is_run=is_run)
         except ValidationFailed:
-            return [UNKNOWN_PLACE] * len(jobs)
+            return [UNKNOWN_POSITION] * len(jobs)
     after = parse_query(
         request.args, _PARAMETERS, may_be_empty=_PARAMETERS, ignores_others=True
     ).get("after")

@@ -7,14 +7,14 @@ import time
 
 from flask import Blueprint, Response, request, stream_with_context
 
-from backend.api import json_response, services
-from backend.bodies import read_json
-from backend.exporting import as_csv, as_jsonl
-from backend.filters import parse_export, parse_filters
-from backend.holding import reserve, wait
-from backend.owner import owner_id
-from backend.query import decimal, parse_query
-from backend.watching import WaitOrder
+from textmill.backend.api import json_response, services
+from textmill.backend.bodies import read_json
+from textmill.backend.exporting import as_csv, as_jsonl
+from textmill.backend.history_filters import parse_export, parse_filters
+from textmill.backend.owner import owner_id
+from textmill.backend.query import decimal, parse_query
+from textmill.backend.streams.holding import reserve, wait
+from textmill.backend.streams.sse import WaitOrder
 
 MAX_WAIT_SECONDS = 30.0
 _READ_PARAMETERS = {"wait": decimal(0, MAX_WAIT_SECONDS, "seconds")}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from backend.api import json_response, services
-from backend.bodies import read_json
+from textmill.backend.api import json_response, services
+from textmill.backend.bodies import read_json
 
 blueprint = Blueprint("meta", __name__)
 

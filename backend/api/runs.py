@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from backend.api import json_response, services
-from backend.bodies import read_json
-from backend.owner import owner_id
+from textmill.backend.api import json_response, services
+from textmill.backend.bodies import read_json
+from textmill.backend.owner import owner_id
 
 blueprint = Blueprint("runs", __name__)
 

@@ -15,13 +15,13 @@ from http import HTTPStatus
 import h11
 import structlog
 
-from backend.problems import CONTENT_TYPE, problem_text
-from backend.server.hold import HOLD_KEY, Held, Hold, HoldOpener
-from backend.server.limits import Allowance, ServerLimits
-from backend.server.reading import Refused, RequestReader, header_of
-from backend.server.threads import Busy, Crashed, Threads
-from backend.server.wire import Wire, WireLost
-from backend.server.wsgi import (
+from textmill.backend.problem_documents import CONTENT_TYPE, problem_text
+from textmill.backend.server.hold import HOLD_KEY, Held, Hold, HoldOpener
+from textmill.backend.server.limits import Allowance, ServerLimits
+from textmill.backend.server.reading import Refused, RequestReader, header_of
+from textmill.backend.server.threads import Busy, Crashed, Threads
+from textmill.backend.server.wire import Wire, WireLost
+from textmill.backend.server.wsgi import (
     ARRIVED_KEY,
     PIECE_BYTES,
     TOO_LARGE_KEY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from backend.server.limits import Allowance
+from textmill.backend.server.limits import Allowance
 
 HOLD_KEY = "textmill.hold"  # in the WSGI environment: a Hold
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import h11
 
-from backend.server.connection import Connection, Serving
-from backend.server.hold import HoldOpener
-from backend.server.limits import Allowance, ServerLimits, visitor_of
-from backend.server.reading import Refused
-from backend.server.threads import Threads
-from backend.server.wire import Wire
-from backend.server.wsgi import Answer, Exchange, Target, WsgiApp, environ_of
+from textmill.backend.server.connection import Connection, Serving
+from textmill.backend.server.hold import HoldOpener
+from textmill.backend.server.limits import Allowance, ServerLimits, visitor_of
+from textmill.backend.server.reading import Refused
+from textmill.backend.server.threads import Threads
+from textmill.backend.server.wire import Wire
+from textmill.backend.server.wsgi import Answer, Exchange, Target, WsgiApp, environ_of
 
 BACKLOG = 2_048  # connections that the kernel keeps until they are accepted
 NUM_REFUSING = 64  # connections over the limit that are answered at once; more are closed

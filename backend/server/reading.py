@@ -10,9 +10,9 @@ import asyncio
 
 import h11
 
-from backend.server.limits import ServerLimits
-from backend.server.wire import Wire
-from backend.server.wsgi import Target, parse_target
+from textmill.backend.server.limits import ServerLimits
+from textmill.backend.server.wire import Wire
+from textmill.backend.server.wsgi import Target, parse_target
 
 
 class Refused(Exception):
@@ -108,8 +108,7 @@ class RequestReader:
         line = len(request.method) + len(request.target) + len(" HTTP/1.1 ")
         if line > limits.max_line_bytes:
             raise self._line_too_long()
-        too_long = any(len(n) + len(v) + 2 > limits.max_field_bytes for n, v in request.headers)
-        if too_long or len(request.headers) > limits.max_fields:
+        if not self._is_head_within(request, line):
             raise self._fields_too_large()
         if request.http_version not in (b"1.0", b"1.1"):
             raise Refused(400, "bad_request", "This server speaks HTTP/1.1 and HTTP/1.0.")
@@ -124,6 +123,20 @@ class RequestReader:
             detail = "The request's target must be a path, as /api/v1/jobs."
             raise Refused(400, "bad_request", detail)
         return target
+
+    def _is_head_within(self, request: h11.Request, line: int) -> bool:
+        """Whether the headers keep their bounds; ``line`` bytes count for the request line.
+
+        h11 bounds a head while it is incomplete; one that arrives in a single piece never is.
+        """
+        limits = self._limits
+        sizes = [len(name) + len(value) + len(": ") for name, value in request.headers]
+        in_all = line + sum(sizes) + len("\r\n") * (len(sizes) + 2)
+        return (
+            len(sizes) <= limits.max_fields
+            and max(sizes, default=0) <= limits.max_field_bytes
+            and in_all <= limits.max_head_bytes
+        )
 
     async def read_body(self, request: h11.Request) -> bytes | None:
         """The body; ``None`` where it is too long, of which the rest is not read yet."""

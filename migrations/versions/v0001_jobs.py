@@ -14,7 +14,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# The search index compares words that core.search has cut: no database cuts them its own way.
+# The search index compares words that core.jobs.search has cut: no database cuts them its own way.
 # FTS5's "ascii" tokenizer takes every character beyond ASCII as part of a word.
 _SQLITE_SEARCH = (
     """CREATE VIRTUAL TABLE jobs_search USING fts5(

@@ -1,7 +1,7 @@
 """Search within scripts without spaces, and an index for what an owner has waiting or running.
 
-Both may stay empty: the release before writes rows without the new columns, and ``core.upkeep``
-cuts the terms of its rows anew once they have ended.
+Both may stay empty: the release before writes rows without the new columns, and
+``core.database.maintenance`` cuts the terms of its rows anew once they have ended.
 
 On PostgreSQL, the indexes of a table with rows are made without holding up its writers. Such a
 statement runs outside of a transaction, so this migration may be cut off halfway; every step can be

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from migrations.upgrade import upgrade
 from tests.acceptance.stack import Stack
 from tests.finetunings import CARD, CURVE, HOSTILE_MARKDOWN, finetune_json
 from tests.servers import RedisServer, running_redis
+from textmill.migrations.upgrade import upgrade
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     The GPT-Neo's folder says that it was fine-tuned from the Llama, and has a hostile card.
     """
     from tests.tiny_models import build_patient_llama, build_tiny_gpt_neo
-    from worker.models.sources import prepare
+    from textmill.engine.models.sources import prepare
 
     folder = tmp_path_factory.mktemp("models")
     build_patient_llama(folder / "llama")

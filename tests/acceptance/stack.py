@@ -151,7 +151,7 @@ class Stack:
         environment |= self.settings | settings
         with log.open("ab") as output:
             return subprocess.Popen(
-                self.programs.get(command, [sys.executable, "-P", "-m", "cli", command]),
+                self.programs.get(command, [sys.executable, "-P", "-m", "textmill", command]),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cli.doctor import Verdict, examine
-from core.settings import Settings
+from textmill.cli.doctor import Verdict, examine
+from textmill.core.settings import Settings
 
 
 def verdicts(environment: dict[str, str]) -> dict[str, Verdict]:

@@ -124,7 +124,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def generate(server: Server) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cli", "generate", "--url", server.url, *arguments]
+        command = [sys.executable, "-m", "textmill", "generate", "--url", server.url, *arguments]
         return subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=60, check=False
         )
@@ -204,7 +204,7 @@ def test_a_job_that_failed_gives_its_reason_and_a_status(
 
 
 def test_nobody_at_the_address_is_one_sentence() -> None:
-    command = [sys.executable, "-m", "cli", "generate", "x", "--url", "http://127.0.0.1:1"]
+    command = [sys.executable, "-m", "textmill", "generate", "x", "--url", "http://127.0.0.1:1"]
     command += ["--retry-for", "0.5"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
@@ -217,7 +217,7 @@ def test_ctrl_c_cancels_the_job(server: Server) -> None:
     server.streams = [None]
     # A shell's background job ignores the signal, and what it starts inherits that.
     listens = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    command = [sys.executable, "-c", listens + "runpy.run_module('cli', run_name='__main__')"]
+    command = [sys.executable, "-c", listens + "runpy.run_module('textmill', run_name='__main__')"]
     with subprocess.Popen(
         [*command, "generate", "x", "--url", server.url],
         stdout=subprocess.PIPE,
@@ -277,7 +277,7 @@ HOSTILE = "a\x1b]0;title\x07\x9b31m\r\u202eb\tc\nd\u2066é👩\u200d💻"
 
 def test_a_pipe_gets_the_text_as_it_is(server: Server, generate: Generate) -> None:
     server.streams = [[done(status="succeeded", text=HOSTILE)]]
-    command = [sys.executable, "-m", "cli", "generate", "--url", server.url, "x"]
+    command = [sys.executable, "-m", "textmill", "generate", "--url", server.url, "x"]
     result = subprocess.run(command, capture_output=True, timeout=60, check=True)
     assert result.stdout.decode() == HOSTILE + "\n"
     server.streams = [[done(status="succeeded", text=HOSTILE)]]
@@ -289,7 +289,7 @@ def test_a_pipe_gets_the_text_as_it_is(server: Server, generate: Generate) -> No
 def test_a_terminal_gets_no_character_that_would_command_it(server: Server) -> None:
     server.streams = [[token("1-3", HOSTILE[:3]), done(status="succeeded", text=HOSTILE)]]
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "cli", "generate", "--url", server.url, "x"]
+    command = [sys.executable, "-m", "textmill", "generate", "--url", server.url, "x"]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs) as process:
         os.close(theirs)
         shown = b""

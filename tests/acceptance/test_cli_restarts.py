@@ -18,7 +18,7 @@ NUM_SEEN_BYTES = 40
 
 @contextmanager
 def generating(stack: Stack, *options: str) -> Any:
-    command = [sys.executable, "-m", "cli", "generate", "Again", "--url", stack.url, *options]
+    command = [sys.executable, "-m", "textmill", "generate", "Again", "--url", stack.url, *options]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

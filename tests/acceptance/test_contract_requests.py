@@ -14,9 +14,9 @@ from urllib.parse import quote
 
 import pytest
 
-from core.search import parts
-from core.strategies import STRATEGIES, ParameterSpec
 from tests.acceptance.stack import Stack, parse_events
+from textmill.core.jobs.search import parts
+from textmill.core.strategies import STRATEGIES, ParameterSpec
 
 RANGES = [(spec.name, p) for spec in STRATEGIES for p in spec.parameters]
 

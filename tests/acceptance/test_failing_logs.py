@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from migrations.upgrade import upgrade
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
+from textmill.migrations.upgrade import upgrade
 
 FULL = Path("/dev/full")  # as a file on a disk that is full
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from migrations.upgrade import upgrade
 from tests.acceptance.stack import Stack, parse_events
 from tests.acceptance.test_hostile_wire import JSON, chunked
 from tests.servers import RedisServer
+from textmill.migrations.upgrade import upgrade
 
 NUM_HELD = 300
 GOOD = {"prompt": "held", "max_new_tokens": 1}

@@ -17,8 +17,8 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from backend.openapi import openapi_document
 from tests.acceptance.stack import Stack
+from textmill.backend.openapi import openapi_document
 
 CHECKS = [
     not_a_server_error,

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import redis
 
-from core.tickets import queue_name
 from tests.acceptance.test_up import FIRST_START_SECONDS, Up, descendants, run
 from tests.kernels import KERNEL_DIR
 from tests.servers import RedisServer, free_port
+from textmill.core.tickets import queue_name
 
 WAIT_SECONDS = 90
 Document = dict[str, Any]

@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, select, update
 
-from core.db import make_engine, now_ms, reading, writing
-from core.errors import StorageUnavailable
-from core.models import Job, JobEvent, Worker
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
+from textmill.core.database.connections import make_engine, now_ms, reading, writing
+from textmill.core.database.tables import Job, JobEvent, Worker
+from textmill.core.errors import StorageUnavailable
 
 NUM_JOBS = 200
 NUM_CLIENTS = 4

@@ -12,18 +12,20 @@ from contextlib import contextmanager
 
 from sqlalchemy import select
 
-from core.db import make_engine, now_ms, reading
-from core.models import Job
 from tests.acceptance.stack import Stack
+from textmill.core.database.connections import make_engine, now_ms, reading
+from textmill.core.database.tables import Job
 
 # A worker with leases of two seconds, all else in proportion.
 _QUICK_WORKER = """
 import os, sys
-from core.settings import Settings
-from worker.app import main
-from worker.pace import Pace
-pace = Pace(lease=2.0, heartbeat=0.3, progress=0.3, poll=0.2, sweep=0.3, silence=1.2, settled=0.5)
-sys.exit(main(Settings.from_environment(os.environ), pace))
+from textmill.core.settings import Settings
+from textmill.worker.app import main
+from textmill.worker.intervals import Intervals
+intervals = Intervals(
+    lease=2.0, heartbeat=0.3, progress=0.3, poll=0.2, sweep=0.3, silence=1.2, settled=0.5
+)
+sys.exit(main(Settings.from_environment(os.environ), intervals))
 """
 NUM_JOBS = 4
 LENGTH = 500  # tokens: long enough to be caught in the middle

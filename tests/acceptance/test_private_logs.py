@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import text
 
-from core.db import make_engine, writing
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
+from textmill.core.database.connections import make_engine, writing
 
 PROMPT = "Seven purple elephants"
 COOKIE = "5eca7e5eca7e5eca7e5eca7e5eca7e99"

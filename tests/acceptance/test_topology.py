@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from sqlalchemy import select
 
-from core.db import make_engine, reading
-from core.models import Job
 from tests.acceptance.stack import Stack
 from tests.servers import RedisServer
+from textmill.core.database.connections import make_engine, reading
+from textmill.core.database.tables import Job
 
 
 def test_two_workers_share_the_jobs_of_one_queue(

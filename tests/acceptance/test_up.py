@@ -25,7 +25,7 @@ from tests.servers import free_port
 FIRST_START_SECONDS = 60  # on two cores that other tests use too
 SECOND_START_SECONDS = 10
 STOP_SECONDS = 30
-COMMAND = (sys.executable, "-P", "-m", "cli")
+COMMAND = (sys.executable, "-P", "-m", "textmill")
 
 
 class Up:
@@ -248,7 +248,7 @@ def test_a_migration_waits_for_the_one_that_runs_elsewhere(
 ) -> None:
     from sqlalchemy import create_engine, text
 
-    from migrations.upgrade import _MIGRATION_LOCK
+    from textmill.migrations.upgrade import _MIGRATION_LOCK
 
     engine = create_engine(postgres_url)
     with contextlib.ExitStack() as stack:

@@ -11,7 +11,6 @@ from typing import Any
 
 from sqlalchemy import text
 
-from core.errors import TextmillError
 from tests.faults import journal as journals
 from tests.faults.bodies import NUM_BAITS, Body, bait, known_bodies, usual_bodies
 from tests.faults.client import Client, Load
@@ -19,6 +18,7 @@ from tests.faults.journal import Journal
 from tests.faults.site import Site, SiteError
 from tests.faults.verdict import Bounds, Counts, Event, Evidence, Row, explain, judge, violations
 from tests.processes import is_alive
+from textmill.core.errors import TextmillError
 
 Texts = dict[str | None, dict[str, str]]
 BEFORE_SECONDS = (0.3, 2.0)  # of load, before the fault

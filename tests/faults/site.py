@@ -22,8 +22,6 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine, text
 
-from core.failpoints import VARIABLE as FAILPOINTS_VARIABLE
-from migrations.upgrade import upgrade
 from tests.acceptance.stack import Stack
 from tests.faults.bodies import MARKER
 from tests.faults.client import COOKIE
@@ -32,6 +30,8 @@ from tests.faults.reaper import REAPER
 from tests.kernels import KERNEL_DIR
 from tests.processes import command_of, descendants, is_alive, send
 from tests.servers import PostgresServer, RedisServer, free_port
+from textmill.core.failpoints import VARIABLE as FAILPOINTS_VARIABLE
+from textmill.migrations.upgrade import upgrade
 
 NUM_WORKERS = 2
 START_SECONDS = 240.0  # two cores may be busy with much else
@@ -389,7 +389,7 @@ class UpSite(Site):
         }
         with (self.folder / "up.log").open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli", "up"],
+                [sys.executable, "-P", "-m", "textmill", "up"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -445,7 +445,7 @@ class UpSite(Site):
 
     def _children(self, command: str) -> Iterator[int]:
         for pid in self.all_pids():
-            if command_of(pid)[-2:] == ["cli", command] and is_alive(pid):
+            if command_of(pid)[-2:] == ["textmill", command] and is_alive(pid):
                 yield pid
 
 

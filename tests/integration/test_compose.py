@@ -14,8 +14,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from cli.main import textmill
-from core.settings import Settings
+from textmill.cli.main import textmill
+from textmill.core.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: Any = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -13,15 +13,15 @@ import pytest
 from prometheus_client import start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
-from backend.app import create_app
-from core.jobs import JobStore, NewJob, Origin
-from core.problems import Subject, report
-from core.settings import Settings
 from tests.servers import RedisServer
 from tests.tiny_models import build_tiny_llama
-from worker.app import WorkerProcess, load_models
-from worker.engine.requests import DecodingParameters, GenerationRequest
-from worker.termination import Termination
+from textmill.backend.app import create_app
+from textmill.core.jobs.store import JobStore, NewJob, Origin
+from textmill.core.problems import Subject, report
+from textmill.core.settings import Settings
+from textmill.engine.requests import DecodingParameters, GenerationRequest
+from textmill.worker.app import WorkerProcess, load_models
+from textmill.worker.termination import Termination
 
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 WAIT_SECONDS = 60.0

@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from cli.child import ChildSpec
-from cli.console import Console
-from cli.exits import CommandFailed
-from cli.supervisor import End, Pace, Plan, Supervisor
+from textmill.cli.child import ChildSpec
+from textmill.cli.console import Console
+from textmill.cli.exits import CommandFailed
+from textmill.cli.supervisor import End, Plan, Supervisor, Timeouts
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "Textmill is ready: http://127.0.0.1:1"
@@ -118,7 +118,7 @@ def test_all_children_run_and_end_in_order_on_sigterm(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     running = supervise(
-        groundwork=[child(tmp_path, "redis")],
+        prerequisites=[child(tmp_path, "redis")],
         services=[child(tmp_path, "web"), child(tmp_path, "worker-1")],
     )
     running.read_until(READY)
@@ -151,7 +151,7 @@ def test_a_signal_during_the_start_leaves_nothing_running(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     running = supervise(
-        groundwork=[child(tmp_path, "redis")],
+        prerequisites=[child(tmp_path, "redis")],
         preparations=[child(tmp_path, "migrate")],
         services=[child(tmp_path, "web")],
     )
@@ -166,7 +166,9 @@ def test_a_signal_during_the_start_leaves_nothing_running(
 def test_a_child_that_does_not_listen_is_killed_in_time(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
-    running = supervise(services=[child(tmp_path, "web", STUBBORN)], pace={"services_stop": 0.5})
+    running = supervise(
+        services=[child(tmp_path, "web", STUBBORN)], timeouts={"services_stop": 0.5}
+    )
     running.read_until(READY)
     started = time.monotonic()
     running.process.send_signal(signal.SIGTERM)
@@ -180,7 +182,7 @@ def test_a_child_that_dies_is_started_again_with_growing_pauses(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     dying = child(tmp_path, "worker-1", "import sys; print('alas'); sys.exit(3)")
-    running = supervise(services=[dying], pace={"first_pause": 0.05, "longest_pause": 0.2})
+    running = supervise(services=[dying], timeouts={"first_pause": 0.05, "longest_pause": 0.2})
     notes = [running.read_until("starting it again") for _ in range(4)]
     pauses = [note.split(" again in ")[1].split(" s")[0] for note in notes]
     assert pauses == ["0.05", "0.1", "0.2", "0.2"]
@@ -194,7 +196,7 @@ def test_a_child_that_lived_long_is_forgiven(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     dying = child(tmp_path, "worker-1", "import sys; sys.exit(3)")
-    running = supervise(services=[dying], pace={"first_pause": 0.05, "steady": 0.0})
+    running = supervise(services=[dying], timeouts={"first_pause": 0.05, "steady": 0.0})
     for _ in range(3):
         assert "in 0.05 s (failure 1 in a row)" in running.read_until("starting it again")
     running.process.send_signal(signal.SIGTERM)
@@ -205,7 +207,7 @@ def test_a_child_that_asks_for_it_is_started_again_at_once(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     changing = child(tmp_path, "worker-1", "import sys; sys.exit(75)")
-    running = supervise(services=[changing], pace={"first_pause": 0.0, "longest_pause": 600.0})
+    running = supervise(services=[changing], timeouts={"first_pause": 0.0, "longest_pause": 600.0})
     for _ in range(3):
         note = running.read_until("worker-1 ")
         assert note.endswith("worker-1 starts again, with what has changed.")
@@ -218,7 +220,7 @@ def test_a_child_that_asks_as_soon_as_it_is_born_has_to_wait(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     hasty = child(tmp_path, "worker-1", "import sys; sys.exit(75)")
-    running = supervise(services=[hasty], pace={"first_pause": 600.0, "longest_pause": 600.0})
+    running = supervise(services=[hasty], timeouts={"first_pause": 600.0, "longest_pause": 600.0})
     note = running.read_until("starting it again")
     assert "worker-1 ended with status 75; starting it again in 600 s (failure 1" in note
     running.process.send_signal(signal.SIGTERM)
@@ -228,7 +230,7 @@ def test_a_child_that_asks_as_soon_as_it_is_born_has_to_wait(
 def test_a_killed_child_comes_back_and_ready_is_said_once(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
-    running = supervise(services=[child(tmp_path, "web")], pace={"first_pause": 0.05})
+    running = supervise(services=[child(tmp_path, "web")], timeouts={"first_pause": 0.05})
     running.read_until(READY)
     first = running.pid_of("web")
     os.kill(first, signal.SIGKILL)
@@ -244,10 +246,10 @@ def test_a_killed_child_comes_back_and_ready_is_said_once(
 def test_a_configuration_error_stops_everything_and_is_shown(
     supervise: Callable[..., Running], tmp_path: Path, place: str
 ) -> None:
-    # Preparations run beside the groundwork: let there be something to stop.
+    # Preparations run beside the prerequisites: let there be something to stop.
     code = AWAIT_FILE.format(path=str(tmp_path / "redis.pid"))
     code += "print('textmill: TEXTMILL_X is wrong.'); raise SystemExit(78)"
-    plan: dict[str, Any] = {"groundwork": [child(tmp_path, "redis")], "services": []}
+    plan: dict[str, Any] = {"prerequisites": [child(tmp_path, "redis")], "services": []}
     plan.setdefault(place, []).append(child(tmp_path, "bad", code))
     running = supervise(**plan)
     assert running.finish() == 78
@@ -271,7 +273,7 @@ def test_a_configuration_error_after_a_good_start_leaves_one_out_and_stops_nothi
     worker = child(tmp_path, "worker-1", REFUSING.format(mended=str(mended)) + OBEDIENT)
     running = supervise(
         services=[child(tmp_path, "web"), worker],
-        pace={"first_pause": 0.05, "longest_pause": 0.1, "longest_refusal": 0.4},
+        timeouts={"first_pause": 0.05, "longest_pause": 0.1, "longest_refusal": 0.4},
     )
     running.read_until(READY)
     web = running.pid_of("web")
@@ -298,7 +300,7 @@ def test_one_that_is_left_out_is_started_again_when_what_it_reads_changes(
     running = supervise(
         services=[worker],
         inputs=str(mended),
-        pace={"first_pause": 0.05, "longest_refusal": 600.0, "inputs": 0.05},
+        timeouts={"first_pause": 0.05, "longest_refusal": 600.0, "inputs": 0.05},
     )
     running.read_until(READY)
     os.kill(running.pid_of("worker-1"), signal.SIGKILL)
@@ -317,7 +319,7 @@ def test_what_a_child_left_is_cleared_up_before_it_starts_again(
     running = supervise(
         services=[child(tmp_path, "worker-1")],
         after_end="print('cleared up after', sys.argv[1:], flush=True)",
-        pace={"first_pause": 0.05},
+        timeouts={"first_pause": 0.05},
     )
     running.read_until(READY)
     pid = running.pid_of("worker-1")
@@ -336,7 +338,7 @@ def test_a_clearing_up_that_hangs_or_fails_holds_nothing_up(
     running = supervise(
         services=[child(tmp_path, "worker-1")],
         after_end=code,
-        pace={"first_pause": 0.05, "after_end": 0.5},
+        timeouts={"first_pause": 0.05, "after_end": 0.5},
     )
     running.read_until(READY)
     for _ in range(2):
@@ -351,7 +353,7 @@ def test_a_signal_ends_a_clearing_up_too(supervise: Callable[..., Running], tmp_
     running = supervise(
         services=[child(tmp_path, "worker-1"), child(tmp_path, "web")],
         after_end="print('busy', flush=True); time.sleep(600)",
-        pace={"first_pause": 0.05, "after_end": 600.0},
+        timeouts={"first_pause": 0.05, "after_end": 600.0},
     )
     running.read_until(READY)
     os.kill(running.pid_of("worker-1"), signal.SIGKILL)
@@ -372,7 +374,7 @@ def test_a_child_that_cannot_even_be_started_is_tried_again(
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return real(*arguments, **options)
 
-    monkeypatch.setattr("cli.child.subprocess.Popen", refuse)
+    monkeypatch.setattr("textmill.cli.child.subprocess.Popen", refuse)
     (tmp_path / "logs").mkdir()
     spec = ChildSpec("web", (sys.executable, "-c", OBEDIENT, str(tmp_path / "web.pid")))
 
@@ -390,8 +392,8 @@ def test_a_child_that_cannot_even_be_started_is_tried_again(
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with contextlib.closing(Console()) as console:
         plan = Plan((), (), (spec,), is_up, READY)
-        pace = Pace(poll=0.02, first_pause=0.05)
-        asyncio.run(run_until_up(Supervisor(plan, console, tmp_path / "logs", pace)))
+        timeouts = Timeouts(poll=0.02, first_pause=0.05)
+        asyncio.run(run_until_up(Supervisor(plan, console, tmp_path / "logs", timeouts)))
     for number, handler in handlers.items():
         signal.signal(number, handler)
     assert len(refusals) == 2
@@ -401,7 +403,7 @@ def test_groundwork_that_does_not_come_up_stops_the_start(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     broken = child(tmp_path, "redis", "print('cannot bind'); raise SystemExit(1)")
-    running = supervise(groundwork=[broken], services=[child(tmp_path, "web")])
+    running = supervise(prerequisites=[broken], services=[child(tmp_path, "web")])
     assert running.finish() == 1
     assert running.lines[-1] == "FAILED redis did not start: cannot bind"
     assert not (tmp_path / "web.pid").exists()
@@ -420,12 +422,12 @@ subprocess.Popen([sys.executable, "-c", {STUBBORN!r}, sys.argv[1]])
     assert running.finish() == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's leash is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="parent death signals exist on Linux alone")
 def test_children_die_with_a_supervisor_that_is_killed(
     supervise: Callable[..., Running], tmp_path: Path
 ) -> None:
     running = supervise(
-        groundwork=[child(tmp_path, "redis")],
+        prerequisites=[child(tmp_path, "redis")],
         services=[
             child(tmp_path, "web", STUBBORN),
             {**child(tmp_path, "worker-1"), "death": "TERM"},
@@ -468,11 +470,11 @@ def _main(path: Path) -> int:
         missing = [name for name in names if not (folder / f"{name}.pid").exists()]
         return f"waiting for {missing}" if missing else None
 
-    async def groundwork_is_up() -> str | None:
-        return await has_pids("groundwork")
+    async def prerequisites_are_up() -> str | None:
+        return await has_pids("prerequisites")
 
     async def all_is_up() -> str | None:
-        return await has_pids("groundwork", "services")
+        return await has_pids("prerequisites", "services")
 
     def after_end(end: End) -> ChildSpec | None:
         if "after_end" not in plan:
@@ -486,10 +488,10 @@ def _main(path: Path) -> int:
 
     (folder / "logs").mkdir(exist_ok=True)
     console = Console()
-    groundwork = tuple((spec, groundwork_is_up) for spec in specs("groundwork"))
+    prerequisites = tuple((spec, prerequisites_are_up) for spec in specs("prerequisites"))
     supervisor = Supervisor(
         Plan(
-            groundwork,
+            prerequisites,
             specs("preparations"),
             specs("services"),
             all_is_up,
@@ -499,7 +501,7 @@ def _main(path: Path) -> int:
         ),
         console,
         folder / "logs",
-        Pace(**{"poll": 0.02, **plan.get("pace", {})}),
+        Timeouts(**{"poll": 0.02, **plan.get("timeouts", {})}),
     )
     try:
         asyncio.run(supervisor.run())

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from cli.exits import CommandFailed
-from cli.preflight import check_port
+from textmill.cli.exits import CommandFailed
+from textmill.cli.preflight import check_port
 
 
 def test_a_free_port_is_fine_and_a_taken_one_is_named() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernels import KERNEL_DIR
-from worker.models import kernels
+from textmill.engine import kernels
 
 SOURCES = Path(kernels.__file__).parent
 DRIVER = Path(__file__).parent / "kernels_driver.cpp"

@@ -18,18 +18,18 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from werkzeug.test import TestResponse
 
-from backend.app import create_app
-from backend.services import Services
-from core.db import reading
-from core.jobs import Outcome, Progress
-from core.model_cards import ModelCard, register_card
-from core.models import Job, Run
-from core.records import JobRecord
-from core.settings import Settings
-from core.workers import WorkerState, beat
-from migrations.upgrade import upgrade
 from tests.conftest import _execute, _with_database
 from tests.servers import RedisServer
+from textmill.backend.app import create_app
+from textmill.backend.services.services import Services
+from textmill.core.catalog.served_models import ServedModel, store_served_model
+from textmill.core.database.connections import reading
+from textmill.core.database.tables import Job, Run
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import Outcome, Progress
+from textmill.core.settings import Settings
+from textmill.core.workers import WorkerState, beat
+from textmill.migrations.upgrade import upgrade
 
 JOBS = "/api/v1/jobs"
 RUNS = "/api/v1/runs"
@@ -136,11 +136,11 @@ class Sites:
         app = create_app(Settings.from_environment({**places, **self._urls, **environment}))
         services: Services = app.extensions["textmill"]
         if has_card:
-            card = ModelCard(
+            card = ServedModel(
                 "tiny", "r1", "llama", "native", 1_000, CONTEXT_LENGTH, VOCABULARY_SIZE,
                 "float32", tokenizer_json(),
             )  # fmt: skip
-            register_card(services.store.engine, card)
+            store_served_model(services.store.engine, card)
         self._made.append(Site(app, app.test_client(), services))
         return self._made[-1]
 

@@ -13,10 +13,10 @@ import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DataError, InternalError, OperationalError, ProgrammingError
 
-from core.db import make_engine, writing
-from core.errors import StorageUnavailable
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites
 from tests.servers import RedisServer
+from textmill.core.database.connections import make_engine, writing
+from textmill.core.errors import StorageUnavailable
 
 UNKNOWN = {"position": None, "eta_seconds": None}
 QUICKLY_SECONDS = 4.0  # below the 5 s of a lock time-out; usually it takes a second

@@ -9,10 +9,10 @@ import pytest
 from flask.testing import FlaskClient
 from sqlalchemy import event, make_url, text
 
-from core.db import reading, writing
-from core.errors import Conflict, Unstorable
-from core.models import JOBS as JOBS_TABLE
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, problem
+from textmill.core.database.connections import reading, writing
+from textmill.core.database.tables import JOBS as JOBS_TABLE
+from textmill.core.errors import Conflict, Unstorable
 
 ONLY_SQLITE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

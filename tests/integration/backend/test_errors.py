@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from backend.bodies import MAX_BODY_BYTES
 from tests.integration.backend.conftest import (
     CONTEXT_LENGTH,
     JOBS,
@@ -19,6 +18,7 @@ from tests.integration.backend.conftest import (
     bad_fields,
     problem,
 )
+from textmill.backend.bodies import MAX_BODY_BYTES
 
 TOKENIZE = "/api/v1/tokenize"
 

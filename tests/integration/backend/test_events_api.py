@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from core.events import StreamEntry, done, started
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, parse_events, problem
 from tests.servers import RedisServer
+from textmill.core.events import StreamEntry, done, started
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import event, update
 from sqlalchemy.exc import OperationalError
 
-from core.db import writing
-from core.models import Job
 from tests.integration.backend.conftest import JOBS, RUNS, Site, bad_fields, problem
+from textmill.core.database.connections import writing
+from textmill.core.database.tables import Job
 
 TEXTS = [
     "Crème brûlée",
@@ -87,7 +87,7 @@ def test_filters_pick_alone_and_together(site: Site) -> None:
 def test_a_page_is_bounded_in_bytes_and_goes_on_behind_them(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("core.history.MAX_PAGE_BYTES", 1_000)
+    monkeypatch.setattr("textmill.core.jobs.history.MAX_PAGE_BYTES", 1_000)
     sizes = [10, 400, 400, 5_000, 10, 10, 999, 300]
     made = [site.write("é" * 200, "ü" * 400)["id"]]
     made += [site.submit("é" * (size // 2))["id"] for size in sizes]
@@ -185,7 +185,7 @@ def test_an_estimate_needs_a_worker_and_recent_jobs(site: Site) -> None:
 
 def test_an_estimate_is_at_most_a_second_old(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("backend.waiting_line.time.monotonic", lambda: now)
+    monkeypatch.setattr("textmill.backend.services.queue_positions.time.monotonic", lambda: now)
     monkeypatch.setattr(site.services.history, "mean_seconds", lambda model: 10.0)
     path = [site.submit("a") for _ in range(3)][2]["links"]["self"]
 

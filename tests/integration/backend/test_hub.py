@@ -9,18 +9,18 @@ from typing import Any, TypeVar
 
 import pytest
 
-from backend import hub as hub_module
-from backend import watchers as watchers_module
-from backend.event_stream import Place
-from backend.hub import Hub
-from backend.server.threads import Threads
-from backend.watchers import View, Watcher
-from backend.watching import Wait, WaitOrder, Watch, WatchOrder
-from core.events import StreamEntry, done, make_redis, started
-from core.records import JobRecord
 from tests.integration.backend.conftest import Site, Sites, parse_events
 from tests.integration.backend.test_events_api import rebuild
 from tests.servers import RedisServer
+from textmill.backend.server.threads import Threads
+from textmill.backend.streams import hub as hub_module
+from textmill.backend.streams import watchers as watchers_module
+from textmill.backend.streams.hub import Hub
+from textmill.backend.streams.job_follower import Place
+from textmill.backend.streams.sse import Wait, WaitOrder, Watch, WatchOrder
+from textmill.backend.streams.watchers import View, Watcher
+from textmill.core.events import StreamEntry, done, make_redis, started
+from textmill.core.jobs.records import JobRecord
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 20

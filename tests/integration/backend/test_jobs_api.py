@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 from markupsafe import escape
 from sqlalchemy import event, text
 
-from core.events import done
-from core.problems import Subject, report, solve
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, bad_fields, problem
+from textmill.core.events import done
+from textmill.core.problems import Subject, report, solve
 
 DOCUMENT = "/api/v1/openapi.json"
 

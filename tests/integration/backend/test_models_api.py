@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from backend.app import PAGE_POLICY
-from backend.page_models import CURVE_POLICY
-from core.finetuning import parse_finetuning
-from core.model_cards import ModelCard, register_card
-from core.views import ModelView
 from tests.finetunings import CARD, HOSTILE_CURVE, HOSTILE_MARKDOWN, finetune_json
 from tests.integration.backend.conftest import Site
+from textmill.backend.app import PAGE_POLICY
+from textmill.backend.pages.models import CURVE_POLICY
+from textmill.backend.response_models import ModelView
+from textmill.core.catalog.finetunings import parse_finetuning
+from textmill.core.catalog.served_models import ServedModel, store_served_model
 
 HTML = {"Accept": "text/html"}
-TUNED = ModelCard(
+TUNED = ServedModel(
     "other", "r2", "llama", "native", 1_000, 128, 100, "float32", None,
     parse_finetuning(finetune_json()), HOSTILE_CURVE, CARD,
 )  # fmt: skip
@@ -25,7 +25,7 @@ TUNED = ModelCard(
 @pytest.fixture
 def tuned(site: Site) -> Site:
     """``other``, fine-tuned from ``tiny``, whose card the site has already."""
-    register_card(site.services.store.engine, TUNED)
+    store_served_model(site.services.store.engine, TUNED)
     return site
 
 
@@ -112,7 +112,7 @@ def test_a_card_is_a_page_under_the_policy_of_all_pages(tuned: Site) -> None:
 def test_a_hostile_card_is_shown_as_text(tuned: Site) -> None:
     engine = tuned.services.store.engine
     matter = '---\nlicense: "<script>alert(1)</script>"\n---\n'
-    register_card(engine, replace(TUNED, card_markdown=matter + HOSTILE_MARKDOWN))
+    store_served_model(engine, replace(TUNED, card_markdown=matter + HOSTILE_MARKDOWN))
     page = tuned.client.get("/models/other/card").text
     main = page[page.index("<main") :]
     assert "<script" not in main[: main.index("</main>")]
@@ -141,5 +141,5 @@ def test_what_there_is_not_is_a_404(tuned: Site, path: str) -> None:
 
 
 def test_a_card_of_a_model_that_is_served_no_more_is_gone(tuned: Site) -> None:
-    register_card(tuned.services.store.engine, replace(TUNED, name="past"))
+    store_served_model(tuned.services.store.engine, replace(TUNED, name="past"))
     assert tuned.client.get("/models/past/card", headers=HTML).status_code == 404

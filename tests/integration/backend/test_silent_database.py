@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, make_url, text
 
-from core.db import make_engine, writing
-from core.errors import StorageUnavailable
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, problem
 from tests.servers import Proxy, proxied_postgres
+from textmill.core.database.connections import make_engine, writing
+from textmill.core.errors import StorageUnavailable
 
 MOST_SECONDS = 5.0
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

@@ -8,10 +8,10 @@ import uuid
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from core.model_cards import ModelCard, register_card
-from core.schemas import MAX_TOKENIZE_CHARACTERS
-from core.tokenizing import SafeTokenizer
 from tests.integration.backend.conftest import JOBS, RUNS, Site, bad_fields
+from textmill.backend.request_models import MAX_TOKENIZE_CHARACTERS
+from textmill.core.catalog.served_models import ServedModel, store_served_model
+from textmill.tokenizing.safe_tokenizer import SafeTokenizer
 
 TOKENIZE = "/api/v1/tokenize"
 UNREADABLE = "a" * 40 + "b"
@@ -28,7 +28,7 @@ def byte_level(*patterns: str) -> str:
 
 
 def register(site: Site, tokenizer_json: str, context_length: int = 1000) -> None:
-    card = ModelCard(
+    card = ServedModel(
         "other",
         uuid.uuid4().hex[:12],
         "gpt2",
@@ -39,7 +39,7 @@ def register(site: Site, tokenizer_json: str, context_length: int = 1000) -> Non
         "float32",
         tokenizer_json,
     )
-    register_card(site.services.store.engine, card)
+    store_served_model(site.services.store.engine, card)
     site.services._cards_until = 0.0  # as two seconds later
 
 

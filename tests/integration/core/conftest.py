@@ -10,11 +10,11 @@ import pytest
 from hypothesis import settings
 from sqlalchemy import Engine, select, update
 
-from core.db import now_ms, reading, writing
-from core.history import Filters, History
-from core.jobs import JobStore, NewJob, Origin, Outcome
-from core.models import Job, JobEvent
-from core.records import JobRecord
+from textmill.core.database.connections import now_ms, reading, writing
+from textmill.core.database.tables import Job, JobEvent
+from textmill.core.jobs.history import Filters, History
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import JobStore, NewJob, Origin, Outcome
 
 settings.register_profile("textmill", deadline=None, derandomize=True, database=None)
 settings.load_profile("textmill")

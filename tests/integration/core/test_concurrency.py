@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import Engine, func, select
 
-from core.db import make_engine, reading
-from core.errors import ClientError, Conflict, QueueFull
-from core.jobs import JobStore, Limits, Origin, Progress
-from core.models import Job
-from core.records import JobRecord
 from tests.integration.core.conftest import MODEL, Bench, outcome
+from textmill.core.database.connections import make_engine, reading
+from textmill.core.database.tables import Job
+from textmill.core.errors import ClientError, Conflict, QueueFull
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import JobStore, Limits, Origin, Progress
 
 NUM_THREADS = 16
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from core.dead_workers import (
+from tests.integration.core.conftest import Bench
+from textmill.core.dead_workers import (
     FOLDER,
     bury,
     bury_all,
@@ -17,9 +18,8 @@ from core.dead_workers import (
     note_end,
     noted_workers,
 )
-from core.sweeping import MAX_LOSSES
-from core.workers import WorkerState, beat, seen_workers
-from tests.integration.core.conftest import Bench
+from textmill.core.jobs.sweeping import MAX_LOSSES
+from textmill.core.workers import WorkerState, beat, seen_workers
 
 
 @pytest.fixture

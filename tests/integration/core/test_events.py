@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.event_reader import MAX_SILENCE_SECONDS, READ_ENTRIES, EventReader
-from core.events import (
+from tests.servers import RedisServer, free_port
+from textmill.core.event_reader import MAX_SILENCE_SECONDS, READ_ENTRIES, EventReader
+from textmill.core.events import (
     CANCEL_CHANNEL,
     STREAM_TTL_SECONDS,
     EventBus,
@@ -25,7 +26,6 @@ from core.events import (
     parse_written,
     started,
 )
-from tests.servers import RedisServer, free_port
 
 WITHIN_SECONDS = 4.0  # the socket's 2 s, and as much again for a busy machine
 

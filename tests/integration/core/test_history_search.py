@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, select, update
 
-from core.db import reading, writing
-from core.jobs import JobStore
-from core.models import Job
-from core.search import RULES
-from core.upkeep import BATCH_ROWS, Upkeep, analyze, renew_search
 from tests.integration.core.conftest import Bench, outcome
+from textmill.core.database.connections import reading, writing
+from textmill.core.database.maintenance import BATCH_ROWS, Upkeep, analyze, renew_search
+from textmill.core.database.tables import Job
+from textmill.core.jobs.search import RULES
+from textmill.core.jobs.store import JobStore
 
 TEXTS = {
     "thai": "ภาษาไทยเป็นภาษาที่มีระดับเสียง",

@@ -8,13 +8,13 @@ from itertools import groupby
 import pytest
 from sqlalchemy import func, select
 
-from core.db import now_ms, reading
-from core.errors import Conflict, NotFound, QueueFull, RateLimited, ValidationFailed
-from core.history import History
-from core.jobs import Limits, Origin, Progress
-from core.models import Job, JobTrace, Run
-from core.records import JobRecord
 from tests.integration.core.conftest import MODEL, Bench, outcome
+from textmill.core.database.connections import now_ms, reading
+from textmill.core.database.tables import Job, JobTrace, Run
+from textmill.core.errors import Conflict, NotFound, QueueFull, RateLimited, ValidationFailed
+from textmill.core.jobs.history import History
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import Limits, Origin, Progress
 
 # ---- submitting -------------------------------------------------------------------------------
 
@@ -255,8 +255,8 @@ def test_a_zombie_can_write_nothing(bench: Bench) -> None:
     assert not bench.store.release(zombie)
     bench.store.save_progress("w1", [Progress(zombie.id, 1, "zombie", 9)])
     bench.store.save_progress("w1", [Progress(zombie.id, 2, "zombie", 9)])
-    standing = bench.store.renew("w1", {zombie.id: 1})
-    assert (standing.lost, standing.to_cancel) == ({zombie.id}, set())
+    lease_status = bench.store.renew("w1", {zombie.id: 1})
+    assert (lease_status.lost, lease_status.to_cancel) == ({zombie.id}, set())
     assert bench.job(zombie.id) == before
     assert bench.store.finish(living, outcome(text="living"))
     assert bench.job(zombie.id).text == "living"
@@ -268,8 +268,8 @@ def test_the_same_worker_under_an_older_attempt_is_a_zombie_too(bench: Bench) ->
     old = bench.claimed("w1")
     bench.lose(old.id)
     new = bench.claimed("w1")
-    assert bench.store.standing("w1", {old.id: old.attempt}).lost == {old.id}
-    assert bench.store.standing("w1", {new.id: new.attempt}).lost == set()
+    assert bench.store.lease_status("w1", {old.id: old.attempt}).lost == {old.id}
+    assert bench.store.lease_status("w1", {new.id: new.attempt}).lost == set()
     assert not bench.store.finish(old, outcome())
     assert bench.store.finish(new, outcome())
 
@@ -284,14 +284,14 @@ def test_a_heartbeat_renews_and_tells_what_changed(bench: Bench) -> None:
     bench.store.request_cancel(canceled.id)
     bench.store.delete(deleted.id)
     attempts = {job.id: 1 for job in (kept, canceled, lost, deleted)}
-    standing = bench.store.renew("w1", attempts)
-    assert standing.to_cancel == {canceled.id}
-    assert standing.lost == {lost.id, deleted.id}
+    lease_status = bench.store.renew("w1", attempts)
+    assert lease_status.to_cancel == {canceled.id}
+    assert lease_status.lost == {lost.id, deleted.id}
     with reading(bench.engine) as connection:
         query = select(Job.lease_until - now_ms()).where(Job.id.in_([kept.id, canceled.id]))
         assert all(left > 25_000 for left in connection.execute(query).scalars())
-    assert bench.store.standing("w1", attempts) == standing
-    assert bench.store.renew("w1", {}) == bench.store.standing("w1", {})
+    assert bench.store.lease_status("w1", attempts) == lease_status
+    assert bench.store.renew("w1", {}) == bench.store.lease_status("w1", {})
 
 
 # ---- cancel and delete ------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_deleting_in_every_state_leaves_the_account_of_what_happened(bench: Benc
             bench.store.request_cancel(job.id)
     assert not bench.store.finish(claimed, outcome())
     assert not bench.store.release(claimed)
-    assert bench.store.standing("w1", {claimed.id: 1}).lost == {claimed.id}
+    assert bench.store.lease_status("w1", {claimed.id: 1}).lost == {claimed.id}
 
 
 def test_the_last_job_of_a_run_takes_the_run_with_it(bench: Bench) -> None:

@@ -16,14 +16,14 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, text
 
-from core.db import connecting, make_engine, reading, writing
-from core.finetuning import parse_finetuning
-from core.history import Filters, History
-from core.jobs import JobStore, Limits, NewJob, Origin
-from core.model_cards import ModelCard, cards, register_card
-from core.upkeep import renew_search
-from migrations.upgrade import LOCK_MS, alembic_config, is_at_head, upgrade
 from tests.finetunings import CARD, CURVE, finetune_json
+from textmill.core.catalog.finetunings import parse_finetuning
+from textmill.core.catalog.served_models import ServedModel, cards, store_served_model
+from textmill.core.database.connections import connecting, make_engine, reading, writing
+from textmill.core.database.maintenance import renew_search
+from textmill.core.jobs.history import Filters, History
+from textmill.core.jobs.store import JobStore, Limits, NewJob, Origin
+from textmill.migrations.upgrade import LOCK_MS, alembic_config, is_at_head, upgrade
 
 OLD_CARD = """
     INSERT INTO model_cards (name, revision, family, path, num_parameters, context_length,
@@ -65,7 +65,7 @@ def test_processes_that_start_together_may_all_migrate(
     if kind == "postgresql":
         url = request.getfixturevalue("postgres_url")
         _downgrade(url)
-    code = f"from migrations.upgrade import upgrade; upgrade({url!r})"
+    code = f"from textmill.migrations.upgrade import upgrade; upgrade({url!r})"
     all_ = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait(60) for process in all_] == [0, 0, 0]
     assert is_at_head(url)
@@ -92,10 +92,12 @@ def test_a_database_of_the_first_release_keeps_its_cards_and_takes_where_models_
     assert not is_at_head(database_url)
     upgrade(database_url)
     assert is_at_head(database_url)
-    old = ModelCard("old", "r1", "llama", "native", 7, 8, 9, "float32", None)
+    old = ServedModel("old", "r1", "llama", "native", 7, 8, 9, "float32", None)
     assert cards(engine) == {"old": old}
     finetuning = parse_finetuning(finetune_json())
-    register_card(engine, replace(old, finetuning=finetuning, curve_svg=CURVE, card_markdown=CARD))
+    store_served_model(
+        engine, replace(old, finetuning=finetuning, curve_svg=CURVE, card_markdown=CARD)
+    )
     assert cards(engine)["old"].finetuning == finetuning
     with writing(engine) as connection:
         connection.execute(text(OLD_CARD.replace("'old'", "'older'")))  # a worker of that release
@@ -105,11 +107,11 @@ def test_a_database_of_the_first_release_keeps_its_cards_and_takes_where_models_
 
 def test_the_way_down_leaves_the_cards_as_the_first_release_had_them(database_url: str) -> None:
     engine = make_engine(database_url)
-    card = ModelCard(
+    card = ServedModel(
         "tuned", "r1", "llama", "native", 7, 8, 9, "float32", "{}",
         parse_finetuning(finetune_json()), CURVE, CARD,
     )  # fmt: skip
-    register_card(engine, card)
+    store_served_model(engine, card)
     engine.dispose()
     _downgrade(database_url, "0001")
     engine = make_engine(database_url)
@@ -129,7 +131,7 @@ NUM_ROWS = int(os.environ.get("TEXTMILL_TEST_MIGRATION_ROWS", "20000"))
 _MIGRATION = """
 import sqlalchemy as sa
 from alembic import op
-from migrations.indexes import create_index
+from textmill.migrations.indexes import create_index
 
 revision = "9001"
 down_revision = "{head}"

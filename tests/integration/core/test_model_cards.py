@@ -8,20 +8,20 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine, update
 
-from core.db import make_engine, writing
-from core.finetuning import parse_finetuning
-from core.model_cards import (
-    ModelCard,
+from tests.finetunings import CARD, CURVE, finetune_json
+from textmill.core.catalog.finetunings import parse_finetuning
+from textmill.core.catalog.served_models import (
+    ServedModel,
     card_markdown,
     cards,
     curve_svg,
-    register_card,
+    store_served_model,
     tokenizer_json,
 )
-from core.models import LoadedModelCard
-from tests.finetunings import CARD, CURVE, finetune_json
+from textmill.core.database.connections import make_engine, writing
+from textmill.core.database.tables import LoadedModelCard
 
-PLAIN = ModelCard("tuned", "r1", "llama", "native", 7, 8, 9, "float32", "{}")
+PLAIN = ServedModel("tuned", "r1", "llama", "native", 7, 8, 9, "float32", "{}")
 TUNED = replace(
     PLAIN,
     finetuning=parse_finetuning(finetune_json()),
@@ -38,7 +38,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 def test_the_large_texts_come_only_when_asked_for(engine: Engine) -> None:
-    register_card(engine, TUNED)
+    store_served_model(engine, TUNED)
     found = cards(engine)["tuned"]
     assert found.finetuning == TUNED.finetuning
     assert (found.tokenizer_json, found.curve_svg, found.card_markdown) == (None, "", "")
@@ -49,16 +49,16 @@ def test_the_large_texts_come_only_when_asked_for(engine: Engine) -> None:
 
 
 def test_a_model_of_that_name_without_an_origin_takes_the_place(engine: Engine) -> None:
-    register_card(engine, TUNED)
-    register_card(engine, PLAIN)
+    store_served_model(engine, TUNED)
+    store_served_model(engine, PLAIN)
     assert cards(engine) == {"tuned": replace(PLAIN, tokenizer_json=None)}
     assert (curve_svg(engine, "tuned"), card_markdown(engine, "absent")) == (None, None)
-    register_card(engine, TUNED)
+    store_served_model(engine, TUNED)
     assert cards(engine)["tuned"].finetuning == TUNED.finetuning
 
 
 def test_what_a_later_release_wrote_differently_is_left_out(engine: Engine) -> None:
-    register_card(engine, TUNED)
+    store_served_model(engine, TUNED)
     with writing(engine) as connection:
         connection.execute(update(LoadedModelCard).values(finetuning={"base": {"name": "x"}}))
     assert cards(engine)["tuned"].finetuning is None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, update
 
-from core.db import writing
-from core.models import Problem
-from core.problems import (
+from textmill.core.database.connections import writing
+from textmill.core.database.tables import Problem
+from textmill.core.problems import (
     MAX_REASON_CHARACTERS,
     REMEMBERED_SECONDS,
     Subject,
@@ -15,7 +15,7 @@ from core.problems import (
     report,
     solve,
 )
-from worker.problems import ProblemBoard
+from textmill.worker.problems import ProblemBoard
 
 HERE = Subject("here", "model", "tiny")
 

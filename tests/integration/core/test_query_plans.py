@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Select, event, insert, text
 
-from core.admission import RANKS
-from core.db import writing
-from core.jobs import CANDIDATE
-from core.models import JOBS, Job
-from core.sweeping import MAX_LOSSES
-from core.upkeep import STALE
+from textmill.core.database.connections import writing
+from textmill.core.database.maintenance import STALE
+from textmill.core.database.tables import JOBS, Job
+from textmill.core.jobs.admission import RANKS
+from textmill.core.jobs.store import CANDIDATE
+from textmill.core.jobs.sweeping import MAX_LOSSES
 
 NUM_ENDED = 3_000
 NUM_WAITING = 20

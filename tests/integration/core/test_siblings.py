@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from core.dead_workers import note_birth, noted_workers
-from core.errors import StorageUnavailable
-from core.workers import WorkerState, beat, seen_workers
 from tests.integration.core.conftest import Bench
-from worker import siblings
-from worker.siblings import SiblingWatch
+from textmill.core.dead_workers import note_birth, noted_workers
+from textmill.core.errors import StorageUnavailable
+from textmill.core.workers import WorkerState, beat, seen_workers
+from textmill.worker import siblings
+from textmill.worker.siblings import SiblingWatch
 
 SLEEPER = (
-    "import sys, time; from pathlib import Path; from core.dead_workers import note_birth;"
+    "import sys, time; from pathlib import Path; from textmill.core.dead_workers import note_birth;"
     "note_birth(Path(sys.argv[1]), sys.argv[2]); print('noted', flush=True); time.sleep(600)"
 )
 SOON = 20.0  # another process's end is seen at once; the machine may be busy

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import Engine, delete, select, update
 
-from core.db import now_ms, reading, writing
-from core.errors import Conflict
-from core.jobs import JobStore, Limits, NewJob, Origin, Outcome
-from core.models import Job, JobEvent, JobTrace, Run
-from core.records import JobRecord
+from textmill.core.database.connections import now_ms, reading, writing
+from textmill.core.database.tables import Job, JobEvent, JobTrace, Run
+from textmill.core.errors import Conflict
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import JobStore, Limits, NewJob, Origin, Outcome
 
 FINAL = {"succeeded", "failed", "canceled"}
 LEGAL = {

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from sqlalchemy import select
 
-from core.db import now_ms, reading
-from core.jobs import JobStore, Progress
-from core.models import Job
-from core.sweeping import MAX_LOSSES
-from core.workers import WorkerState, beat
 from tests.integration.core.conftest import MODEL, Bench
+from textmill.core.database.connections import now_ms, reading
+from textmill.core.database.tables import Job
+from textmill.core.jobs.store import JobStore, Progress
+from textmill.core.jobs.sweeping import MAX_LOSSES
+from textmill.core.workers import WorkerState, beat
 
 
 def test_a_sweep_takes_back_what_the_dead_held_and_leaves_the_living(bench: Bench) -> None:

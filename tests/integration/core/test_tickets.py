@@ -15,10 +15,16 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from core.events import make_redis
-from core.settings import Settings
-from core.tickets import MAX_WAITING_TICKETS, TASK_NAME, TicketPublisher, make_celery, queue_name
 from tests.servers import RedisServer, free_port
+from textmill.core.events import make_redis
+from textmill.core.settings import Settings
+from textmill.core.tickets import (
+    MAX_WAITING_TICKETS,
+    TASK_NAME,
+    TicketPublisher,
+    make_celery,
+    queue_name,
+)
 
 
 def settings_of(redis_url: str) -> Settings:

@@ -8,7 +8,7 @@ import sys
 
 from sqlalchemy import Engine
 
-from core.workers import WorkerState, beat, forget_dead, seen_workers
+from textmill.core.workers import WorkerState, beat, forget_dead, seen_workers
 
 
 def state(worker_id: str) -> WorkerState:

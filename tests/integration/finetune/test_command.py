@@ -20,12 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from core.model_catalog import ModelSpec
-from core.strategies import DecodingParameters
 from tests.tiny_models import build_tiny_llama, tiny_model
-from worker.engine import Engine, GenerationRequest
-from worker.models.loading import load
-from worker.models.provenance import read_provenance
+from textmill.core.catalog.models_file import ModelSpec
+from textmill.core.strategies import DecodingParameters
+from textmill.engine import GenerationRequest, InferenceEngine
+from textmill.engine.models.loading import load
+from textmill.engine.models.provenance import read_provenance
 
 PATIENCE_SECONDS = 240
 WORDS = ("red", "green", "blue", "black", "white")
@@ -49,7 +49,7 @@ def environment(home: Path) -> dict[str, str]:
 
 def finetune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "finetune", *arguments],
+        [sys.executable, "-m", "textmill.finetune", *arguments],
         cwd=Path(__file__).parents[3],
         env=environment(home),
         capture_output=True,
@@ -63,7 +63,7 @@ def finetune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     """The command, running; it has ended when the block has."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "finetune", *arguments],
+        [sys.executable, "-m", "textmill.finetune", *arguments],
         cwd=Path(__file__).parents[3],
         env=environment(home),
         stdout=subprocess.DEVNULL,
@@ -112,7 +112,7 @@ def writing(spec: ModelSpec, cache: Path) -> Iterator[Any]:
     model = load(
         spec, cache_dir=cache, dtype="float32", num_slots=2, report=lambda _: None, kernel_dir=None
     )
-    engine = Engine({spec.name: model}, num_slots=2)
+    engine = InferenceEngine({spec.name: model}, num_slots=2)
     engine.start()
     try:
         yield lambda prompt: engine.submit(

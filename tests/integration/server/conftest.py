@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from backend.server.hold import HOLD_KEY, TooManyHeld
-from backend.server.limits import ServerLimits
-from backend.server.listener import Server
-from backend.server.wsgi import TOO_LARGE_KEY
+from textmill.backend.server.hold import HOLD_KEY, TooManyHeld
+from textmill.backend.server.limits import ServerLimits
+from textmill.backend.server.listener import Server
+from textmill.backend.server.wsgi import TOO_LARGE_KEY
 
 MAX_BODY_BYTES = 256 * 1024
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, make_url, select, text
 
-from core.db import PATIENCE_SECONDS, make_engine, reading
-from core.jobs import JobStore, NewJob, Origin
-from core.model_cards import cards
-from core.models import Job, JobEvent
-from core.records import JobRecord
-from core.settings import Settings
-from core.workers import seen_workers
 from tests.servers import Proxy, proxied_postgres
 from tests.tiny_models import build_tiny_gpt2, build_tiny_llama
-from worker.app import WorkerProcess, load_models
-from worker.termination import Termination
+from textmill.core.catalog.served_models import cards
+from textmill.core.database.connections import PATIENCE_SECONDS, make_engine, reading
+from textmill.core.database.tables import Job, JobEvent
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import JobStore, NewJob, Origin
+from textmill.core.settings import Settings
+from textmill.core.workers import seen_workers
+from textmill.worker.app import WorkerProcess, load_models
+from textmill.worker.termination import Termination
 
 WAIT_SECONDS = 60.0
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from backend.best_effort import NUM_THREADS, BestEffort
-from core.circuit_breaker import CircuitBreaker
+from textmill.backend.services.best_effort import NUM_THREADS, BestEffort
+from textmill.core.circuit_breaker import CircuitBreaker
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.exporting import CSV_COLUMNS, as_csv, as_jsonl, is_risky
+from textmill.backend.exporting import CSV_COLUMNS, as_csv, as_jsonl, is_risky
 
 STARTS = [
     "=1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "\n", "\t", " =1", "\u00a0=1", "\u3000@x",

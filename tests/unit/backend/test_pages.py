@@ -13,12 +13,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from backend.errors import register_errors
-from backend.pages import pages, render_error
-from backend.presenting import strategy_document
-from core.errors import Conflict, NotFound, QueueFull, RateLimited, StorageUnavailable
-from core.schemas import parse_job_request, parse_run_request
-from core.strategies import STRATEGIES
+from textmill.backend.errors import register_errors
+from textmill.backend.pages.views import pages, render_error
+from textmill.backend.request_models import parse_job_request, parse_run_request
+from textmill.backend.serializers import strategy_document
+from textmill.core.errors import Conflict, NotFound, QueueFull, RateLimited, StorageUnavailable
+from textmill.core.strategies import STRATEGIES
 
 NASTY = "<script>alert(1)</script>&\"'"
 

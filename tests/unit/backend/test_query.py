@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.datastructures import MultiDict
 
-from backend.filters import parse_export, parse_filters
-from backend.query import decimal, parse_query, whole
-from core.errors import ValidationFailed
-from core.history import MAX_LIMIT, Filters
+from textmill.backend.history_filters import parse_export, parse_filters
+from textmill.backend.query import decimal, parse_query, whole
+from textmill.core.errors import ValidationFailed
+from textmill.core.jobs.history import MAX_LIMIT, Filters
 
 NO_NUMBERS = [
     "0000000010000", "010", "١٠", "１０", "+5", "-1", "1_0", " 5", "5 ", "\t5", "\n5", "5\n", "1.0",

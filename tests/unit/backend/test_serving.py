@@ -7,9 +7,9 @@ import resource
 import pytest
 from structlog.testing import capture_logs
 
-from backend.server.limits import Allowance, visitor_of
-from backend.serving import limits_of, raise_open_files
-from core.settings import Settings
+from textmill.backend.server.limits import Allowance, visitor_of
+from textmill.backend.serving import limits_of, raise_open_files
+from textmill.core.settings import Settings
 
 
 @pytest.mark.parametrize(

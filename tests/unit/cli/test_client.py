@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cli.client import Client, Event, Refused, Unreachable, read_events
+from textmill.cli.client import Client, Event, Refused, Unreachable, read_events
 
 
 def test_events_are_read_with_ids_kinds_and_joined_data() -> None:

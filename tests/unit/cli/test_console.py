@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cli.console import Console, LogFile
+from textmill.cli.console import Console, LogFile
 
 
 def test_lines_come_in_order_with_their_names() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.doctor import Verdict, examine
-from cli.main import textmill
-from core.db import make_engine
-from core.problems import Subject, report
-from core.settings import Settings
-from migrations.upgrade import upgrade
+from textmill.cli.doctor import Verdict, examine
+from textmill.cli.main import textmill
+from textmill.core.database.connections import make_engine
+from textmill.core.problems import Subject, report
+from textmill.core.settings import Settings
+from textmill.migrations.upgrade import upgrade
 
 
 def verdicts(environment: dict[str, str]) -> dict[str, Verdict]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded_redis import configure, find_server, is_usable, read_version
+from textmill.cli.embedded_redis import configure, find_server, is_usable, read_version
 
 
 def program(folder: Path, name: str, version: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cli.main import textmill
+from textmill.cli.main import textmill
 
 COMMANDS = ["doctor", "finetune", "generate", "migrate", "register", "up", "web", "worker"]
 
@@ -47,7 +47,7 @@ def test_help_lists_every_command() -> None:
 
 def test_importing_the_command_loads_nothing_heavy() -> None:
     heavy = {"flask", "torch", "transformers", "celery", "sqlalchemy", "h11", "redis"}
-    code = f"import sys, cli.main; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, textmill.cli.main; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.exits import CommandFailed
-from cli.models_file import ModelEntry, Outcome, put_model
-from core.errors import SettingsError
-from core.model_catalog import DEFAULT_PATH, OWN_FILE, read_catalog
-from core.settings import Settings
+from textmill.cli.exits import CommandFailed
+from textmill.cli.models_file import ModelEntry, Outcome, put_model
+from textmill.core.catalog.models_file import DEFAULT_PATH, OWN_FILE, read_catalog
+from textmill.core.errors import SettingsError
+from textmill.core.settings import Settings
 
 COMMENTED = """\
 # Ours; ask Anna before you change it.
@@ -137,7 +137,7 @@ def test_paths_of_the_packaged_file_mean_the_same_in_the_state_folders(
         '# Packaged.\n[[models]]\nname = "a"\nsource = "package:p"\nadapter = "../adapters/a"\n'
         '[[models]]\nname = "b"\nsource = "./b"\n'
     )
-    monkeypatch.setattr("core.model_catalog.DEFAULT_PATH", packaged)
+    monkeypatch.setattr("textmill.core.catalog.models_file.DEFAULT_PATH", packaged)
     settings = Settings.from_environment({"TEXTMILL_HOME": str(tmp_path / "home")})
     done = put_model(settings, entry(), makes_default=False)
     before = read_catalog(packaged)
@@ -213,8 +213,8 @@ def test_one_writer_waits_for_another(settings: Settings, path: Path) -> None:
 def test_processes_that_write_at_once_lose_nothing(settings: Settings, path: Path) -> None:
     code = (
         "import os, sys\n"
-        "from cli.models_file import ModelEntry, put_model\n"
-        "from core.settings import Settings\n"
+        "from textmill.cli.models_file import ModelEntry, put_model\n"
+        "from textmill.core.settings import Settings\n"
         "settings = Settings.from_environment(os.environ)\n"
         "for i in range(5):\n"
         "    entry = ModelEntry(f'{sys.argv[1]}-{i}', 'x/y', None, None, None)\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cli.client import Refused, Unreachable
-from cli.patience import Patience
+from textmill.cli.client import Refused, Unreachable
+from textmill.cli.patience import Patience
 
 
 class Time:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.exits import CommandFailed
-from cli.preflight import lock_home, prepare_home
+from textmill.cli.exits import CommandFailed
+from textmill.cli.preflight import lock_home, prepare_home
 
 
 def test_the_state_folder_is_made_with_its_logs(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli import private_state
-from cli.private_state import exposed, keep_private
+from textmill.cli import private_state
+from textmill.cli.private_state import exposed, keep_private
 
 
 @pytest.fixture(autouse=True)

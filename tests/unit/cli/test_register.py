@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from cli.main import textmill
-from core.model_catalog import DEFAULT_PATH, OWN_FILE, Catalog, read_catalog
+from textmill.cli.main import textmill
+from textmill.core.catalog.models_file import DEFAULT_PATH, OWN_FILE, Catalog, read_catalog
 
 MODELS = '[[models]]\nname = "tiny"\nsource = "./base"\ndefault = true\n'
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cli import up
-from cli.embedded_redis import EmbeddedRedis
-from cli.supervisor import End
-from core.settings import Settings
+from textmill.cli import up
+from textmill.cli.embedded_redis import EmbeddedRedis
+from textmill.cli.supervisor import End
+from textmill.core.settings import Settings
 
 
 def settings(tmp_path: Path, **extra: str) -> Settings:
@@ -21,7 +21,7 @@ def test_the_plan_has_redis_the_migration_web_and_each_worker(tmp_path: Path) ->
     redis = EmbeddedRedis(("redis-server", "redis.conf"), 7000, "secret")
     wanted = settings(tmp_path, WORKERS="2", PORT="9000", WORKER_METRICS_PORT="9100")
     plan = up.draw_plan(wanted, {"PATH": "/bin"}, redis)
-    assert [spec.name for spec, _ in plan.groundwork] == ["redis"]
+    assert [spec.name for spec, _ in plan.prerequisites] == ["redis"]
     assert [spec.name for spec in plan.preparations] == ["migrate"]
     assert [spec.name for spec in plan.services] == ["web", "worker-1", "worker-2"]
     assert plan.ready_line == "Textmill is ready: http://127.0.0.1:9000"
@@ -35,7 +35,7 @@ def test_the_plan_has_redis_the_migration_web_and_each_worker(tmp_path: Path) ->
 
 def test_a_redis_that_is_given_is_not_started(tmp_path: Path) -> None:
     plan = up.draw_plan(settings(tmp_path, REDIS_URL="redis://there:1/0"), {}, None)
-    assert plan.groundwork == ()
+    assert plan.prerequisites == ()
     assert plan.services[0].environment["TEXTMILL_REDIS_URL"] == "redis://there:1/0"
 
 

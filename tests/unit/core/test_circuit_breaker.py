@@ -10,8 +10,8 @@ import pytest
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from core.circuit_breaker import CircuitBreaker
-from core.events import EventBus, EventsUnavailable, started
+from textmill.core.circuit_breaker import CircuitBreaker
+from textmill.core.events import EventBus, EventsUnavailable, started
 
 
 class FakeClock:

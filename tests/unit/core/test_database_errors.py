@@ -12,8 +12,14 @@ from sqlalchemy.exc import OperationalError as SqlalchemyOperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from structlog.testing import capture_logs
 
-from core.database_errors import COMPLAINT_SECONDS, Complaints, Kind, NoAnswer, understand
-from core.errors import Conflict, StorageRefused, StorageUnavailable, TextmillError, Unstorable
+from textmill.core.database.errors import COMPLAINT_SECONDS, Complaints, Kind, NoAnswer, understand
+from textmill.core.errors import (
+    Conflict,
+    StorageRefused,
+    StorageUnavailable,
+    TextmillError,
+    Unstorable,
+)
 
 
 def on_postgresql(sqlstate: str) -> psycopg.Error:

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core import failpoints
-from core.failpoints import VARIABLE, is_armed, reach
+from textmill.core import failpoints
+from textmill.core.failpoints import VARIABLE, is_armed, reach
 
-_PROGRAM = "from core.failpoints import reach; reach('here', 'a prompt'); print('alive')"
+_PROGRAM = "from textmill.core.failpoints import reach; reach('here', 'a prompt'); print('alive')"
 
 
 def run(folder: Path | None) -> subprocess.CompletedProcess[str]:

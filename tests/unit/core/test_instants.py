@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import ValidationFailed
-from core.instants import parse_instant
+from textmill.core.errors import ValidationFailed
+from textmill.core.instants import parse_instant
 
 DAY_MS = 86_400_000
 MIDNIGHT = int(datetime(2026, 11, 25, tzinfo=UTC).timestamp()) * 1000

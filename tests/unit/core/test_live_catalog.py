@@ -10,16 +10,16 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from core.errors import SettingsError
-from core.live_catalog import KNOWN_FOLDER, LiveCatalog, forget_known
-from core.model_catalog import (
+from textmill.core.catalog.live import KNOWN_FOLDER, LiveCatalog, forget_known
+from textmill.core.catalog.models_file import (
     DEFAULT_PATH,
     MAX_FILE_BYTES,
     OWN_FILE,
     models_file,
     read_catalog,
 )
-from core.settings import Settings
+from textmill.core.errors import SettingsError
+from textmill.core.settings import Settings
 
 
 def settings(home: Path, path: Path | None = None) -> Settings:
@@ -147,7 +147,7 @@ def test_threads_that_look_at_once_read_the_file_once(
         assert may_go.wait(10)
         return read_catalog(file)
 
-    monkeypatch.setattr("core.live_catalog.read_catalog", slow)
+    monkeypatch.setattr("textmill.core.catalog.live.read_catalog", slow)
     write(path, "b")
     thread = threading.Thread(target=lambda: live.current)
     thread.start()

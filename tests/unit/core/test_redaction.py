@@ -17,10 +17,10 @@ from pydantic import BaseModel
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import OperationalError
 
-from core.errors import SettingsError, StorageUnavailable
-from core.logs import configure_logs
-from core.redaction import mask_credentials, reason_of, traceback_of
-from core.settings import Settings
+from textmill.core.errors import SettingsError, StorageUnavailable
+from textmill.core.logs import configure_logs
+from textmill.core.redaction import mask_credentials, reason_of, traceback_of
+from textmill.core.settings import Settings
 
 MARK = "Seven purple elephants"
 

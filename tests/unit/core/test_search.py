@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.search import (
+from textmill.core.jobs.search import (
     MAX_QUERY_TERMS,
     MAX_TERMS_BYTES,
     MAX_WORD_CHARACTERS,

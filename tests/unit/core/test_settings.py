@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.errors import SettingsError
-from core.settings import Settings
+from textmill.core.errors import SettingsError
+from textmill.core.settings import Settings
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:

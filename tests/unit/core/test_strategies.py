@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from core.strategies import MAX_NEW_TOKENS, STRATEGIES, STRATEGIES_BY_NAME, DecodingParameters
+from textmill.core.strategies import (
+    MAX_NEW_TOKENS,
+    STRATEGIES,
+    STRATEGIES_BY_NAME,
+    DecodingParameters,
+)
 
 # (default, minimum, maximum, minimum excluded), from the contract's table.
 CONTRACT: dict[str, dict[str, tuple[float, float, float | None, bool]]] = {

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from finetune.card import CardFacts, DataFacts, TrainingFacts, model_card
-from finetune.evaluation import Metrics, TextMetrics
-from finetune.overlap import Rouge
-from finetune.preparation import DataFile
-from finetune.scoring import Score
+from textmill.finetune.card import CardFacts, DataFacts, TrainingFacts, model_card
+from textmill.finetune.evaluation import Metrics, TextMetrics
+from textmill.finetune.preparation import DataFile
+from textmill.finetune.rouge import Rouge
+from textmill.finetune.scoring import Score
 
 NASTY = 'a|b `c` <script>*d*</script> [e](f) _g_ & "h"\n---\n# i\\'
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from finetune.checkpoints import (
+from textmill.finetune.checkpoints import (
     MARK,
     FiniteLosses,
     Stopwatch,
     WholeCheckpoints,
     usable_checkpoint,
 )
-from finetune.errors import TrainingError
+from textmill.finetune.errors import TrainingError
 
 
 def checkpoint(

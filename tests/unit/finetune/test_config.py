@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetune.command import FLAGS
-from finetune.config import SECTIONS, FinetuneConfig, read_config
-from finetune.errors import ConfigError
+from textmill.finetune.command import FLAGS
+from textmill.finetune.config import SECTIONS, FinetuneConfig, read_config
+from textmill.finetune.errors import ConfigError
 
 LEAST = {"": {"base": "gpt2", "name": "mine"}, "data": {"train": ["a.csv"]}}
 

@@ -8,7 +8,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from finetune.curve import BOTTOM, HEIGHT, LEFT, MAX_POINTS, RIGHT, TOP, WIDTH, loss_curve_svg
+from textmill.finetune.curve import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    MAX_POINTS,
+    RIGHT,
+    TOP,
+    WIDTH,
+    loss_curve_svg,
+)
 
 SVG = "{http://www.w3.org/2000/svg}"
 TRAINING = [(step, 3 + math.exp(-step / 100)) for step in range(10, 510, 10)]

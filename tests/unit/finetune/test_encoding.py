@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.decoders import Metaspace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from finetune.config import read_config
-from finetune.encoding import IGNORED, Encoded, Encoder, pack
-from finetune.errors import ConfigError
-from finetune.examples import Example, Part, Place
-from finetune.training import make_trainer
 from tests.tiny_models import tiny_model
+from textmill.finetune.config import read_config
+from textmill.finetune.encoding import IGNORED, Encoded, Encoder, pack
+from textmill.finetune.errors import ConfigError
+from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.training import make_trainer
 
 HERE = Place("here", 1)
 WORDS = {"<end>": 0, "one": 1, "two": 2, "three": 3}

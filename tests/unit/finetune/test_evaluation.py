@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from finetune.config import EvaluationOptions
-from finetune.evaluation import OPENING_WORDS, PUBLISHED_MULTI_XSCIENCE, Metrics, evaluate
-from finetune.examples import Example, Part, Place
 from tests.fakes import VOCABULARY_SIZE, LogitsOf, fake_model, spelling
+from textmill.finetune.config import EvaluationOptions
+from textmill.finetune.evaluation import OPENING_WORDS, PUBLISHED_MULTI_XSCIENCE, Metrics, evaluate
+from textmill.finetune.examples import Example, Part, Place
 
 PROMPT = "Say:"
 EIGHT = " one two three four five six seven eight"

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from core.finetuning import as_document, stored_finetuning
-from finetune import export
-from finetune.base_model import BaseModel
-from finetune.config import DataOptions, FinetuneConfig
-from finetune.errors import ConfigError
-from finetune.evaluation import Metrics, TextMetrics
-from finetune.examples import Example, Part, Place
-from finetune.export import check_output, move_into_place, write_report
-from finetune.holdout import HoldoutReport, Repeats
-from finetune.overlap import Rouge
-from finetune.preparation import DataFile, Prepared, TokenCounts
-from finetune.scoring import Score
-from finetune.training import TrainingHistory
-from worker.models import provenance
-from worker.models.provenance import Provenance, read_provenance
+from textmill.core.catalog.finetunings import as_document, stored_finetuning
+from textmill.engine.models import provenance
+from textmill.engine.models.provenance import Provenance, read_provenance
+from textmill.finetune import export
+from textmill.finetune.base_model import BaseModel
+from textmill.finetune.config import DataOptions, FinetuneConfig
+from textmill.finetune.errors import ConfigError
+from textmill.finetune.evaluation import Metrics, TextMetrics
+from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.export import check_output, move_into_place, write_report
+from textmill.finetune.holdout import HoldoutReport, Repeats
+from textmill.finetune.preparation import DataFile, Prepared, TokenCounts
+from textmill.finetune.rouge import Rouge
+from textmill.finetune.scoring import Score
+from textmill.finetune.training import TrainingHistory
 
 EXAMPLE = Example((Part("A text.", True),), Place("train.csv", 1))
 COUNTS = TokenCounts(

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from finetune.config import DataOptions
-from finetune.errors import ConfigError, DataError
-from finetune.examples import Part, Place
-from finetune.formats import detect, format_read, read_examples
+from textmill.finetune.config import DataOptions
+from textmill.finetune.errors import ConfigError, DataError
+from textmill.finetune.examples import Part, Place
+from textmill.finetune.formats import detect, format_read, read_examples
 
 
 def lines(*records: object) -> str:

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from finetune.errors import DataError
-from finetune.examples import Example, Part, Place
-from finetune.holdout import Repeat, Repeats, hold_out
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.holdout import Repeat, Repeats, hold_out
 
 LONG = " because the abstract is as long as this one and even longer."
 

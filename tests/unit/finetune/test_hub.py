@@ -10,15 +10,15 @@ from typing import Any
 import datasets
 import pytest
 
-from finetune.base_model import BaseModel
-from finetune.config import DataOptions, FinetuneConfig
-from finetune.errors import DataError
-from finetune.examples import Example
-from finetune.formats import detect, read_examples
-from finetune.hub import is_hub_name, read_hub_records
-from finetune.preparation import prepare_data
 from tests.tiny_models import tiny_model
 from tests.unit.finetune.test_formats import PAPER_COLUMNS, PAPER_READ
+from textmill.finetune.base_model import BaseModel
+from textmill.finetune.config import DataOptions, FinetuneConfig
+from textmill.finetune.errors import DataError
+from textmill.finetune.examples import Example
+from textmill.finetune.formats import detect, read_examples
+from textmill.finetune.hub import is_hub_name, read_hub_records
+from textmill.finetune.preparation import prepare_data
 
 
 @pytest.fixture(autouse=True)

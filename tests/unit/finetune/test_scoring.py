@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from core.model_catalog import ModelSpec
-from finetune.errors import ConfigError, TrainingError
-from finetune.examples import Example, Part, Place
-from finetune.scoring import CHUNK_ROWS, Encode, Score, score
 from tests.fakes import VOCABULARY_SIZE, fake_model
 from tests.tiny_models import tiny_model
-from worker.models.loading import LoadedModel, load
+from textmill.core.catalog.models_file import ModelSpec
+from textmill.engine.models.loading import LoadedModel, load
+from textmill.finetune.errors import ConfigError, TrainingError
+from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.scoring import CHUNK_ROWS, Encode, Score, score
 
 
 def example(*parts: str | tuple[str, bool]) -> Example:

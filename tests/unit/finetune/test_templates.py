@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from finetune.errors import ConfigError, DataError
-from finetune.examples import Part, Place
-from finetune.records import Record
-from finetune.templates import Template
+from textmill.finetune.errors import ConfigError, DataError
+from textmill.finetune.examples import Part, Place
+from textmill.finetune.records import Record
+from textmill.finetune.templates import Template
 
 
 def record(**fields: object) -> Record:

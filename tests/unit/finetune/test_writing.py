@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from core.strategies import MAX_SEED, DecodingParameters
-from finetune.errors import TrainingError
-from finetune.writing import decoding_parameters, write_texts
 from tests.fakes import VOCABULARY_SIZE, fake_model, one_hot
+from textmill.core.strategies import MAX_SEED, DecodingParameters
+from textmill.finetune.errors import TrainingError
+from textmill.finetune.writing import decoding_parameters, write_texts
 
 GREEDY = DecodingParameters("greedy", 3, seed=0)
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-from core.errors import StorageUnavailable
-from core.events import StreamEntry
-from core.jobs import Outcome, Progress, Standing
-from core.records import JobRecord
-from worker.engine import Delta, Generation, GenerationRequest, GenerationResult
-from worker.metrics import WorkerMetrics
-from worker.tasks import JobRunner
+from textmill.core.errors import StorageUnavailable
+from textmill.core.events import StreamEntry
+from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.store import LeaseStatus, Outcome, Progress
+from textmill.engine import Delta, Generation, GenerationRequest, GenerationResult
+from textmill.worker.job_worker import JobWorker
+from textmill.worker.metrics import WorkerMetrics
 
 WAIT_SECONDS = 10.0
 
@@ -120,7 +120,7 @@ class FakeStore:
     released: list[tuple[str, float, bool]] = field(default_factory=list)
     saved: list[Progress] = field(default_factory=list)
     renewed: list[dict[str, int]] = field(default_factory=list)
-    answer: Standing = field(default_factory=lambda: Standing(frozenset(), frozenset()))
+    answer: LeaseStatus = field(default_factory=lambda: LeaseStatus(frozenset(), frozenset()))
     num_claims: int = 0
     asked_for: list[tuple[str, ...]] = field(default_factory=list)
     refused: threading.Event = field(default_factory=threading.Event)
@@ -171,11 +171,11 @@ class FakeStore:
         self._check()
         self.saved += progress
 
-    def standing(self, worker_id: str, attempts: dict[str, int]) -> Standing:
+    def lease_status(self, worker_id: str, attempts: dict[str, int]) -> LeaseStatus:
         self._check()
         return self.answer
 
-    def renew(self, worker_id: str, attempts: dict[str, int]) -> Standing:
+    def renew(self, worker_id: str, attempts: dict[str, int]) -> LeaseStatus:
         self._check()
         self.renewed.append(attempts)
         return self.answer
@@ -208,7 +208,7 @@ class RunnerBench:
     num_run: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.runner = JobRunner(
+        self.runner = JobWorker(
             store=self.store,  # type: ignore[arg-type]
             engine=self.engine,  # type: ignore[arg-type]
             publisher=self.publisher,  # type: ignore[arg-type]

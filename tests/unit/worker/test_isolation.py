@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from core.sweeping import MAX_LOSSES, RETRY_DELAY_SECONDS
-from worker.isolation import ANY_LOSSES, Admission, RunningJob, admission, group_size
+from textmill.core.jobs.sweeping import MAX_LOSSES, RETRY_DELAY_SECONDS
+from textmill.worker.isolation import ANY_LOSSES, Admission, RunningJob, admission, group_size
 
 SETTLED = 5.0
 NUM_SLOTS = 16

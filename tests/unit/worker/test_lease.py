@@ -11,12 +11,19 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from core.errors import StorageUnavailable
-from core.jobs import Standing
 from tests.unit.worker.fake_parts import FakeEngine, RunnerBench, make_job, result
-from worker import lease
-from worker.awake_clock import AwakeClock
-from worker.lease import NO_CLAIM_SECONDS, STALL_SECONDS, Heartbeat, Loop, StallDetector, Watchdog
+from textmill.core.errors import StorageUnavailable
+from textmill.core.jobs.store import LeaseStatus
+from textmill.worker import lease
+from textmill.worker.awake_clock import AwakeClock
+from textmill.worker.lease import (
+    NO_CLAIM_SECONDS,
+    STALL_SECONDS,
+    Heartbeat,
+    Loop,
+    StallDetector,
+    Watchdog,
+)
 
 
 @dataclass
@@ -151,7 +158,7 @@ def test_what_a_stalled_engine_holds_does_not_count_as_living(bench: RunnerBench
 
 def test_what_the_database_says_reaches_the_engine(bench: RunnerBench) -> None:
     canceled, lost = bench.start(make_job(1)), bench.start(make_job(2))
-    bench.store.answer = Standing(frozenset({"job-1", "gone"}), frozenset({"job-2", "gone"}))
+    bench.store.answer = LeaseStatus(frozenset({"job-1", "gone"}), frozenset({"job-2", "gone"}))
     heartbeat_of(bench).save_progress()
     assert (canceled.cancel_reason, lost.cancel_reason) == ("canceled", "lost")
     bench.engine.end_canceled()
@@ -208,11 +215,11 @@ def test_a_loop_calls_at_once_when_stirred_and_no_more_after_its_end() -> None:
     loop = Loop("test", 3600, calls)
     loop.start()
     calls.await_calls(1)
-    loop.stir()
+    loop.wake()
     calls.await_calls(2)
     loop.close()
     num = calls.num
-    loop.stir()
+    loop.wake()
     assert not loop._thread.is_alive()
     assert calls.num == num
 
@@ -277,11 +284,11 @@ def test_closing_a_loop_between_two_looks_at_its_flags_ends_it_at_once() -> None
             super().clear()
 
     loop = Loop("test", 3600, lambda: None)
-    loop._stirred = Stirred()
+    loop._woken = Stirred()
     loop.start()
     loop._thread.join(10)
     is_left_waiting = loop._thread.is_alive()
-    loop.stir()
+    loop.wake()
     assert not is_left_waiting
 
 

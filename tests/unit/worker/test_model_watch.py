@@ -11,16 +11,16 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from core.errors import StorageUnavailable
-from core.model_catalog import Catalog, ModelSpec
-from core.model_state import ModelState
 from tests.fakes import fake_model, one_hot
-from worker.engine import EngineError
-from worker.engine.requests import EngineStopped
-from worker.model_watch import Actions, ModelWatch
-from worker.models.errors import ModelLoadError
-from worker.models.loading import LoadedModel
-from worker.models.trials import TRIAL_SECONDS, TrialUnfinished
+from textmill.core.catalog.file_state import ModelState
+from textmill.core.catalog.models_file import Catalog, ModelSpec
+from textmill.core.errors import StorageUnavailable
+from textmill.engine import EngineError
+from textmill.engine.models.errors import ModelLoadError
+from textmill.engine.models.loading import LoadedModel
+from textmill.engine.requests import EngineStopped
+from textmill.worker.model_watch import Actions, ModelWatch
+from textmill.worker.trials import TRIAL_SECONDS, TrialUnfinished
 
 
 @pytest.fixture(autouse=True)

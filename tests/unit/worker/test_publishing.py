@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.events import EventsUnavailable, StreamEntry, done, started
-from worker.publishing import JobStream, Publisher, joined, storable
+from textmill.core.events import EventsUnavailable, StreamEntry, done, started
+from textmill.worker.publishing import JobStream, Publisher, joined, storable
 
 # ---- joined -----------------------------------------------------------------------------------
 

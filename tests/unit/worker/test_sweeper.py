@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from core.sweeping import HeldLease, SweepReport
-from worker import sweeper
-from worker.awake_clock import AwakeClock
-from worker.pace import Pace
-from worker.poller import Poller
-from worker.sweeper import LeaseObserver, Sweeper
+from textmill.core.jobs.sweeping import HeldLease, SweepReport
+from textmill.worker import sweeper
+from textmill.worker.awake_clock import AwakeClock
+from textmill.worker.intervals import Intervals
+from textmill.worker.poller import Poller
+from textmill.worker.sweeper import LeaseObserver, Sweeper
 
-PACE = Pace()
+INTERVALS = Intervals()
 
 
 @dataclass
@@ -82,9 +82,9 @@ class Observed:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.observer = LeaseObserver(PACE, AwakeClock(PACE.sweep, lambda: self.now))
+        self.observer = LeaseObserver(INTERVALS, AwakeClock(INTERVALS.sweep, lambda: self.now))
 
-    def look(self, *leases: HeldLease, after: float = PACE.sweep) -> list[HeldLease]:
+    def look(self, *leases: HeldLease, after: float = INTERVALS.sweep) -> list[HeldLease]:
         self.now += after
         return self.observer.dead(leases)
 
@@ -122,7 +122,7 @@ def test_a_clock_that_was_set_back_does_not_keep_the_dead_alive() -> None:
     observed = Observed()
     lease = lease_of(is_expired=False)
     looks = [bool(observed.look(lease)) for _ in range(12)]
-    assert looks.index(True) == (PACE.lease + PACE.silence) / PACE.sweep
+    assert looks.index(True) == (INTERVALS.lease + INTERVALS.silence) / INTERVALS.sweep
 
 
 def test_the_jobs_of_a_worker_that_is_known_to_be_gone_are_taken_back_at_once() -> None:

@@ -102,7 +102,7 @@ const wordStart = (text, other, at) => {
   return [...word].length === MAX_MARKED ? at : at - word.length;
 };
 
-/** The same rules as backend/page_words.py. @param {Sample} sample */
+/** The same rules as backend/pages/template_filters.py. @param {Sample} sample */
 const split = (sample) => {
   const { text } = sample;
   const plain = { same: text, mark: "", rest: "", note: "" };

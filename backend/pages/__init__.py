@@ -1,0 +1,1 @@
+"""The HTML pages. Everything works without JavaScript."""

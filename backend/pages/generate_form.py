@@ -1,0 +1,234 @@
+"""The form of the generate page: from what a browser sends to a request, and back to the page.
+
+Knows nothing of Flask; the names of fields are ``prompt``, ``top_k.temperature``, ``samples`` ….
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from textmill.backend.request_models import MAX_VARIANTS
+from textmill.core.errors import FieldError
+from textmill.core.strategies import MAX_NEW_TOKENS
+
+Document = dict[str, Any]
+PRESET = ("greedy", "sampling", "top_k")  # as in the original demo
+COMMON_FIELDS = ("max_new_tokens", "seed", "stop", "trace", "model", "prompt", "samples")
+SLIDER_CAPS = {"top_k": 100, "max_new_tokens": 256}  # where only the model knows the maximum
+_DRAWN_ONCE = ("greedy", "beam")
+_ESCAPE = re.compile(r"\\([nt\\])")
+_ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
+@dataclass
+class GenerateForm:
+    """What stands in the form, as texts, with the messages beside the fields."""
+
+    prompt: str = ""
+    models: list[str] = field(default_factory=list)
+    ticked: list[str] = field(default_factory=list)
+    values: dict[str, str] = field(default_factory=dict)
+    samples: str = "1"
+    max_new_tokens: str = str(MAX_NEW_TOKENS.default)
+    seed: str = ""
+    stop: str = ""
+    trace: bool = False
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def add_errors(self, errors: Iterable[FieldError]) -> None:
+        """Put an API's messages beside the fields that they are about."""
+        for error in errors:
+            self.errors.setdefault(self.form_field(error.field), error.message)
+
+    def form_field(self, name: str) -> str:
+        """The form's name of an API field: ``variants.1.top_k`` is ``top_k.top_k``."""
+        parts = name.split(".")
+        strategy = self.ticked[0] if len(self.ticked) == 1 else ""
+        if parts[0] == "variants" and len(parts) > 2 and parts[1].isdecimal():
+            index = int(parts[1])
+            pairs = self._pairs()
+            strategy = pairs[index][0] if index < len(pairs) else ""
+            parts = parts[2:]
+        if parts[0] in COMMON_FIELDS:
+            return parts[0]
+        own = f"{strategy}.{parts[0]}"
+        return own if own in self.values else "strategy"
+
+    def num_texts(self) -> int:
+        """How many texts the form asks for."""
+        samples = int(self.samples) if re.fullmatch(r"[0-9]{1,2}", self.samples) else 1
+        return sum(1 if self._is_drawn_once(name) else samples for name, _ in self._pairs())
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The variants: every strategy on every model, a strategy's models beside each other."""
+        return [(name, model) for name in self.ticked for model in self.models or [""]]
+
+    def _is_drawn_once(self, strategy: str) -> bool:
+        return (
+            strategy in _DRAWN_ONCE
+            or _number(self.values.get(f"{strategy}.temperature", "")) == 0
+            or _number(self.values.get(f"{strategy}.top_k", "")) == 1
+        )
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one job does, without a run around it."""
+        return len(self._pairs()) == 1 and self.samples.strip() in ("", "1")
+
+    def payload(self) -> Document:
+        """The body of ``POST /jobs`` or, for several texts, of ``POST /runs``."""
+        common: Document = {"prompt": self.prompt}
+        if len(self.models) == 1:
+            common["model"] = self.models[0]
+        for name, text in (("max_new_tokens", self.max_new_tokens), ("seed", self.seed)):
+            if text.strip():
+                common[name] = _number(text)
+        stop = [_unescape(line) for line in self.stop.split("\n") if line]
+        if stop:
+            common["stop"] = stop
+        if self.trace:
+            common["trace"] = True
+        variants = [self._variant(name, model) for name, model in self._pairs()]
+        if self.is_single:
+            return common | variants[0]
+        samples = _number(self.samples) if self.samples.strip() else 1
+        return common | {"variants": variants, "samples": samples}
+
+    def check(self) -> bool:
+        """Name what no API would ever see: nothing ticked, and numbers that are none."""
+        if not self.prompt.strip():
+            self.errors["prompt"] = "write something for the model to continue"
+        if not self.ticked:
+            self.errors["strategy"] = "tick at least one strategy"
+        if not self.models:
+            self.errors["model"] = "tick at least one model"
+        num_variants = len(self._pairs())
+        if num_variants > MAX_VARIANTS:
+            self.errors["strategy"] = (
+                f"{len(self.ticked)} strategies on {len(self.models)} models are {num_variants}"
+                f" columns, and a page shows {MAX_VARIANTS} at most; tick fewer"
+            )
+        numbers = {"samples": self.samples, "max_new_tokens": self.max_new_tokens}
+        numbers["seed"] = self.seed
+        for name in self.ticked:
+            numbers |= {k: v for k, v in self.values.items() if k.startswith(f"{name}.")}
+        for name, text in numbers.items():
+            if text.strip() and isinstance(_number(text), str):
+                self.errors[name] = "must be a number"
+        return not self.errors
+
+    def _variant(self, strategy: str, model: str) -> Document:
+        prefix = f"{strategy}."
+        own = {
+            name.removeprefix(prefix): _number(text)
+            for name, text in self.values.items()
+            if name.startswith(prefix) and text.strip()
+        }
+        own_model = {"model": model} if len(self.models) > 1 else {}
+        return {"strategy": strategy} | own_model | own
+
+
+def blank_form(strategies: Sequence[Document], models: Sequence[Document]) -> GenerateForm:
+    """The form at a first visit."""
+    values = {
+        f"{strategy['name']}.{parameter['name']}": as_text(parameter["default"])
+        for strategy in strategies
+        for parameter in own_parameters(strategy)
+    }
+    default = [model["name"] for model in models if model["default"]]
+    return GenerateForm(models=default, ticked=list(PRESET), values=values)
+
+
+def form_from_job(blank: GenerateForm, job: Document, *, is_continued: bool) -> GenerateForm:
+    """The form that makes a job again, or goes on from its text."""
+    parameters = job["parameters"]
+    blank.prompt = job["prompt"] + (job["text"] if is_continued else "")
+    blank.models = [job["model"]]
+    blank.ticked = [job["strategy"]]
+    blank.max_new_tokens = as_text(parameters.get("max_new_tokens", blank.max_new_tokens))
+    blank.seed = "" if is_continued else as_text(parameters.get("seed", ""))
+    blank.stop = "\n".join(_escape(text) for text in parameters.get("stop", []))
+    blank.trace = bool(job.get("trace"))
+    for name, value in parameters.items():
+        key = f"{job['strategy']}.{name}"
+        if key in blank.values:
+            blank.values[key] = as_text(value)
+    return blank
+
+
+def form_from_browser(
+    blank: GenerateForm, sent: Mapping[str, str], ticked: Sequence[str], models: Sequence[str]
+) -> GenerateForm:
+    """The form as it was sent; unknown fields are passed over.
+
+    Boxes that are not ticked send nothing, so the page sends an empty model along: without any
+    field ``model`` the default one is meant.
+    """
+
+    def lines(name: str, default: str = "") -> str:
+        return sent.get(name, default).replace("\r\n", "\n").replace("\r", "\n")
+
+    known = {name.split(".")[0] for name in blank.values}
+    blank.prompt = lines("prompt")
+    if models:
+        blank.models = [name for name in dict.fromkeys(models) if name]
+    blank.ticked = [name for name in dict.fromkeys(ticked) if name in known]
+    blank.samples = sent.get("samples", blank.samples)
+    blank.max_new_tokens = sent.get("max_new_tokens", blank.max_new_tokens)
+    blank.seed = sent.get("seed", "")
+    blank.stop = lines("stop")
+    blank.trace = "trace" in sent
+    blank.values |= {name: sent[name] for name in blank.values if name in sent}
+    return blank
+
+
+def own_parameters(strategy: Document) -> list[Document]:
+    """A strategy's parameters without those that all strategies take."""
+    return [p for p in strategy["parameters"] if p["name"] not in COMMON_FIELDS]
+
+
+def as_text(value: Any) -> str:
+    """A number as people write it: 1, 0.05."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def slider(parameter: Document) -> Document:
+    """Ends and step of a parameter's slider; the number beside it may be outside."""
+    name = parameter["name"]
+    maximum = parameter["maximum"]
+    if maximum is None:
+        maximum = SLIDER_CAPS.get(name, 100)
+    is_whole = parameter["type"] == "integer"
+    step = 1.0 if is_whole else 0.05 if maximum - parameter["minimum"] > 1 else 0.01
+    minimum = parameter["minimum"] + (step if parameter["exclusive_minimum"] else 0)
+    return {"min": as_text(minimum), "max": as_text(maximum), "step": as_text(step)}
+
+
+def _number(text: str) -> int | float | str:
+    """The number that was written, or the text, which validation then refuses."""
+    text = text.strip()
+    if len(text) > 40 or "_" in text:  # Python would read 1_0 as 10
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        value = float(text.replace(",", "."))
+    except ValueError:
+        return text
+    return value if math.isfinite(value) else text
+
+
+def _unescape(line: str) -> str:
+    return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], line)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")

@@ -1,0 +1,1 @@
+"""Open event streams and waits: who watches which job, and what each still has to receive."""

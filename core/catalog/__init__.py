@@ -1,0 +1,1 @@
+"""Models: the models file, what workers report about loaded models, fine-tuning records."""

@@ -1,0 +1,310 @@
+"""Engines and transactions: what SQLite and PostgreSQL each need.
+
+SQLite: WAL, synchronous FULL, and every writing transaction opened with BEGIN IMMEDIATE, because a
+read that later writes is refused at once whatever ``busy_timeout`` says. PostgreSQL: see
+``core.database.postgresql``. On both, a transaction ends within the engine's patience or before the
+deadline of the current request, whichever is sooner.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import psycopg
+from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import QueuePool
+from sqlalchemy.sql.functions import FunctionElement
+
+from textmill.core.circuit_breaker import CircuitBreaker
+from textmill.core.database.deadlines import remaining_seconds, within
+from textmill.core.database.errors import (
+    TEMPORARY_RETRY_SECONDS,
+    Complaints,
+    Kind,
+    understand,
+)
+from textmill.core.database.postgresql import make_postgresql_engine
+from textmill.core.errors import SettingsError, StorageUnavailable, Unstorable
+
+PATIENCE_SECONDS = 5.0  # longer than any of our transactions takes; beyond it something is wrong
+REQUEST_SECONDS = 4.0  # of a request that waits for the database: it is to end within 5 s in all
+HANGS_SECONDS = 1.9  # a silence so long means that the server hangs; connecting takes 2 s at most
+BREAK_SECONDS = 1.0  # in which nobody else waits for a database that hangs
+_WRITES = "textmill_writes"
+_GATE = "textmill_gate"
+
+
+@dataclass(frozen=True, slots=True)
+class _Gate:
+    """What the threads of a process share on their way to one database.
+
+    Attributes:
+        patience_seconds: how long a transaction may take, its wait for a connection included.
+        slots: as many as there may be connections, so that a wait for one ends at the deadline.
+        turn: the line for SQLite's one write lock; ``None`` on PostgreSQL.
+        reads, writes: breakers; one and the same on PostgreSQL, where a hanging server answers
+            neither. On SQLite readers go on while another program holds the write lock.
+        hanging: the kinds of error that, after a long wait, mean that the next caller would only
+            lose its time as well.
+        complaints: what the log was told.
+    """
+
+    patience_seconds: float
+    slots: threading.BoundedSemaphore
+    turn: threading.Lock | None
+    reads: CircuitBreaker
+    writes: CircuitBreaker
+    hanging: frozenset[Kind]
+    complaints: Complaints = field(default_factory=Complaints)
+
+
+class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
+    """The database's clock in whole milliseconds since 1970, within a transaction too."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "now_ms"
+
+
+@compiles(now_ms, "sqlite")
+def _now_on_sqlite(element: object, compiler: object, **kw: Any) -> str:
+    # unixepoch('subsec') would be shorter but needs SQLite 3.42.
+    return "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER)"
+
+
+@compiles(now_ms, "postgresql")
+def _now_on_postgresql(element: object, compiler: object, **kw: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+
+
+def make_engine(
+    database_url: str, *, pool_size: int = 16, patience_seconds: float | None = PATIENCE_SECONDS
+) -> Engine:
+    """An engine for either database. Opens no connection yet.
+
+    Args:
+        database_url: as in the settings.
+        pool_size: connections that are kept; as many again are opened under load.
+        patience_seconds: how long a transaction may take before it fails; ``None``: as long as it
+            takes, for migrations.
+
+    Raises:
+        SettingsError: the SQLite file's folder cannot be made.
+    """
+    url = make_url(database_url)
+    is_sqlite = url.get_backend_name() == "sqlite"
+    if is_sqlite:
+        engine = _make_sqlite_engine(url.database or "", url, pool_size)
+    else:
+        engine = make_postgresql_engine(url, pool_size, patience_seconds)
+    reads = CircuitBreaker(BREAK_SECONDS)
+    gate = _Gate(
+        patience_seconds=math.inf if patience_seconds is None else patience_seconds,
+        slots=threading.BoundedSemaphore(2 * pool_size),
+        turn=threading.Lock() if is_sqlite else None,
+        reads=reads,
+        writes=CircuitBreaker(BREAK_SECONDS) if is_sqlite else reads,
+        hanging=frozenset({Kind.BUSY} if is_sqlite else {Kind.NO_ANSWER}),
+    )
+    return engine.execution_options(**{_GATE: gate})
+
+
+def _make_sqlite_engine(file: str, url: Any, pool_size: int) -> Engine:
+    _make_folder(file)
+    engine = create_engine(
+        url,
+        poolclass=QueuePool,
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        hide_parameters=True,
+        connect_args={"timeout": PATIENCE_SECONDS, "check_same_thread": False},
+    )
+    event.listen(engine, "connect", _on_sqlite_connect)
+    event.listen(engine, "begin", _on_sqlite_begin)
+    return engine
+
+
+def _make_folder(file: str) -> None:
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"The database's folder {Path(file).parent} cannot be made: {error.strerror}."
+        ) from error
+
+
+def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
+    # The driver's own transaction handling is off: _on_sqlite_begin says BEGIN.
+    connection.isolation_level = None
+    _set_busy_timeout(connection)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _on_sqlite_begin(connection: Connection) -> None:
+    raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)
+    _set_busy_timeout(raw)
+    if not connection.get_execution_options().get(_WRITES, False):
+        connection.exec_driver_sql("BEGIN")
+    elif not _begin_fairly(raw):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what SQLAlchemy makes of it
+
+
+def _set_busy_timeout(connection: sqlite3.Connection) -> None:
+    """Wait for a lock until the deadline; without one, as for a migration, a day and more."""
+    milliseconds = int(min(remaining_seconds(), 100_000.0) * 1000)
+    connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+
+
+def _begin_fairly(raw: sqlite3.Connection) -> bool:
+    """Take the write lock, with the same chance as everybody who wants it.
+
+    SQLite's own busy handler sleeps longer and longer, up to 100 ms, while those who come later
+    try at once: under sixteen writers the oldest one may starve until its time is up. Here all try
+    every few milliseconds.
+    """
+    raw.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                raw.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+                if not is_busy or not remaining_seconds():
+                    return False
+                time.sleep(random.uniform(0.001, 0.004))  # noqa: S311 - spreads the tries
+            else:
+                return True
+    finally:
+        _set_busy_timeout(raw)
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes; committed at the end, rolled back on an error.
+
+    Raises:
+        StorageUnavailable: the database is away, stayed locked, or refuses.
+        Unstorable, Conflict: it cannot store what was sent.
+    """
+    gate = _gate_of(engine)
+    with (
+        _answered(engine, gate, gate.writes),
+        _turn(gate),
+        engine.connect().execution_options(**{_WRITES: True}) as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads.
+
+    Raises:
+        StorageUnavailable: the database is away or refuses.
+    """
+    gate = _gate_of(engine)
+    with (
+        _answered(engine, gate, gate.reads),
+        engine.connect() as connection,
+        connection.begin(),
+    ):
+        yield connection
+
+
+@contextmanager
+def connecting(engine: Engine) -> Iterator[Connection]:
+    """A connection that begins and ends its transactions itself, as migrations do.
+
+    Raises:
+        StorageUnavailable: the database is away or refuses.
+    """
+    gate = _gate_of(engine)
+    with _answered(engine, gate, gate.writes), engine.connect() as connection:
+        yield connection
+
+
+def _gate_of(engine: Engine) -> _Gate:
+    gate: _Gate = engine.get_execution_options()[_GATE]
+    return gate
+
+
+@contextmanager
+def _answered(engine: Engine, gate: _Gate, breaker: CircuitBreaker) -> Iterator[None]:
+    """Let a transaction run within its time, and say in our words what became of it."""
+    if not breaker.may_call():
+        raise _unavailable("The database did not answer just now; try again in a moment.")
+    started = time.monotonic()
+    try:
+        with within(gate.patience_seconds), _slot(gate):
+            started = time.monotonic()
+            yield
+    except (SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
+        problem = understand(error)
+        if problem is None:  # a mistake of ours in using SQLAlchemy
+            raise
+        gate.complaints.complain(problem.kind, error)
+        if problem.kind in gate.hanging and time.monotonic() - started >= HANGS_SECONDS:
+            breaker.note_failure()
+        elif problem.is_stale:
+            engine.dispose()  # the file or the server may be another one by now
+        raise problem.error from error
+    except (UnicodeError, OverflowError) as error:  # of a driver that cannot send a value
+        raise Unstorable("A value of this request cannot be stored.") from error
+    except StorageUnavailable:  # no connection, or no turn: nothing was learnt of the database
+        raise
+    except BaseException:  # what the caller made of the answer
+        breaker.note_success()
+        raise
+    breaker.note_success()
+
+
+@contextmanager
+def _slot(gate: _Gate) -> Iterator[None]:
+    if not acquire_in_time(gate.slots):
+        raise _unavailable("Too many requests wait for the database; try again in a moment.")
+    try:
+        yield
+    finally:
+        gate.slots.release()
+
+
+@contextmanager
+def _turn(gate: _Gate) -> Iterator[None]:
+    """Wait in line for SQLite's one write lock, among the threads of this process.
+
+    SQLite's own waiting is sleeping and trying again: with many threads the unlucky ones sleep
+    through every gap until their time is up.
+    """
+    if gate.turn is None:
+        yield
+        return
+    if not acquire_in_time(gate.turn):
+        raise _unavailable("The database is busy; try again in a moment.")
+    try:
+        yield
+    finally:
+        gate.turn.release()
+
+
+def acquire_in_time(lock: threading.Lock | threading.Semaphore) -> bool:
+    """Acquire a lock before the present deadline; whether that came to be."""
+    left = remaining_seconds()
+    return lock.acquire(timeout=-1 if left == math.inf else left)
+
+
+def _unavailable(sentence: str) -> StorageUnavailable:
+    return StorageUnavailable(sentence, retry_after_seconds=TEMPORARY_RETRY_SECONDS)

@@ -1,0 +1,1 @@
+"""Jobs in the database: the only code that writes them, and what reads them."""

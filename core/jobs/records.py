@@ -1,0 +1,88 @@
+"""Rows as frozen objects: what the store and the history hand out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sqlalchemy import Row
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A row of ``jobs`` as it was when it was read (columns: ``core.database.tables``)."""
+
+    number: int
+    id: str
+    run_id: str | None
+    variant_index: int | None
+    sample_index: int | None
+    owner_id: str
+    model: str
+    model_revision: str | None
+    prompt: str
+    strategy: str
+    parameters: dict[str, Any]
+    has_trace: bool
+    status: str
+    share_rank: int
+    attempt: int
+    lost_count: int
+    not_before: int
+    deadline_at: int
+    worker_id: str | None
+    lease_until: int | None
+    cancel_requested_at: int | None
+    text: str
+    finish_reason: str | None
+    error_code: str | None
+    error_message: str | None
+    num_prompt_tokens: int | None
+    num_completion_tokens: int
+    created_at: int
+    started_at: int | None
+    first_token_at: int | None
+    finished_at: int | None
+
+    @classmethod
+    def from_row(cls, row: Row[Any]) -> JobRecord:
+        """Take the columns of ``jobs`` from a row that has them all."""
+        columns = row._mapping
+        return cls(**{name: columns[name] for name in _JOB_COLUMNS})
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the status will never change again."""
+        return self.status in {"succeeded", "failed", "canceled"}
+
+    @property
+    def cursor(self) -> str:
+        """The place in the event stream that this text reaches: attempt and characters."""
+        return f"{self.attempt}-{len(self.text)}"
+
+
+_JOB_COLUMNS = tuple(item.name for item in fields(JobRecord))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A row of ``runs`` with its jobs in the order of variants and samples."""
+
+    id: str
+    owner_id: str
+    prompt: str
+    created_at: int
+    jobs: tuple[JobRecord, ...]
+
+    @classmethod
+    def from_rows(cls, run: Row[Any], jobs: Iterable[Row[Any]]) -> RunRecord:
+        """Put a run's row and its jobs' rows together."""
+        columns = run._mapping
+        return cls(
+            id=columns["id"],
+            owner_id=columns["owner_id"],
+            prompt=columns["prompt"],
+            created_at=columns["created_at"],
+            jobs=tuple(JobRecord.from_row(row) for row in jobs),
+        )

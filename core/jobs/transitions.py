@@ -1,0 +1,123 @@
+"""The parts of a transition: the guarded UPDATE, its event, and rows read for it.
+
+For ``core.jobs.store``, ``core.jobs.sweeping`` and ``core.jobs.admission`` alone; nothing else may
+write a status.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ClauseElement, Connection, Update, bindparam, insert, select, update
+
+from textmill.core.database.connections import now_ms
+from textmill.core.database.tables import JOB_EVENTS, JOBS, Job, Run
+from textmill.core.errors import NotFound
+from textmill.core.jobs.records import JobRecord, RunRecord
+from textmill.core.jobs.search import RULES, search_columns
+
+# Built once: building a statement costs as much as executing it.
+_APPEND_EVENT = insert(JOB_EVENTS).values(at=now_ms())
+_OF = (Job.id == bindparam("of_job"), Job.attempt == bindparam("of_attempt"))
+QUEUED = update(JOBS).where(*_OF, Job.status == "queued")
+"""Guard of a job that waits, under the attempt that was read."""
+RUNNING = update(JOBS).where(*_OF, Job.status == "running")
+"""The fence: only the attempt that was claimed, and only while it runs."""
+
+
+def move(
+    connection: Connection,
+    guard: Update,
+    was: JobRecord,
+    to_status: str,
+    actor: str,
+    **values: Any,
+) -> bool:
+    """One transition: the guarded UPDATE, and its row in ``job_events`` when it took hold.
+
+    Args:
+        connection: in a transaction that writes.
+        guard: ``QUEUED`` or ``RUNNING``, with whatever else must hold or be set.
+        was: the job as it was read.
+        to_status: the status that it gets.
+        actor: who does it.
+        **values: columns that change with it, as values or SQL expressions, and what the guard's
+            own expressions ask for.
+
+    Returns:
+        Whether it took hold.
+    """
+    computed = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
+    if computed:
+        guard = guard.values(**computed)
+    plain = {name: value for name, value in values.items() if name not in computed}
+    of = {"of_job": was.id, "of_attempt": was.attempt}
+    if connection.execute(guard, of | plain | {"status": to_status}).rowcount != 1:
+        return False
+    attempt = values.get("attempt", was.attempt)
+    append_event(connection, was.id, attempt, was.status, to_status, actor)
+    return True
+
+
+def append_event(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    from_status: str | None,
+    to_status: str,
+    actor: str,
+) -> None:
+    """One row of the account that is never rewritten."""
+    event = {
+        "job_id": job_id,
+        "attempt": attempt,
+        "from_status": from_status,
+        "to_status": to_status,
+        "actor": actor[:80],
+    }
+    connection.execute(_APPEND_EVENT, event)
+
+
+def end_queued(
+    connection: Connection, was: JobRecord, status: str, reason: str, actor: str
+) -> bool:
+    """End a job that no worker holds: ``canceled``, or ``failed`` at its deadline."""
+    values: dict[str, Any] = {"finish_reason": reason, "finished_at": now_ms()}
+    values |= ended_search(was.prompt, was.text)  # a text is of an attempt that was given back
+    if status == "failed":
+        values["error_code"] = "deadline"
+        values["error_message"] = "No worker could take the job before its deadline."
+    return move(connection, QUEUED, was, status, actor, **values)
+
+
+def ended_search(prompt: str, text: str) -> dict[str, Any]:
+    """What a job that ends keeps for the search."""
+    return search_columns(prompt, text) | {"search_rules": RULES}
+
+
+def locked_rows(connection: Connection, condition: Any) -> list[JobRecord]:
+    """The rows that a condition picks, locked, passing over those that others hold."""
+    query = select(Job.__table__).where(condition).with_for_update(skip_locked=True)
+    return [JobRecord.from_row(row) for row in connection.execute(query)]
+
+
+def job_record(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
+    """A job as it stands.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    query = select(Job.__table__).where(Job.id == job_id)
+    row = connection.execute(query.with_for_update() if lock else query).first()
+    if row is None:
+        raise NotFound("There is no job with that id; it may have been deleted.")
+    return JobRecord.from_row(row)
+
+
+def run_record(connection: Connection, run_id: str) -> RunRecord:
+    """A run with its jobs."""
+    run = connection.execute(select(Run.__table__).where(Run.id == run_id)).one()
+    jobs = connection.execute(
+        select(Job.__table__).where(Job.run_id == run_id).order_by(Job.number)
+    )
+    return RunRecord.from_rows(run, jobs)

@@ -1,0 +1,65 @@
+"""Where and in what precision a model is computed on this machine."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from textmill.engine.kernels.build import NoKernels, kernels
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A choice.
+
+    Attributes:
+        dtype: ``float32``, ``bfloat16`` or ``int8``: what weights are held and multiplied in.
+        device: PyTorch's name of where it runs.
+        library: the compiled kernels, or ``None`` where PyTorch computes alone.
+    """
+
+    dtype: str
+    device: str
+    library: ctypes.CDLL | None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """PyTorch's type of the weights as they are read."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
+    """Choose for a family of our own.
+
+    ``auto`` is bfloat16 on a GPU; on a CPU int8 where it has instructions for it, else float32.
+
+    Args:
+        dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``.
+        kernel_dir: where compiled kernels are kept; ``None`` for PyTorch alone.
+        report: gets a sentence when something else is used than was asked for.
+    """
+    if torch.cuda.is_available():
+        if dtype == "int8":
+            report("int8 is for CPUs; bfloat16 is used on this GPU")
+        return Placement("float32" if dtype == "float32" else "bfloat16", "cuda", None)
+    if dtype == "bfloat16":
+        return Placement("bfloat16", "cpu", None)
+    if kernel_dir is None:
+        if dtype == "int8":
+            report("int8 needs the compiled kernels, which are switched off; float32 is used")
+        return Placement("float32", "cpu", None)
+    try:
+        library = kernels(kernel_dir)
+    except NoKernels as error:
+        wanted = "; int8 needs them, float32 is used" if dtype == "int8" else ""
+        report(f"no compiled kernels ({error}), PyTorch computes alone and slower{wanted}")
+        return Placement("float32", "cpu", None)
+    is_fast = bool(library.textmill_has_int8_dot())
+    chosen = "int8" if dtype == "int8" or (dtype == "auto" and is_fast) else "float32"
+    return Placement(chosen, "cpu", library)

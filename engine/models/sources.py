@@ -1,0 +1,330 @@
+"""Finds a model's files and brings them, once, into the layout that we load quickly.
+
+A source is a Hub id, a folder in save_pretrained layout, a .gguf file, or ``package:NAME``, a .gguf
+that an installed package ships. What needs work (GGUF, an adapter to merge, ``.bin`` weights) is
+converted into the state folder; the second start finds it there and needs no transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from textmill.engine.models.errors import (
+    ModelLoadError,
+    ModelUnusable,
+    SourceNotFound,
+    check_complete,
+    in_one_line,
+)
+from textmill.tokenizing.safe_tokenizer import SafeTokenizer
+
+Report = Callable[[str], None]
+# Raised where a conversion comes to give other files, so that none of before is served.
+_CONVERSION = 2  # 1 lost the pre-tokenizer of .gguf files
+_HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "README.md", "loss.svg"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A folder with config.json, safetensors and tokenizer.json, and a hash of what it holds."""
+
+    folder: Path
+    revision: str
+
+
+def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -> PreparedModel:
+    """Find a source, and convert it unless that was done before.
+
+    Raises:
+        ModelLoadError: one sentence on what is wrong.
+    """
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
+    prepared, found, target = _look_up(source, adapter, cache_dir, report)
+    if prepared is not None:
+        return prepared
+    if adapter is not None and found.is_file():  # convert the base once for all its adapters
+        found = prepare(source, None, cache_dir, report).folder
+        target = cache_dir / _key(found, adapter)
+    if not (target / "prepared.json").is_file():
+        _convert(found, adapter, target, report)
+    return _marked(target)
+
+
+def find_prepared(
+    source: str, adapter: str | None, cache_dir: Path, report: Report
+) -> PreparedModel | None:
+    """What ``prepare`` would give without any conversion; ``None`` where it needs one.
+
+    Raises:
+        ModelLoadError: one sentence on what is wrong.
+    """
+    return _look_up(source, adapter, cache_dir, report)[0]
+
+
+def _look_up(
+    source: str, adapter: str | None, cache_dir: Path, report: Report
+) -> tuple[PreparedModel | None, Path, Path]:
+    """What is prepared, if it is; the source's file or folder; and where to prepare it."""
+    if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
+        raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
+    found = locate(source, report)
+    try:
+        if found.is_dir() and adapter is None and _is_quick(found):
+            return PreparedModel(found, _revision(found)), found, found
+        if adapter is not None and found.is_file():
+            base = cache_dir / _key(found, None)
+            if not (base / "prepared.json").is_file():
+                return None, found, base
+            found = base
+        target = cache_dir / _key(found, adapter)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelUnusable(f"{error.filename or found} cannot be read: {reason}.") from error
+    is_there = (target / "prepared.json").is_file()
+    return _marked(target) if is_there else None, found, target
+
+
+def _marked(target: Path) -> PreparedModel:
+    """What a conversion left; a marker that cannot be read is that of an unfinished one."""
+    try:
+        marker = json.loads((target / "prepared.json").read_text(encoding="utf-8"))
+        return PreparedModel(target, str(marker["revision"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelUnusable(
+            f"{target / 'prepared.json'} cannot be read; remove the folder {target}, and the model"
+            " is converted anew."
+        ) from error
+
+
+def locate(source: str, report: Report) -> Path:
+    """The folder or the .gguf file that a source names."""
+    if source.startswith("package:"):
+        return _in_package(source.removeprefix("package:"))
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelUnusable(f"{path} has no config.json; save_pretrained writes one.")
+        return path
+    if path.is_absolute() or source.endswith(".gguf"):
+        raise SourceNotFound(f"There is no model at {source}.")
+    return _from_hub(source, report)
+
+
+def plain_config(folder: Path) -> Any:
+    """A folder's config, without the mark of a GGUF origin.
+
+    The weights of a converted folder are plain numbers; with the mark transformers would neither
+    train nor save them.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415 - seconds
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    _drop_gguf_mark(config)
+    return config
+
+
+def _drop_gguf_mark(config: Any) -> None:
+    mark = getattr(config, "quantization_config", None)  # a dict where it was read from a file
+    method = getattr(mark, "quant_method", None)
+    if isinstance(mark, dict):
+        method = mark.get("quant_method")
+    if method == "gguf":
+        del config.quantization_config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a model; adapters may lie beside them."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelUnusable(f"{index} cannot be read; copy the folder again.") from error
+        return [folder / name for name in sorted(names)]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def _in_package(name: str) -> Path:
+    """The .gguf that a package ships; the package is found, never imported."""
+    module = name.replace("-", "_")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    folders = spec.submodule_search_locations if spec is not None else None
+    if not folders:
+        raise SourceNotFound(f"The package {name} is not installed; `make up` installs it.")
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
+    if not files:
+        raise SourceNotFound(f"The package {name} ships no .gguf file.")
+    return files[0]
+
+
+def _from_hub(source: str, report: Report) -> Path:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - seconds, and seldom needed
+
+    report(f"Fetching {source} from the model Hub, once")
+    try:
+        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+    except Exception as error:  # whatever the network or the Hub answers
+        raise SourceNotFound(
+            f"{source!r} is no folder or file here, and fetching it from the model Hub failed"
+            f" ({type(error).__name__}); check the name and the network."
+        ) from error
+
+
+def _is_quick(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() and bool(weight_files(folder))
+
+
+def _identity(path: Path) -> str:
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return repr((str(path.resolve()), stats))
+
+
+def _key(found: Path, adapter: str | None) -> str:
+    identity = _identity(found) + (_identity(Path(adapter)) if adapter else "")
+    identity += f", conversion {_CONVERSION}"
+    return f"{found.stem[:40] or 'model'}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> None:
+    how = " with its adapter" if adapter else ""
+    report(f"Converting {found.name}{how} to safetensors, once; about half a minute")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        _save(found, adapter, work, report)
+        marker = {"source": str(found), "adapter": adapter, "revision": _revision(work)}
+        (work / "prepared.json").write_text(json.dumps(marker), encoding="utf-8")
+        try:
+            work.rename(target)
+        except OSError:
+            if not (target / "prepared.json").is_file():  # else another worker was quicker
+                raise
+    except ModelLoadError:
+        raise
+    except Exception as error:  # transformers raises all sorts for files it cannot read
+        raise ModelUnusable(
+            f"{found} cannot be loaded as a causal language model: {in_one_line(error)}"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
+    import torch  # noqa: PLC0415 - a quick start needs neither
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    tokenizer = _tokenizer(found, report)  # first: what it refuses is known in seconds
+    folder = found
+    where: dict[str, Any] = {}
+    how: dict[str, Any] = {}
+    if found.is_file():
+        folder, where = found.parent, {"gguf_file": found.name}
+    else:
+        how = {"config": plain_config(found)}
+    loader: Any = AutoModelForCausalLM.from_pretrained
+    model, info = loader(
+        folder,
+        dtype=torch.float32,
+        trust_remote_code=False,
+        weights_only=True,
+        output_loading_info=True,
+        **where,
+        **how,
+    )
+    check_complete(info, found)
+    if where:  # a model read from GGUF refuses save_pretrained
+        fresh = type(model)(model.config)
+        fresh.load_state_dict(model.state_dict())
+        fresh.generation_config = model.generation_config
+        _drop_gguf_mark(fresh.config)
+        model = fresh
+    if adapter is not None:
+        model = _merged(model, adapter)
+    _check_finite(model, found)
+    model.save_pretrained(work)
+    tokenizer.save_pretrained(work)
+    if not (work / "tokenizer.json").is_file():
+        raise ModelUnusable(f"{found} has no tokenizer that can be written as tokenizer.json.")
+
+
+def _tokenizer(found: Path, report: Report) -> Any:
+    """Transformers' tokenizer of a folder or a .gguf file, to be saved.
+
+    Its own reading of .gguf files does not look at the pre-tokenizer's name, so ours is used.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
+
+    if found.is_dir():
+        own = found / "tokenizer.json"
+        if own.is_file():  # a hostile one must not crash the library in this process
+            SafeTokenizer(own.read_text(encoding="utf-8")).close()
+        return AutoTokenizer.from_pretrained(found, trust_remote_code=False)
+    from textmill.engine.models.gguf_tokenizer import read_gguf_tokenizer  # noqa: PLC0415
+
+    read = read_gguf_tokenizer(found, report)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.tokenizer, clean_up_tokenization_spaces=False, **read.roles
+    )
+    tokenizer.chat_template = read.chat_template
+    return tokenizer
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    """The model with its adapter merged; PEFT only warns of an adapter's missing tensors."""
+    from peft import PeftModel  # noqa: PLC0415
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    words = next((str(w.message) for w in said if "missing adapter keys" in str(w.message)), None)
+    if words is not None:
+        raise ModelUnusable(f"The adapter {adapter} does not fit: {in_one_line(Warning(words))}")
+    return merged
+
+
+def _check_finite(model: Any, found: Path) -> None:
+    """See that every weight is a number: a damaged file or a wrong scale makes others."""
+    import torch  # noqa: PLC0415
+
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelUnusable(f"{found}: the tensor {name} holds values that are no numbers.")
+
+
+def state_of(folder: Path) -> list[tuple[str, int, int, int]] | None:
+    """What changes when a folder's revision may; ``None`` where it cannot be told."""
+    try:
+        stats = [(file.name, file.stat()) for file in _revised(folder)]
+    except OSError:  # no folder, or one that is changing
+        return None
+    return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _revised(folder: Path) -> list[Path]:
+    """The files that make the texts, and the revision."""
+    names = {"config.json", "tokenizer.json"}
+    return [f for f in sorted(folder.iterdir()) if f.suffix == ".safetensors" or f.name in names]
+
+
+def _revision(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in _revised(folder):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            while piece := stream.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()[:12]

@@ -1,0 +1,197 @@
+"""Text to tokens and back, a token at a time, without ever showing half a character."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from textmill.engine.models.token_decoders import bytes_of_tokens, is_byte
+from textmill.tokenizing.safe_tokenizer import SafeTokenizer
+
+CONTEXT_TOKENS = 8  # enough of the prompt for the first new token to find its space
+_HALF = "\ufffd"
+_BYTES = ("ByteLevel", "ByteFallback")  # decoders of tokens that may be parts of a character
+
+
+class TextTokenizer:
+    """A model's tokenizer.json."""
+
+    def __init__(self, path: Path) -> None:
+        """Read a tokenizer.json.
+
+        Raises:
+            TokenizerFault: it cannot be read.
+        """
+        self._json = path.read_text(encoding="utf-8")
+        self._tokenizer = SafeTokenizer(self._json)
+        self._texts: dict[int, str] = {}  # traces ask for the same ones over and over
+        document: Mapping[str, Any] = json.loads(self._json)
+        added: list[Mapping[str, Any]] = document.get("added_tokens") or []
+        self._has_bytes = any(kind in json.dumps(document.get("decoder")) for kind in _BYTES)
+        self._special = {int(t["id"]): str(t["content"]) for t in added if t.get("special")}
+        self._bytes_of = bytes_of_tokens(document.get("decoder"))
+
+    @property
+    def json(self) -> str:
+        """The whole of tokenizer.json, so that another process counts alike."""
+        return self._json
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that a text can be cut into; -1 where there is none."""
+        return max(self._tokenizer.library.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, special tokens as the file says.
+
+        Raises:
+            TokenizerFault: the tokenizer cannot read it.
+        """
+        return self._tokenizer.encode(text)
+
+    def text_of(self, token: int) -> str:
+        """A token by itself, for showing; half a character is shown as U+FFFD."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._tokenizer.decode([token], skip_special_tokens=False)
+            self._texts[token] = text
+        return text
+
+    def special_text(self, token: int) -> str:
+        """What a special token is called; empty for those that are text."""
+        return self._special.get(token, "")
+
+    def bytes_of(self, token: int) -> bytes | None:
+        """What a token adds to the text of those before it; ``None`` where that hangs on them."""
+        if self._bytes_of is None:
+            return None
+        if token in self._special:
+            return b""
+        word = self._tokenizer.library.id_to_token(token)
+        return b"" if word is None else self._bytes_of(word)
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether every token is some bytes, whatever its neighbours, but for the first space."""
+        return self._bytes_of is not None
+
+    @property
+    def may_end_in_half(self) -> bool:
+        """Whether tokens may be parts of characters."""
+        return self._has_bytes
+
+    @property
+    def drops_first_space(self) -> bool:
+        """Whether a text that begins with a space loses it."""
+        return self._bytes_of is not None and self._bytes_of.drops_first_space
+
+    def may_be_half(self, token: int) -> bool:
+        """Whether a token may be a part of a character."""
+        word = self._tokenizer.library.id_to_token(token) if self._has_bytes else None
+        return word is not None and is_byte(word)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of tokens, without special ones.
+
+        Bytes that are no character are U+FFFD; a text that ends within a character ends before it.
+        """
+        if self._bytes_of is None:
+            return self._tokenizer.decode(ids, skip_special_tokens=True)
+        whole = b"".join(self.bytes_of(token) or b"" for token in ids)
+        text = _utf8().decode(whole)
+        return text.removeprefix(" ") if self.drops_first_space else text
+
+
+class IncrementalDetokenizer:
+    """The continuation's text as its tokens come.
+
+    Where each token is some bytes, the characters that are complete are told. Elsewhere a token's
+    text depends on its neighbours, so a window of tokens is decoded with and without the new ones,
+    and the difference is what was added. What ends within a character waits, and is no text if no
+    more tokens come.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
+        """Start after the prompt."""
+        self._tokenizer = tokenizer
+        start = _Bytes if tokenizer.is_bytes else _Window
+        self._text: _Bytes | _Window = start(tokenizer, prompt_ids)
+
+    def push(self, token: int) -> str:
+        """The text that became certain with one more token."""
+        return self._text.push(token)
+
+    def special_text(self, token: int) -> str:
+        """What a token is called that is no text; empty for others."""
+        return self._tokenizer.special_text(token)
+
+    def flush(self) -> str:
+        """What still waits when no token comes any more, but for half a character."""
+        return self._text.flush()
+
+
+def _utf8() -> codecs.IncrementalDecoder:
+    """Makes U+FFFD of what is no character, and waits for the rest of one that is not whole."""
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
+class _Bytes:
+    def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = _utf8()
+        for token in prompt_ids[-CONTEXT_TOKENS:]:  # it may end within a character
+            self._decoder.decode(tokenizer.bytes_of(token) or b"")
+        self._is_in_half = bool(self._decoder.getstate()[0])
+        is_empty = not any(tokenizer.bytes_of(token) for token in prompt_ids)
+        self._is_first = tokenizer.drops_first_space and is_empty
+
+    def push(self, token: int) -> str:
+        text = self._decoder.decode(self._tokenizer.bytes_of(token) or b"")
+        if text and self._is_in_half:
+            self._is_in_half = False
+            text = text.removeprefix(_HALF)  # the prompt's own
+        if text and self._is_first:
+            self._is_first = False
+            text = text.removeprefix(" ")
+        return text
+
+    def flush(self) -> str:
+        return ""
+
+
+class _Window:
+    def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
+        self._tokenizer = tokenizer
+        num_context = CONTEXT_TOKENS
+        while num_context < len(prompt_ids) and not tokenizer.decode(prompt_ids[-num_context:]):
+            num_context *= 2  # special tokens alone: some decoders strip the space after nothing
+        while num_context < len(prompt_ids) and tokenizer.may_be_half(prompt_ids[-num_context]):
+            num_context += 1  # some decoders make nothing of bytes whose first ones are missing
+        self._ids = prompt_ids[-num_context:]
+        self._window_start = 0
+        self._read = len(self._ids)
+
+    def push(self, token: int) -> str:
+        self._ids.append(token)
+        before, after = self._texts()
+        if len(after) <= len(before) or after.endswith(_HALF):
+            return ""
+        if not self._tokenizer.may_be_half(self._ids[self._read]):
+            self._window_start = self._read
+        self._read = len(self._ids)
+        return after[len(before) :]
+
+    def flush(self) -> str:
+        before, after = self._texts()
+        self._window_start, self._read = self._read, len(self._ids)
+        left = after[len(before) :]
+        return left.rstrip(_HALF) if self._tokenizer.may_end_in_half else left
+
+    def _texts(self) -> tuple[str, str]:
+        return (
+            self._tokenizer.decode(self._ids[self._window_start : self._read]),
+            self._tokenizer.decode(self._ids[self._window_start :]),
+        )

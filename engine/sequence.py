@@ -1,0 +1,186 @@
+"""One text being written: its tokens, what is certain of its text, and why it ends.
+
+Pure Python: knows nothing of torch, of batches or of how a token was chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from textmill.engine.models.batch_entry import BatchEntry
+from textmill.engine.requests import Delta, Generation, GenerationResult
+from textmill.engine.sampling.token_records import SamplingState, TokenTrace
+from textmill.engine.stops import StopFilter
+
+
+class Detokenizer(Protocol):
+    """Turns tokens into text as they come; see ``IncrementalDetokenizer``."""
+
+    def push(self, token: int) -> str:
+        """The text that became certain with one more token."""
+        ...
+
+    def special_text(self, token: int) -> str:
+        """What a token is called that is no text; empty for others."""
+        ...
+
+    def flush(self) -> str:
+        """What still waits when no token comes any more."""
+        ...
+
+
+class TokenSequence:
+    """The engine's side of a ``Generation``.
+
+    Attributes:
+        ids: the prompt's tokens and those written.
+        num_cached: how many of them the model's cache holds; moved by the runner.
+        slots: the places in the cache; none until admitted.
+        width: how many it needs.
+        num_passed: how many that came later were admitted before it.
+        awaited: an older one that is just computing a beginning which both have.
+        is_recalled: whether what was already known of the prompt is in its slot.
+    """
+
+    width = 1
+
+    def __init__(
+        self,
+        generation: Generation,
+        prompt_ids: list[int],
+        *,
+        detokenizer: Detokenizer,
+        eos_token_ids: frozenset[int],
+        context_length: int,
+        on_delta: Callable[[Delta], None] | None = None,
+    ) -> None:
+        """Start after the prompt, with nothing in the cache."""
+        self.generation = generation
+        self.parameters = generation.request.parameters
+        self.ids = list(prompt_ids)
+        self.num_prompt = len(prompt_ids)
+        self.num_cached = 0
+        self.slots: tuple[int, ...] = ()
+        self.num_passed = 0
+        self.awaited: TokenSequence | None = None
+        self.is_recalled = False
+        self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
+        self.token_texts: list[str] = []  # what each token added; together the text, stop and all
+        self._on_delta = on_delta
+        self._detokenizer = detokenizer
+        self._eos_token_ids = eos_token_ids
+        self._context_length = context_length
+        self._stops = StopFilter(self.parameters.stop)
+        self._submitted_at = time.monotonic()
+        self._first_token_at: float | None = None
+
+    @property
+    def model(self) -> str:
+        """Name of the model that writes it."""
+        return self.generation.request.model
+
+    @property
+    def job_id(self) -> str:
+        """Whose text it is, for the log."""
+        return self.generation.request.job_id
+
+    @property
+    def slot(self) -> int:
+        """The place of its prompt in the cache."""
+        return self.slots[0]
+
+    @property
+    def max_tokens(self) -> int:
+        """How long prompt and text together may become."""
+        return min(self.num_prompt + self.parameters.max_new_tokens, self._context_length)
+
+    @property
+    def num_new(self) -> int:
+        """Tokens written so far."""
+        return len(self.ids) - self.num_prompt
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether only the last token is missing from the cache."""
+        return self.num_missing <= 0
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens before the last that are not in the cache."""
+        return len(self.ids) - 1 - self.num_cached
+
+    def rows(self) -> Sequence[BatchEntry]:
+        """The rows that a decode step computes for it."""
+        return [self]
+
+    def row_state(self) -> SamplingState:
+        """What choosing the next token needs."""
+        return SamplingState(self.parameters, self.ids, self.num_new)
+
+    def outside_reason(self, now: float) -> str | None:
+        """Why somebody outside wants it ended."""
+        if self.generation.cancel_reason:
+            return self.generation.cancel_reason
+        deadline = self.generation.request.deadline
+        return "deadline" if deadline is not None and now > deadline else None
+
+    def push(self, token: int, trace: TokenTrace | None = None) -> str | None:
+        """Take a token; the reason if it was the last."""
+        special = self._detokenizer.special_text(token)
+        if token in self._eos_token_ids:
+            self._emit(self._stops.push("", special))  # a stop string may end with it
+            return "stop"
+        if self._first_token_at is None:
+            self._first_token_at = time.monotonic()
+        self.ids.append(token)
+        text = self._detokenizer.push(token)
+        self.token_texts.append(text)
+        if self.trace is not None and trace is not None:
+            self.trace.append(replace(trace, text=text))
+        self.generation.num_completion_tokens = self.num_new
+        self._emit(self._stops.push(text, special))
+        if self._stops.is_stopped:
+            return "stop"
+        room = self._context_length - len(self.ids)
+        return "length" if self.num_new >= self.parameters.max_new_tokens or room <= 0 else None
+
+    def finish(self, reason: str, error: Exception | None = None) -> None:
+        """Show what was held back, and set the result."""
+        if not self._stops.is_stopped and error is None:
+            left = self._detokenizer.flush()
+            if left and self.trace:
+                self.trace[-1] = replace(self.trace[-1], text=self.trace[-1].text + left)
+            self._emit(self._stops.push(left))
+            if not self._stops.is_stopped:
+                self._emit(self._stops.flush())
+            elif reason == "length":
+                reason = "stop"
+        self._set_result(reason, error)
+
+    def fail(self, error: Exception) -> None:
+        """Set an error as the result, saying nothing more to anybody."""
+        self._set_result("error", error)
+
+    def _set_result(self, reason: str, error: Exception | None) -> None:
+        now = time.monotonic()
+        first = self._first_token_at
+        result = GenerationResult(
+            text=self.generation.text_so_far,
+            finish_reason=reason,
+            num_prompt_tokens=self.num_prompt,
+            num_completion_tokens=self.num_new,
+            first_token_seconds=None if first is None else first - self._submitted_at,
+            decode_seconds=now - (self._submitted_at if first is None else first),
+            trace=self.trace,
+            error=error,
+        )
+        self.generation.finish(result)
+
+    def _emit(self, text: str) -> None:
+        if text:
+            self.generation.text_so_far += text
+            if self._on_delta is not None:
+                self._on_delta(Delta(text, self.num_new))

@@ -1,0 +1,98 @@
+"""The page of models: who stands beside whom, and the numbers in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.finetunings import finetune_document
+from textmill.backend.pages.models import MAX_FILES_SHOWN, compared, duration_in_words, groups_of
+from textmill.backend.pages.models import _origin as origin_of
+
+
+def model(name: str, base: str | None = None) -> dict[str, Any]:
+    return {"name": name, "finetuning": {"base_model": base} if base else None}
+
+
+def names(models: list[dict[str, Any]]) -> list[list[str]]:
+    return [[one["name"] for one in group] for group in groups_of(models)]
+
+
+def test_models_that_are_no_family_stand_in_one_grid() -> None:
+    assert names([model("a"), model("b"), model("c")]) == [["a", "b", "c"]]
+    assert names([]) == []
+
+
+def test_a_base_stands_first_before_all_that_descends_from_it() -> None:
+    models = [model("x"), model("child", "base"), model("y"), model("base"), model("z", "child")]
+    assert names(models) == [["x"], ["base", "child", "z"], ["y"]]
+
+
+def test_two_families_are_two_groups() -> None:
+    models = [model("a"), model("b"), model("a1", "a"), model("b1", "b"), model("c"), model("d")]
+    assert names(models) == [["a", "a1"], ["b", "b1"], ["c", "d"]]
+
+
+def test_a_base_that_is_not_served_leaves_its_child_alone() -> None:
+    assert names([model("child", "gone"), model("a")]) == [["child", "a"]]
+
+
+@pytest.mark.parametrize("others", [[], ["tail"]])
+def test_a_circle_which_only_lies_can_make_is_a_family_too(others: list[str]) -> None:
+    models = [model("b", "a"), model("a", "b"), *(model(name, "b") for name in others)]
+    assert names(models) == [["a", "b", *others]]
+    assert names([model("a", "a")]) == [["a"]]
+
+
+def scores(**changes: Any) -> dict[str, Any]:
+    found: dict[str, Any] = finetune_document()["metrics"]["before"] | changes
+    return found
+
+
+def test_figures_are_compared_as_they_are_shown() -> None:
+    before = scores(bits_per_byte=0.8656, perplexity=1_234.5)
+    after = scores(bits_per_byte=0.7213, perplexity=1_234.504)
+    rows = {row["label"]: row for row in compared(before, after)}
+    assert rows["Bits per byte"] == {
+        "label": "Bits per byte", "note": "lower is better", "before": "0.866", "after": "0.721",
+        "change": "−0.145",
+    }  # fmt: skip
+    assert (rows["Perplexity"]["before"], rows["Perplexity"]["change"]) == ("1,234.50", "±0")
+    assert rows["ROUGE-L"]["after"] == "20.00"
+    assert rows["Memorised 8-grams"]["after"] == "2.10\xa0%"
+    assert rows["Memorised 8-grams"]["note"] == "held-out text itself: 1.70\xa0%"
+
+
+def test_a_model_that_wrote_no_texts_has_no_figures_of_texts() -> None:
+    rows = compared(scores(), scores(texts=None))
+    assert [row["label"] for row in rows] == ["Bits per byte", "Perplexity"]
+
+
+def test_an_origin_is_told_in_words() -> None:
+    found = origin_of(finetune_document() | {"base_model": None})
+    assert (found["base"], found["is_base_served"]) == ("org/tiny", False)
+    assert found["method"].startswith("LoRA")
+    assert found["files"] == [
+        "train.jsonl.gz (26,827 rows, training)", "held.jsonl.gz (1,000 rows, held out)",
+    ]  # fmt: skip
+    assert found["examples"] == "26,000 examples learned, 990 held out"
+    assert found["training"] == (
+        "1,500 steps, 6 million tokens, 90 min on 2 CPU cores (x86_64, AVX2)"
+    )
+    assert origin_of(finetune_document() | {"base_model": "tiny"})["base"] == "tiny"
+
+
+def test_of_many_files_the_first_are_named() -> None:
+    file = finetune_document()["data"]["files"][0]
+    found = origin_of(finetune_document(data__files=[file] * 20) | {"base_model": None})
+    assert len(found["files"]) == MAX_FILES_SHOWN + 1
+    assert found["files"][-1] == "12 more"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "120 min"), (11_520, "3.2 h")],
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration_in_words(seconds) == words

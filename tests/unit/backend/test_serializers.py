@@ -1,0 +1,63 @@
+"""Which of the served models another one was fine-tuned from, and what clients read of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.finetunings import finetune_json
+from textmill.backend.serializers import base_names, model_document
+from textmill.core.catalog.finetunings import parse_finetuning
+from textmill.core.catalog.models_file import ModelSpec
+from textmill.core.catalog.served_models import ServedModel
+
+
+def spec(name: str, source: str = "org/tiny", adapter: str | None = None) -> ModelSpec:
+    return ModelSpec(name, source, adapter, "auto", False, "")
+
+
+def card(name: str, revision: str, **changes: Any) -> ServedModel:
+    finetuning = parse_finetuning(finetune_json(**changes)) if changes else None
+    return ServedModel(name, revision, "llama", "native", 1, 8, 8, "float32", None, finetuning)
+
+
+def test_a_base_is_found_by_its_weights() -> None:
+    specs = [spec("tuned", adapter="a"), spec("elsewhere", "/copy"), spec("base")]
+    cards = {
+        "tuned": card("tuned", "r9", base_revision="r1"),
+        "elsewhere": card("elsewhere", "r2"),
+        "base": card("base", "r1"),
+    }
+    assert base_names(specs, cards) == {"tuned": "base"}
+
+
+def test_a_base_that_no_worker_has_loaded_is_found_by_its_source() -> None:
+    cards = {"tuned": card("tuned", "r9", base="org/tiny")}
+    assert base_names([spec("tuned", adapter="a"), spec("base")], cards) == {"tuned": "base"}
+    assert base_names([spec("tuned", adapter="a"), spec("base", "org/other")], cards) == {}
+
+
+def test_another_adapter_on_the_same_source_is_no_base_and_neither_is_the_model_itself() -> None:
+    cards = {"tuned": card("tuned", "r1", base_revision="r1")}
+    assert base_names([spec("tuned", adapter="a"), spec("sister", adapter="b")], cards) == {}
+
+
+def test_models_of_no_fine_tuning_have_no_base() -> None:
+    specs = [spec("one"), spec("two")]
+    assert base_names(specs, {"one": card("one", "r1")}) == {}
+    assert base_names(specs, {}) == {}
+
+
+def test_a_document_says_where_a_model_comes_from() -> None:
+    found = card("tuned", "r9", base_revision="r1")
+    document = model_document(
+        spec("tuned", adapter="a"), found, 1, is_default=False, base_model="base"
+    )
+    assert document["finetuning"]["base_model"] == "base"
+    assert document["finetuning"]["metrics"]["after"]["bits_per_byte"] == 0.7213
+    assert document["links"] == {"curve": None, "card": None}
+
+
+def test_a_model_that_nobody_has_loaded_has_no_origin_and_no_links() -> None:
+    document = model_document(spec("base"), None, 0, is_default=True)
+    assert document["finetuning"] is None
+    assert document["links"] == {"curve": None, "card": None}

@@ -1,0 +1,161 @@
+"""The int8 of the kernels against the same arithmetic written plainly, and how they are built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.kernels import KERNEL_DIR, library
+from tests.tiny_models import NATIVE_FAMILIES, tiny_model
+from tests.unit.engine.models.test_decoder import decoder_from, native_from, random_ids, runner_from
+from textmill.engine.kernels import build
+from textmill.engine.models import decoder as plain
+from textmill.engine.models import placement
+from textmill.engine.models.native_runtime import MAX_STEP_ROWS
+from textmill.engine.models.placement import place
+from textmill.engine.models.runner import KernelRunner
+
+SPREAD = 64
+families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
+
+
+def hadamard(size: int) -> Tensor:
+    matrix = torch.ones(1, 1)
+    while matrix.shape[0] < size:
+        matrix = torch.cat((torch.cat((matrix, matrix), 1), torch.cat((matrix, -matrix), 1)))
+    return matrix / size**0.5
+
+
+def spread(rows: Tensor) -> Tensor:
+    missing = -rows.shape[-1] % SPREAD
+    rows = torch.nn.functional.pad(rows, (0, missing))
+    return (rows.unflatten(-1, (-1, SPREAD)) @ hadamard(SPREAD)).flatten(-2)
+
+
+def rounded(rows: Tensor) -> Tensor:
+    scale = rows.abs().amax(-1, keepdim=True) / 127
+    return torch.where(scale > 0, (rows / scale).round() * scale, 0.0)
+
+
+def rounded_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product = rounded(spread(rows)) @ rounded(spread(weight)).T
+    return product if bias is None else product + bias
+
+
+@families
+def test_int8_is_the_arithmetic_that_the_docs_describe(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here with a cache in float32; what is left are roundings that fall to the other side."""
+    folder, ids = tiny_model(family), random_ids(60, seed=1)
+    decoder = native_from(folder, is_int8=True, cache_dtype=torch.float32)
+    ours = KernelRunner(decoder, prefix_bytes=0).score(ids)
+    exact = runner_from(folder, "torch").score(ids)
+    monkeypatch.setattr(plain, "linear", rounded_product)
+    zero = torch.tensor([0])
+    wanted = decoder_from(folder).forward_everywhere(torch.tensor([ids]), zero, zero)[0]
+    from_wanted, from_exact = (ours - wanted).norm(), (ours - exact).norm()
+    assert from_wanted < 0.6 * from_exact
+    assert from_exact < 0.1 * exact.norm()
+
+
+def test_spreading_is_its_own_inverse() -> None:
+    rows, others = torch.randn(3, 128), torch.randn(5, 128)
+    torch.testing.assert_close(spread(rows) @ spread(others).T, rows @ others.T)
+
+
+@pytest.mark.parametrize("kind", ["kernels", "int8"])
+def test_a_text_may_be_longer_than_a_step(kind: str) -> None:
+    folder = tiny_model("llama", context_length=MAX_STEP_ROWS + 200)
+    ids = random_ids(MAX_STEP_ROWS + 150, seed=1)
+    whole = runner_from(folder, kind).score(ids)
+    cut_elsewhere = runner_from(folder, kind)._decoder
+    parts = []
+    for start, end in ((0, 100), (100, 101), (101, 400), (400, len(ids))):
+        places = range(start, end)
+        parts.append(
+            cut_elsewhere.forward(ids[start:end], places, [1] * len(places), range(len(places)))
+        )
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@families
+@pytest.mark.parametrize("kind", ["kernels", "int8"])
+def test_numbers_that_are_not_finite_stay_so_and_stay_in_their_row(family: str, kind: str) -> None:
+    runner = runner_from(tiny_model(family), kind)
+    healthy = runner.score([5, 6, 7], slot=1)
+    decoder = native_from(tiny_model(family), is_int8=kind == "int8")
+    decoder._embedding = decoder._embedding.clone()
+    decoder._embedding[9] = torch.nan
+    logits = decoder.forward([5, 9, 6, 7], [0, 0, 1, 2], [1, 0, 1, 1], [0, 1, 2, 3])
+    assert logits[1].isnan().all()
+    assert torch.equal(logits[[0, 2, 3]], healthy)
+
+
+def test_float32_is_chosen_where_no_compiler_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    placed = place("int8", tmp_path, said.append)
+    assert (placed.dtype, placed.device, placed.library) == ("float32", "cpu", None)
+    assert "no-such-compiler" in said[0]
+    assert "float32 is used" in said[0]
+
+
+def test_kernels_may_be_switched_off() -> None:
+    said: list[str] = []
+    assert place("auto", None, said.append).library is None
+    assert said == []
+    assert place("int8", None, said.append).dtype == "float32"
+    assert "switched off" in said[0]
+
+
+def test_a_compiler_that_fails_is_told_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho 'error: no AVX' >&2\nexit 1")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(build.NoKernels, match="no AVX"):
+        build.kernels(tmp_path / "kernels")
+    assert not list((tmp_path / "kernels").iterdir())
+
+
+def test_kernels_are_built_once_and_anew_for_another_processor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library()
+    built = {path.name: path.stat().st_mtime_ns for path in KERNEL_DIR.glob("*.so")}
+    build.kernels(KERNEL_DIR)
+    assert built == {path.name: path.stat().st_mtime_ns for path in KERNEL_DIR.glob("*.so")}
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "processor", lambda: "another")
+        patch.setattr(build, "_build", lambda *_: (_ for _ in ()).throw(build.NoKernels("built")))
+        with pytest.raises(build.NoKernels, match="built"):
+            build.kernels(KERNEL_DIR)
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_fast", "chosen"),
+    [
+        ("auto", 1, "int8"),
+        ("auto", 0, "float32"),
+        ("int8", 0, "int8"),
+        ("float32", 1, "float32"),
+        ("bfloat16", 1, "bfloat16"),
+    ],
+)
+def test_auto_is_the_fastest_faithful_precision(
+    asked: str, is_fast: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        def textmill_has_int8_dot(self) -> int:
+            return is_fast
+
+    monkeypatch.setattr(placement, "kernels", lambda _: Library())
+    assert place(asked, Path("unused"), lambda _: None).dtype == chosen

@@ -1,0 +1,206 @@
+"""Tries a model in a process of its own before this one loads it, once for each set of files.
+
+What is known to work is remembered beside the compiled kernels, under a name made of the weights'
+revision and of everything else that the load depends on: a second start tries nothing. Knows
+nothing of the models file and of what is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, cast
+
+from textmill.core.catalog.models_file import ModelSpec
+from textmill.core.workers import is_alive
+from textmill.engine.models.errors import ModelUnusable, in_one_line
+from textmill.engine.models.placement import place
+from textmill.engine.models.sources import find_prepared
+
+TRIAL_SECONDS = 900.0  # a download and a conversion are part of it
+FOLDER = "tried"  # inside the kernels' folder
+_LAST_WORDS_BYTES = 2000
+_PROCESS = "textmill.worker.trial_process"
+Report = Callable[[str], None]
+
+
+class TrialUnfinished(ModelUnusable):
+    """A trial took longer than it was given; a longer one may end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Trials under one worker's settings.
+
+    Attributes:
+        cache_dir: where converted models are kept.
+        kernel_dir: where compiled kernels are kept; ``None`` for PyTorch alone.
+        memory_dir: where known models are remembered; need not exist.
+        num_slots: texts that must fit at once.
+        report: gets a sentence about what takes time.
+    """
+
+    cache_dir: Path
+    kernel_dir: Path | None
+    memory_dir: Path
+    num_slots: int
+    report: Report
+    _marks: dict[ModelSpec, Path | None] = field(default_factory=dict, repr=False, compare=False)
+
+    def try_out(self, spec: ModelSpec, patience_seconds: float = TRIAL_SECONDS) -> None:
+        """See in another process that a model loads and writes, unless that is known.
+
+        Raises:
+            ModelLoadError: it does not; one sentence on why.
+        """
+        mark = self._mark(spec)
+        if mark is None or not self._is_good(mark):
+            _run(self._asked(spec), patience_seconds, self.report)
+            mark = self._mark(spec)
+            self._remember(mark)
+        self._marks[spec] = mark
+
+    def _remember(self, mark: Path | None) -> None:
+        if mark is not None:
+            with contextlib.suppress(OSError):
+                mark.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                mark.touch()
+
+    @contextmanager
+    def loading(self, spec: ModelSpec) -> Iterator[None]:
+        """Load inside; a process that ends in it makes the next one try the model again."""
+        mark = self._marks.pop(spec, None) or self._mark(spec)  # hashing takes as long as reading
+        started = None if mark is None else mark.with_suffix(f".{os.getpid()}.loading")
+        try:
+            if started is not None:
+                with contextlib.suppress(OSError):
+                    started.touch()
+            yield
+        finally:
+            if started is not None:
+                with contextlib.suppress(OSError):
+                    started.unlink()
+
+    def _is_good(self, mark: Path) -> bool:
+        """Whether these very files were tried, and ended no process since."""
+        return mark.is_file() and not self._has_killed(mark)
+
+    def _has_killed(self, mark: Path) -> bool:
+        """Whether a process ended while it loaded the model; that counts once."""
+        found = False
+        for path in mark.parent.glob(f"{mark.stem}.*.loading"):
+            pid = path.suffixes[0].removeprefix(".")
+            if pid.isdigit() and not is_alive(int(pid)):
+                found = True
+                with contextlib.suppress(OSError):
+                    path.unlink()
+        return found
+
+    def _mark(self, spec: ModelSpec) -> Path | None:
+        """The file that says that a model works; ``None`` where it is yet to be converted."""
+        prepared = find_prepared(spec.source, spec.adapter, self.cache_dir, lambda _: None)
+        if prepared is None:
+            return None
+        placement = place(spec.dtype, self.kernel_dir, lambda _: None)
+        library = "" if placement.library is None else Path(placement.library._name).name
+        facts = (
+            prepared.revision, str(prepared.folder.name), spec.dtype, placement.dtype,
+            placement.device, library, self.num_slots, version("textmill"), version("torch"),
+        )  # fmt: skip
+        name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
+        return self.memory_dir / f"{name}.ok"
+
+    def _asked(self, spec: ModelSpec) -> str:
+        kernel_dir = None if self.kernel_dir is None else str(self.kernel_dir)
+        document = {"spec": asdict(spec), "cache_dir": str(self.cache_dir)}
+        return json.dumps(document | {"kernel_dir": kernel_dir, "num_slots": self.num_slots})
+
+
+def _run(asked: str, patience_seconds: float, report: Report) -> None:
+    """Run a trial to its end.
+
+    Raises:
+        ModelUnusable: it failed.
+    """
+    with tempfile.TemporaryFile() as words:
+        trial = subprocess.Popen(  # noqa: S603 - this program
+            [sys.executable, "-P", "-m", _PROCESS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+        )
+        is_late = threading.Event()
+
+        def end_late() -> None:
+            is_late.set()
+            trial.kill()
+
+        timer = threading.Timer(patience_seconds, end_late)
+        timer.daemon = True
+        try:
+            timer.start()
+            error = _follow(trial, asked, report)
+            status = trial.wait()
+        finally:  # also where this process was asked to end meanwhile
+            timer.cancel()
+            trial.kill()
+            trial.wait()
+            for pipe in (trial.stdin, trial.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(OSError):
+                        pipe.close()
+        if is_late.is_set():
+            raise TrialUnfinished(f"It did not load within {patience_seconds:g} s, on trial.")
+        if error is not None:
+            raise ModelUnusable(error)
+        if status != 0:
+            raise ModelUnusable(_ending(status, words))
+
+
+def _follow(trial: subprocess.Popen[str], asked: str, report: Report) -> str | None:
+    """Pass on what a trial reports, to its end; returns the error that it names."""
+    into, out = cast("IO[str]", trial.stdin), cast("IO[str]", trial.stdout)
+    with contextlib.suppress(BrokenPipeError):
+        into.write(asked)
+        into.close()
+    error = None
+    for line in out:
+        with contextlib.suppress(ValueError):
+            said = json.loads(line)
+            if "report" in said:
+                report(str(said["report"]))
+            error = str(said["error"]) if "error" in said else error
+    return error
+
+
+def _ending(status: int, words: IO[bytes]) -> str:
+    """Why a trial ended without a word of its own."""
+    if status == -signal.SIGKILL:
+        return (
+            "Loading it was ended by SIGKILL, on trial, as the system does when memory is short;"
+            " free some memory, or lower TEXTMILL_SLOTS."
+        )
+    if status < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-status).name
+            return (
+                f"Loading it crashed with {name}, on trial; its files are damaged, or do not belong"
+                " together: copy them again."
+            )
+    words.seek(max(0, words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
+    lines = words.read().decode(errors="replace").strip().splitlines()
+    last = in_one_line(Exception(lines[-1])) if lines else "without a word"
+    return f"Loading it ended with status {status}, on trial ({last})."
