@@ -8,9 +8,9 @@ from typing import Any, get_args
 from werkzeug.datastructures import MultiDict
 
 from textmill.backend.query import Reader, one_of, parse_query, text_of, whole
-from textmill.backend.response_models import Status
 from textmill.core.instants import parse_instant
 from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, decode_cursor
+from textmill.core.statuses import Status
 from textmill.core.strategies import STRATEGIES_BY_NAME
 
 Given = Mapping[str, str] | MultiDict[str, str]

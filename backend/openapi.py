@@ -32,6 +32,7 @@ from textmill.backend.response_models import (
     TraceView,
 )
 from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT
+from textmill.core.statuses import STATUSES
 from textmill.core.strategies import STRATEGIES, STRATEGIES_BY_NAME
 
 Document = dict[str, Any]
@@ -210,7 +211,7 @@ _PARAMETERS = {
     "q": _query("q", _TEXT, "Words in the prompt or the text, all of them."),
     "status": _query(
         "status",
-        {"type": "string", "enum": ["queued", "running", "succeeded", "failed", "canceled"]},
+        {"type": "string", "enum": list(STATUSES)},
         "Only jobs in this state.",
     ),
     "strategy": _query(

@@ -37,6 +37,7 @@ from textmill.core.strategies import (
     STRATEGIES_BY_NAME,
     ParameterSpec,
     StrategySpec,
+    is_deterministic,
 )
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
@@ -441,7 +442,7 @@ def _plan_variant(
             for item in failed.errors
         ]
         return []
-    if is_deterministic(request):
+    if _is_deterministic(request):
         num_samples = 1
     return [
         PlannedJob(
@@ -451,13 +452,10 @@ def _plan_variant(
     ]
 
 
-def is_deterministic(request: JobRequestBase) -> bool:
-    """Whether the seed cannot matter, so that a second sample would be the same text."""
-    return (
-        request.strategy in {"greedy", "beam"}
-        or getattr(request, "temperature", 1.0) == 0
-        or getattr(request, "top_k", 0) == 1
-    )
+def _is_deterministic(request: JobRequestBase) -> bool:
+    """Whether a second sample would be the same text."""
+    temperature, top_k = getattr(request, "temperature", None), getattr(request, "top_k", None)
+    return is_deterministic(request.strategy, temperature, top_k)
 
 
 def _sample_seed(request: JobRequestBase, sample: int) -> int | None:

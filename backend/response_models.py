@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from textmill.core.catalog.finetunings import Finetuning
+from textmill.core.statuses import Status
 
-Status = Literal["queued", "running", "succeeded", "failed", "canceled"]
 FinishReason = Literal["stop", "length", "canceled", "deadline", "error"]
 
 

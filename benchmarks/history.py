@@ -17,6 +17,7 @@ from benchmarks.processes import Product, Workspace
 from textmill.core.database.connections import make_engine, writing
 from textmill.core.database.tables import Job
 from textmill.core.jobs.search import RULES, search_columns
+from textmill.core.statuses import FINAL_STATUSES
 
 NUM_JOBS = 100_000
 CHUNK_JOBS = 5_000
@@ -121,7 +122,7 @@ def _row(source: random.Random, prompt: str, written: str, created: int) -> dict
         "strategy": strategy,
         "parameters": {"max_new_tokens": 64, "seed": 1, "stop": [], "repetition_penalty": 1.0},
         "has_trace": False,
-        "status": source.choices(("succeeded", "failed", "canceled"), (90, 5, 5))[0],
+        "status": source.choices(FINAL_STATUSES, (90, 5, 5))[0],
         "share_rank": 1,
         "attempt": 1,
         "lost_count": 0,

@@ -16,9 +16,9 @@ from textmill.cli.exits import EXIT_FAILED, EXIT_INTERRUPTED, CommandFailed
 from textmill.cli.patience import PATIENCE_SECONDS, Patience
 from textmill.cli.terminal import printable, printable_json
 from textmill.core.settings import Settings
+from textmill.core.statuses import FINAL_STATUSES
 from textmill.core.strategies import STRATEGIES, ParameterSpec
 
-_FINAL = frozenset({"succeeded", "failed", "canceled"})
 _NUM_RESUMES = 5  # streams in a row that brought nothing, after which the job is polled instead
 
 Command = Callable[..., None]
@@ -140,7 +140,7 @@ def _follow(client: Client, job: Document, output: _Output, patience: Patience) 
     polled between two of them.
     """
     job_id, after, num_fruitless = str(job["id"]), "", 0
-    while job["status"] not in _FINAL:
+    while job["status"] not in FINAL_STATUSES:
         num_fruitless += 1
         failure: Unreachable | Refused | None = None
         try:
@@ -152,7 +152,7 @@ def _follow(client: Client, job: Document, output: _Output, patience: Patience) 
                     break
         except (Unreachable, Refused) as error:
             failure = error
-        if job["status"] in _FINAL or not num_fruitless:
+        if job["status"] in FINAL_STATUSES or not num_fruitless:
             continue
         if isinstance(failure, Refused) or num_fruitless >= _NUM_RESUMES:
             job = patience.call(lambda: client.read(job_id, LONG_POLL_SECONDS))

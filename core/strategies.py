@@ -16,6 +16,7 @@ DRAWN_SEEDS = 2**53
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 64
 DEFAULT_STRATEGY = "greedy"
+DETERMINISTIC_STRATEGIES = frozenset({"greedy", "beam"})
 
 StrategyName = Literal["greedy", "sampling", "top_k", "top_p", "min_p", "typical", "beam"]
 
@@ -58,6 +59,11 @@ class StrategySpec:
     def parameter_names(self) -> frozenset[str]:
         """Names of the parameters that this strategy takes beside the common ones."""
         return frozenset(parameter.name for parameter in self.parameters)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether tokens are drawn, so that the seed matters."""
+        return self.name not in DETERMINISTIC_STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +243,14 @@ def decoding_parameters(
     """The stored parameters of a job as the engine takes them."""
     values = dict(parameters) | {"stop": tuple(parameters.get("stop", ())), "trace": trace}
     return DecodingParameters(strategy=strategy, **values)  # type: ignore[arg-type]
+
+
+def is_deterministic(strategy: str, temperature: object, top_k: object) -> bool:
+    """Whether these parameters give one text whatever the seed is.
+
+    Args:
+        strategy: its name.
+        temperature: 0 is greedy; a strategy without one passes ``None``.
+        top_k: 1 is greedy; a strategy without one passes ``None``.
+    """
+    return strategy in DETERMINISTIC_STRATEGIES or temperature == 0 or top_k == 1

@@ -13,13 +13,12 @@ from typing import Any
 
 from textmill.backend.request_models import MAX_VARIANTS
 from textmill.core.errors import FieldError
-from textmill.core.strategies import MAX_NEW_TOKENS
+from textmill.core.strategies import MAX_NEW_TOKENS, is_deterministic
 
 Document = dict[str, Any]
 PRESET = ("greedy", "sampling", "top_k")  # as in the original demo
 COMMON_FIELDS = ("max_new_tokens", "seed", "stop", "trace", "model", "prompt", "samples")
 SLIDER_CAPS = {"top_k": 100, "max_new_tokens": 256}  # where only the model knows the maximum
-_DRAWN_ONCE = ("greedy", "beam")
 _ESCAPE = re.compile(r"\\([nt\\])")
 _ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
 
@@ -68,11 +67,10 @@ class GenerateForm:
         return [(name, model) for name in self.ticked for model in self.models or [""]]
 
     def _is_drawn_once(self, strategy: str) -> bool:
-        return (
-            strategy in _DRAWN_ONCE
-            or _number(self.values.get(f"{strategy}.temperature", "")) == 0
-            or _number(self.values.get(f"{strategy}.top_k", "")) == 1
+        temperature, top_k = (
+            _number(self.values.get(f"{strategy}.{name}", "")) for name in ("temperature", "top_k")
         )
+        return is_deterministic(strategy, temperature, top_k)
 
     @property
     def is_single(self) -> bool:

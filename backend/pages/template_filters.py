@@ -10,10 +10,11 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from textmill.core.statuses import FINAL_STATUSES
+
 Document = dict[str, Any]
 MAX_MARKED_CHARACTERS = 24  # of the first word that differs
 MAX_TITLE_CHARACTERS = 120
-_ENDED = ("succeeded", "failed", "canceled")
 _SHORT = {"top_k": "k", "top_p": "p", "min_p": "min-p", "typical_p": "mass"}
 _SHORT["num_beams"] = "beams"
 _NEUTRAL = {"repetition_penalty": 1}  # says nothing where it is so
@@ -26,7 +27,7 @@ _SPACE = re.compile(r"[ \t\r\n]")
 
 def has_ended(job: Document) -> bool:
     """Whether a job will never change again."""
-    return job["status"] in _ENDED
+    return job["status"] in FINAL_STATUSES
 
 
 def is_restarted(job: Document) -> bool:

@@ -29,6 +29,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from textmill.core.statuses import STATUSES
+
 # SQLite numbers rows by itself only in an INTEGER PRIMARY KEY.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 _QUEUED = text("status = 'queued'")
@@ -75,9 +77,7 @@ class Job(Base):
     __tablename__ = "jobs"
     __table_args__ = (
         UniqueConstraint("owner_id", "idempotency_key"),
-        CheckConstraint(
-            "status IN ('queued', 'running', 'succeeded', 'failed', 'canceled')", name="status"
-        ),
+        CheckConstraint(f"status IN ({', '.join(map(repr, STATUSES))})", name="status"),
         Index(
             "ix_jobs_queued",
             "model",

@@ -8,6 +8,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from textmill.core.statuses import FINAL_STATUSES
+
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
@@ -54,7 +56,7 @@ class JobRecord:
     @property
     def is_final(self) -> bool:
         """Whether the status will never change again."""
-        return self.status in {"succeeded", "failed", "canceled"}
+        return self.status in FINAL_STATUSES
 
     @property
     def cursor(self) -> str:

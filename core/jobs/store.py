@@ -48,6 +48,7 @@ from textmill.core.jobs.transitions import (
     move,
     run_record,
 )
+from textmill.core.statuses import FINAL_STATUSES
 
 __all__ = [
     "JobStore",
@@ -61,7 +62,6 @@ __all__ = [
 
 LEASE_SECONDS = 30.0  # six missed heartbeats
 DEFAULT_LIMITS = Limits()
-_FINAL = ("succeeded", "failed", "canceled")
 # Statements that every job needs, built once: building one costs as much as executing it.
 _IS_ELIGIBLE = (
     IS_QUEUED,
@@ -204,7 +204,7 @@ class JobStore:
         """
         with writing(self.engine) as connection:
             was = job_record(connection, job_id, lock=True)
-            if was.status in _FINAL:
+            if was.status in FINAL_STATUSES:
                 raise Conflict(f"The job has already ended: {was.status}.")
             if was.status == "queued":
                 end_queued(connection, was, "canceled", "canceled", actor)
@@ -226,7 +226,7 @@ class JobStore:
         """
         with writing(self.engine) as connection:
             was = job_record(connection, job_id, lock=True)
-            if was.status not in _FINAL:
+            if was.status not in FINAL_STATUSES:
                 changed = move(
                     connection,
                     QUEUED if was.status == "queued" else RUNNING,

@@ -9,6 +9,7 @@ from textmill.core.strategies import (
     STRATEGIES,
     STRATEGIES_BY_NAME,
     DecodingParameters,
+    is_deterministic,
 )
 
 # (default, minimum, maximum, minimum excluded), from the contract's table.
@@ -62,3 +63,16 @@ def test_what_a_strategy_does_not_use_is_neutral() -> None:
 
 def test_the_default_length_is_64() -> None:
     assert (MAX_NEW_TOKENS.default, MAX_NEW_TOKENS.minimum) == (64, 1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "temperature", "top_k", "expected"),
+    [("greedy", None, None, True), ("beam", None, None, True), ("sampling", 0, None, True),
+     ("sampling", 0.7, None, False), ("top_k", 0.5, 1, True), ("top_k", 0.5, 1.0, True),
+     ("top_k", 0.5, 10, False), ("top_k", "x", "y", False)],
+)  # fmt: skip
+def test_which_parameters_give_one_text_whatever_the_seed(
+    strategy: str, temperature: object, top_k: object, expected: bool
+) -> None:
+    assert is_deterministic(strategy, temperature, top_k) is expected
+    assert STRATEGIES_BY_NAME[strategy].is_random is (strategy not in {"greedy", "beam"})
