@@ -63,7 +63,8 @@ class InferenceEngine:
             num_slots: texts that are written at once, all models together.
             cache_bytes: bound on their keys and values; what does not fit waits. ``None`` for no
                 bound.
-            on_prefill: called with a prompt before each of its chunks is read.
+            on_prefill: called with each prompt before its prefill begins, also where the prefix
+                cache holds all of it.
         """
         self._models = dict(models)
         self._on_prefill = on_prefill
@@ -275,8 +276,6 @@ class InferenceEngine:
             return
         batches = [chunks] if runner.is_ragged else [[chunk] for chunk in chunks]
         for batch in batches:
-            for sequence, _ in batch:
-                self._on_prefill(sequence.generation.request.prompt)
             try:
                 runner.prefill(batch)
                 for sequence, _ in batch:
@@ -288,6 +287,7 @@ class InferenceEngine:
                     self._end(sequence, "error", error)
 
     def _recall(self, runner: ModelRunner, sequence: TokenSequence) -> None:
+        self._on_prefill(sequence.generation.request.prompt)
         try:
             runner.recall(sequence)
         except Exception:  # the engine edge: what cannot be recalled is computed

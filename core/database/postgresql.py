@@ -65,6 +65,7 @@ def make_postgresql_engine(url: URL, pool_size: int, patience_seconds: float | N
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
+        pool_use_lifo=True,  # few backends in use, with warm caches
         pool_timeout=1,  # whoever comes here was let in by core.database.connections: there is room
         hide_parameters=True,
         connect_args={

@@ -137,6 +137,19 @@ def test_a_prompt_that_is_known_entirely_is_no_prompt_that_failed() -> None:
     assert [entry for entry in logs if entry["log_level"] == "error"] == []
 
 
+def test_each_prompt_is_announced_before_its_prefill_known_or_not() -> None:
+    announced: list[str] = []
+    model, _ = fake_model(spelling("ab", "p" * 300))
+    engine = InferenceEngine({"fake": model}, num_slots=4, on_prefill=announced.append)
+    engine.start()
+    try:
+        for prompt in ("p" * 300, "p" * 300, "q" * 200):
+            written(engine, request(prompt, max_new_tokens=2))
+    finally:
+        engine.stop(PATIENCE_SECONDS)
+    assert announced == ["p" * 300, "p" * 300, "q" * 200]
+
+
 def test_what_cannot_be_recalled_is_computed() -> None:
     model, runner = fake_model(spelling("ab", "p" * 300))
 
