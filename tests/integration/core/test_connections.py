@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
+import pytest
 from sqlalchemy import Engine, event
 
-from textmill.core.database.connections import reading
+from textmill.core.database.connections import SQLITE_KEPT_CONNECTIONS, reading
 
 
 def test_one_caller_after_another_uses_one_connection(database: Engine) -> None:
@@ -18,3 +21,14 @@ def test_one_caller_after_another_uses_one_connection(database: Engine) -> None:
         with reading(database) as connection:
             connection.exec_driver_sql("SELECT 1")
     assert len(used) == 1
+
+
+def test_sqlite_keeps_few_connections_after_a_busy_moment(database: Engine) -> None:
+    if database.dialect.name != "sqlite":
+        pytest.skip("opening a connection to PostgreSQL is slow, so they are kept")
+    closed: list[int] = []
+    event.listen(database, "close", lambda raw, _: closed.append(id(raw)))
+    with ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(reading(database)).exec_driver_sql("SELECT 1")
+    assert len(closed) == 12 - SQLITE_KEPT_CONNECTIONS
