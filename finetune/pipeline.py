@@ -1,6 +1,7 @@
-"""One fine-tuning from end to end: prepare → train → save → evaluate → report → into place.
+"""One fine-tuning from end to end: prepare, train, save, evaluate, report, move into place.
 
-What is done is kept in the state folder, so that the same command goes on after an interruption.
+Every finished stage is kept in the state folder, so that the same command resumes after an
+interruption.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,103 +24,96 @@ from transformers.utils.logging import disable_progress_bar
 from textmill.core.catalog.models_file import ModelSpec, load_catalog
 from textmill.core.settings import Settings
 from textmill.engine.models.loading import load
-from textmill.finetune.base_model import BaseModel, find_base
+from textmill.finetune.base_model import BaseModel, Report, find_base
 from textmill.finetune.config import FinetuneConfig
-from textmill.finetune.errors import ConfigError, TrainingError
+from textmill.finetune.errors import TrainingError
 from textmill.finetune.evaluation import Metrics, evaluate
-from textmill.finetune.export import (
-    FINETUNE_FILE,
-    check_output,
-    hardware_words,
-    move_into_place,
-    save_weights,
-    write_report,
-)
-from textmill.finetune.preparation import Prepared, prepare_data
+from textmill.finetune.export import check_output, move_into_place, save_weights, write_report
+from textmill.finetune.hardware import describe_hardware
+from textmill.finetune.preparation import PreparedData, prepare_data
+from textmill.finetune.result import FinetuningResult
 from textmill.finetune.training import TrainingHistory, make_trainer, train
 
 EVALUATION_SLOTS = 16
 _WEIGHTS, _CHECKPOINTS, _HISTORY = "weights", "checkpoints", "history.json"
-_MEASURED = "measured"
+_MERGED = "measured"
 _LOCK = "lock"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuningRun:
-    """What one fine-tuning works with.
+    """One run of the command: its options, its base and its data.
 
     Attributes:
-        folder: in the state folder, of this fingerprint alone.
+        config: the options.
+        settings: of the product.
+        base: the base model.
+        data: the prepared data.
+        folder: the run's folder in the state folder; its name contains the data's fingerprint.
+        report: receives progress.
     """
 
     config: FinetuneConfig
     settings: Settings
     base: BaseModel
-    data: Prepared
+    data: PreparedData
     folder: Path
-    say: Say
+    report: Report
 
     @property
     def output(self) -> Path:
-        """The folder that is left in the end."""
+        """The output folder."""
         return Path(self.config.output or f"models/{self.config.name}").expanduser().absolute()
 
 
-def open_run(config: FinetuneConfig, settings: Settings, say: Say) -> FinetuningRun:
-    """Find the base and read the data.
+def open_run(config: FinetuneConfig, settings: Settings, report: Report) -> FinetuningRun:
+    """Find the base and prepare the data.
 
     Raises:
-        FinetuneError: one of them cannot be used.
+        FinetuneError: the base or the data cannot be used.
     """
-    _quiet()
-    with PartialState().main_process_first():  # it converts, the others find it converted
-        base = find_base(config, load_catalog(settings), settings.home / "models", say)
-    say("Reading the data.")
+    _silence_libraries()
+    with PartialState().main_process_first():  # one process converts the base, the others reuse it
+        base = find_base(config, load_catalog(settings), settings.home / "models", report)
+    report("Reading the data.")
     data = prepare_data(config, base)
     folder = settings.home / "finetune" / f"{config.name}-{data.fingerprint}"
-    return FinetuningRun(config, settings, base, data, folder, say)
+    return FinetuningRun(config, settings, base, data, folder, report)
 
 
 def execute(run: FinetuningRun) -> Path | None:
-    """Train what is not trained yet, measure, and leave the output.
+    """Train, measure and write the output folder, skipping stages that are already finished.
 
     Returns:
-        The folder; ``None`` in processes that only help the first one to train.
+        The output folder; ``None`` in the secondary processes of a distributed training.
 
     Raises:
-        FinetuneError: the output is there already, another process is at work on the same, or
-            training or evaluation failed.
+        FinetuneError: the output folder exists, another process executes the same run, or training
+            or evaluation failed.
     """
     check_output(run.output)
-    with _sole_worker(run.folder):
-        check_output(run.output)  # another may just have finished
-        return _execute(run)
-
-
-def _execute(run: FinetuningRun) -> Path | None:
-    history = _trained(run)
-    if not PartialState().is_main_process:
-        return None
-    metrics = measure(run, run.folder / _WEIGHTS)
-    write_report(
-        run.folder / _WEIGHTS,
-        run.config,
-        run.base,
-        run.data,
-        history,
-        metrics,
-        hardware_words(history.device),
-    )
-    move_into_place(run.folder / _WEIGHTS, run.output)
-    (run.folder / _HISTORY).unlink()  # first: it says that there are weights
-    shutil.rmtree(run.folder)
-    return run.output
+    with _exclusive(run.folder):
+        check_output(run.output)  # another process may have finished since
+        history = _train_once(run)
+        if not PartialState().is_main_process:
+            return None
+        weights = run.folder / _WEIGHTS
+        metrics = measure(run, weights)
+        hardware = describe_hardware(history.device)
+        result = FinetuningResult(run.config, run.base, run.data, history, metrics, hardware)
+        write_report(weights, result)
+        move_into_place(weights, run.output)
+        (run.folder / _HISTORY).unlink()  # first, because it implies that there are weights
+        shutil.rmtree(run.folder)
+        return run.output
 
 
 @contextmanager
-def _sole_worker(folder: Path) -> Iterator[None]:
-    """Hold a folder; the kernel lets go when the process dies. Helpers of one training share it."""
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Lock a folder until the block ends; the kernel releases the lock if the process dies.
+
+    Secondary processes of a distributed training rely on the lock of the main process.
+    """
     if not PartialState().is_main_process:
         yield
         return
@@ -129,18 +123,18 @@ def _sole_worker(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise TrainingError(
-                "Another process runs this very fine-tuning; wait for it, or give this one another"
+                "Another process is running the same fine-tuning; wait for it, or use another"
                 " --name."
             ) from None
         yield
 
 
 def measure(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
-    """The base and the tuned model on the same held-out examples, by the product's own engine.
+    """Measure the base and the tuned model on the same held-out examples with Textmill's engine.
 
     Args:
-        run: what is worked with.
-        weights: an adapter's folder, or one of all weights.
+        run: the run.
+        weights: the folder of an adapter, or of all weights.
 
     Raises:
         FinetuneError: a model cannot be measured.
@@ -152,22 +146,22 @@ def measure(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
         else ModelSpec("after", str(weights), None, "float32", True, "")
     )
     base = ModelSpec("before", str(run.base.folder), None, "float32", True, "")
-    # Merged weights, which nobody needs afterwards; not in /tmp, which may be memory.
-    cache = run.folder / _MEASURED
-    shutil.rmtree(cache, ignore_errors=True)  # of a process that was killed
+    # For merged weights, which are temporary. Not in /tmp, which may be in memory.
+    cache = run.folder / _MERGED
+    shutil.rmtree(cache, ignore_errors=True)  # left by a process that was killed
     try:
         return {spec.name: _measure(run, spec, cache) for spec in (base, tuned)}
     finally:
         shutil.rmtree(cache, ignore_errors=True)
 
 
-def measure_again(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
-    """What :func:`measure` gives, for a folder that is finished; nothing is left behind.
+def measure_finished(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
+    """Measure a finished folder like :func:`measure`, and leave no files in the state folder.
 
     Raises:
-        FinetuneError: a model cannot be measured, or another process is at work on the same.
+        FinetuneError: a model cannot be measured, or another process executes the same run.
     """
-    with _sole_worker(run.folder):
+    with _exclusive(run.folder):
         try:
             return measure(run, weights)
         finally:
@@ -176,54 +170,59 @@ def measure_again(run: FinetuningRun, weights: Path) -> dict[str, Metrics]:
 
 
 def _measure(run: FinetuningRun, spec: ModelSpec, cache_dir: Path) -> Metrics:
-    run.say(f"Measuring the model {spec.name} training on held-out text.")
+    run.report(f"Measuring the model {spec.name} training on held-out text.")
     model = load(
         spec,
         cache_dir=cache_dir,
         dtype="float32",
         num_slots=EVALUATION_SLOTS,
         kernel_dir=run.settings.kernel_dir,
-        report=run.say,
+        report=run.report,
     )
+    max_tokens = run.config.data.max_tokens
     return evaluate(
         model,
         run.data.validation,
         (example.text for example in run.data.train),
         run.config.evaluation,
-        encode=run.base.encoder(run.config.data.max_tokens).parts,
-        max_tokens=run.config.data.max_tokens,
+        encode=run.base.encoder(max_tokens).encode_parts,
+        max_tokens=max_tokens,
         seed=run.config.seed,
         num_slots=EVALUATION_SLOTS,
     )
 
 
-def _trained(run: FinetuningRun) -> TrainingHistory:
-    """The history of a training, which is run unless an earlier process finished it."""
-    kept = run.folder / _HISTORY
-    if kept.is_file() and any((run.folder / _WEIGHTS).glob("*.safetensors")):
-        run.say("The training is done already; going on with what comes after it.")
-        return _read_history(kept)
+def _train_once(run: FinetuningRun) -> TrainingHistory:
+    """Train, unless an earlier process has finished the training; return its history."""
+    path = run.folder / _HISTORY
+    if path.is_file() and any((run.folder / _WEIGHTS).glob("*.safetensors")):
+        run.report("The training is already finished; continuing with the evaluation.")
+        return _read_history(path)
     checkpoints = run.folder / _CHECKPOINTS
     if checkpoints.is_dir():
-        run.say("Going on where an earlier training with the same options and data was.")
+        run.report("Resuming an earlier training with the same options and data.")
     tokenizer = run.base.tokenizer()
     trainer = make_trainer(
         run.config,
         run.base.trainable(run.config),
         tokenizer,
-        run.data.train_texts,
-        run.data.validation_texts[: run.config.training.checkpoint_examples],
+        run.data.encoded_train,
+        run.data.encoded_validation[: run.config.training.checkpoint_examples],
         checkpoints,
     )
     history = train(run.config, trainer, checkpoints)
     if PartialState().is_main_process:
         model = trainer.accelerator.unwrap_model(trainer.model)
         save_weights(model, tokenizer, run.folder / _WEIGHTS)
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps(asdict(history)), encoding="utf-8")
-        part.rename(kept)
+        _write_history(path, history)
     PartialState().wait_for_everyone()
     return history
+
+
+def _write_history(path: Path, history: TrainingHistory) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(asdict(history)), encoding="utf-8")
+    part.rename(path)
 
 
 def _read_history(path: Path) -> TrainingHistory:
@@ -233,23 +232,8 @@ def _read_history(path: Path) -> TrainingHistory:
     return TrainingHistory(**document)
 
 
-def read_figures(folder: Path) -> Mapping[str, Any]:
-    """What a finished folder says of itself.
-
-    Raises:
-        ConfigError: it is no folder that a fine-tuning left.
-    """
-    try:
-        document = json.loads((folder / FINETUNE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} is no folder that `textmill finetune` left.") from error
-    if not isinstance(document, dict) or "metrics" not in document:
-        raise ConfigError(f"{folder / FINETUNE_FILE} holds no figures.")
-    return document
-
-
-def _quiet() -> None:
-    """Keep the libraries' bars and their advice to programmers out of a user's sight."""
+def _silence_libraries() -> None:
+    """Hide the libraries' progress bars and their warnings for developers."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     disable_progress_bar()
     disable_progress_bars()

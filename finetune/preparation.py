@@ -1,4 +1,4 @@
-"""From options to texts in tokens: what is learned, and what is held out."""
+"""Data preparation: from options to encoded training and validation examples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from textmill.finetune.config import FinetuneConfig
 from textmill.finetune.encoding import Encoded, Encoder, pack
 from textmill.finetune.errors import DataError
 from textmill.finetune.examples import Example
-from textmill.finetune.formats import format_read, read_examples
+from textmill.finetune.formats import describe_format, read_examples
 from textmill.finetune.holdout import HoldoutReport, hold_out
 from textmill.finetune.hub import is_hub_name
 
@@ -26,9 +26,9 @@ class DataFile:
     """A file that examples were read from.
 
     Attributes:
-        name: without its folder, which says something of the machine and nothing of the data.
-        role: what its examples were used for; both, where a share of them is held out.
-        sha256: of its bytes; empty for what the Hub keeps.
+        name: without its folder, which describes the machine rather than the data.
+        role: the use of its examples; ``both`` if a share of them is held out.
+        sha256: of the file's bytes; empty for Hub datasets.
         num_rows: examples read, before any were dropped.
     """
 
@@ -40,16 +40,19 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """Of one side's texts, after cutting.
+    """Token counts of train or validation, after truncation.
+
+    The names of the fields are those of ``finetune.json``.
 
     Attributes:
-        num_texts: rows of training: examples, or blocks of packed ones.
-        num_tokens: all of them; ``num_learned`` are those that the loss counts.
-        median_tokens: of a text.
-        max_tokens: of the longest.
-        num_cut_texts: texts that were too long and lost their end.
-        num_cut_tokens: what they lost together.
-        num_unlearnable: texts left out, as their prompt alone fills ``data.max_tokens``.
+        num_texts: encoded examples, or blocks of packed ones.
+        num_tokens: their tokens.
+        num_learned: the tokens that the loss counts.
+        median_tokens: the median length.
+        max_tokens: the maximum length.
+        num_cut_texts: examples that were truncated.
+        num_cut_tokens: tokens cut from them in all.
+        num_unlearnable: examples dropped because their prompt alone fills ``data.max_tokens``.
     """
 
     num_texts: int
@@ -63,22 +66,27 @@ class TokenCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """All that a training needs beside the model's weights.
+class PreparedData:
+    """The data of a training.
 
     Attributes:
-        train: examples to learn from; ``validation`` are held out.
-        train_texts: the same in tokens, packed where there are no prompts.
-        validation_texts: in tokens, never packed.
-        is_packed: whether examples stand behind one another in a row.
-        format: how the files were read, from ``format_read``.
-        fingerprint: changes with every option and every byte of the data.
+        train: training examples.
+        validation: held-out examples.
+        encoded_train: the training examples as tokens, packed if they have no prompts.
+        encoded_validation: the held-out examples as tokens, never packed.
+        is_packed: whether training examples are packed into blocks.
+        files: the files that examples were read from.
+        holdout: the examples that were dropped.
+        train_counts: token counts of ``encoded_train``.
+        validation_counts: token counts of ``encoded_validation``.
+        format: how the files were read; see ``describe_format``.
+        fingerprint: a hash of all options and data that affect the weights.
     """
 
     train: tuple[Example, ...]
     validation: tuple[Example, ...]
-    train_texts: tuple[Encoded, ...]
-    validation_texts: tuple[Encoded, ...]
+    encoded_train: tuple[Encoded, ...]
+    encoded_validation: tuple[Encoded, ...]
     is_packed: bool
     files: tuple[DataFile, ...]
     holdout: HoldoutReport
@@ -87,42 +95,47 @@ class Prepared:
     format: str
     fingerprint: str
 
+    @property
+    def num_duplicates(self) -> int:
+        """Examples of train and validation that were dropped as duplicates of an earlier one."""
+        return self.holdout.train_duplicates.count + self.holdout.validation_duplicates.count
 
-def prepare_data(config: FinetuneConfig, base: BaseModel) -> Prepared:
-    """Read, hold out, and cut into tokens.
+
+def prepare_data(config: FinetuneConfig, base: BaseModel) -> PreparedData:
+    """Read the data, split them, and encode them.
 
     Raises:
-        DataError: something in the data cannot be used; the message names the place.
+        DataError: the data are invalid; the message names the location.
     """
     options = config.data
     train = read_examples(options.train, options, limit=options.max_examples)
     given = read_examples(options.validation, options, split="validation")
-    files = _files(config, Counter(example.place.path for example in (*train, *given)))
-    train, validation, report = hold_out(
+    files = _files(config, Counter(example.location.path for example in (*train, *given)))
+    train, validation, holdout = hold_out(
         train, given, share=options.validation_share, seed=config.seed
     )
     encoder = base.encoder(options.max_tokens)
     is_packed = all(len(example.parts) == 1 for example in train)
-    train_texts, train_counts = _encoded(train, encoder, is_packed=is_packed)
-    validation_texts, validation_counts = _encoded(validation, encoder, is_packed=False)
-    for side, texts in (("train", train_texts), ("validation", validation_texts)):
-        if not texts:
+    encoded_train, train_counts = _encoded(train, encoder, is_packed=is_packed)
+    encoded_validation, validation_counts = _encoded(validation, encoder, is_packed=False)
+    for side, encoded in (("train", encoded_train), ("validation", encoded_validation)):
+        if not encoded:
             raise DataError(
                 f"data.{side}",
-                "every prompt is as long as data.max_tokens, so nothing is left to learn;"
-                " raise it or shorten the prompts",
+                "every prompt alone has data.max_tokens tokens, so nothing is left to learn;"
+                " raise it or shorten the prompts.",
             )
-    return Prepared(
+    return PreparedData(
         train=tuple(train),
         validation=tuple(validation),
-        train_texts=train_texts,
-        validation_texts=validation_texts,
+        encoded_train=encoded_train,
+        encoded_validation=encoded_validation,
         is_packed=is_packed,
         files=files,
-        holdout=report,
+        holdout=holdout,
         train_counts=train_counts,
         validation_counts=validation_counts,
-        format=format_read(options),
+        format=describe_format(options),
         fingerprint=_fingerprint(config, base, files, (*train, *validation)),
     )
 
@@ -131,20 +144,21 @@ def _encoded(
     examples: Sequence[Example], encoder: Encoder, *, is_packed: bool
 ) -> tuple[tuple[Encoded, ...], TokenCounts]:
     if is_packed:
-        texts = pack((encoder.whole(example) for example in examples), encoder.max_tokens)
+        untruncated = (encoder.encode_untruncated(example) for example in examples)
+        encoded = pack(untruncated, encoder.max_tokens)
     else:
-        texts = [encoder.encode(example) for example in examples]
-    kept = tuple(text for text in texts if text.num_learned)
-    return kept, _counts(kept, len(texts) - len(kept))
+        encoded = [encoder.encode(example) for example in examples]
+    kept = tuple(one for one in encoded if one.num_learned)
+    return kept, _counts(kept, len(encoded) - len(kept))
 
 
-def _counts(texts: Sequence[Encoded], num_unlearnable: int) -> TokenCounts:
-    lengths = [len(text.ids) for text in texts] or [0]
-    cut = [text.num_cut for text in texts if text.num_cut]
+def _counts(encoded: Sequence[Encoded], num_unlearnable: int) -> TokenCounts:
+    lengths = [len(one.ids) for one in encoded] or [0]
+    cut = [one.num_cut for one in encoded if one.num_cut]
     return TokenCounts(
-        num_texts=len(texts),
+        num_texts=len(encoded),
         num_tokens=sum(lengths),
-        num_learned=sum(text.num_learned for text in texts),
+        num_learned=sum(one.num_learned for one in encoded),
         median_tokens=round(statistics.median(lengths)),
         max_tokens=max(lengths),
         num_cut_texts=len(cut),
@@ -154,7 +168,7 @@ def _counts(texts: Sequence[Encoded], num_unlearnable: int) -> TokenCounts:
 
 
 def _files(config: FinetuneConfig, num_rows: Counter[str]) -> tuple[DataFile, ...]:
-    """What was read; of what comes from the Hub its name is all there is."""
+    """The files that were read; Hub datasets are known by name only."""
     role: Literal["training", "both"] = "training" if config.data.validation else "both"
     files = [_file(path, role, "train", num_rows) for path in config.data.train]
     files += [_file(path, "validation", "validation", num_rows) for path in config.data.validation]
@@ -167,12 +181,12 @@ def _file(
     split: str,
     num_rows: Counter[str],
 ) -> DataFile:
-    place = Path(path)
-    if is_hub_name(path):  # whose rows are counted under the name and the split
+    file = Path(path)
+    if is_hub_name(path):  # its rows are counted under the name with the split
         return DataFile(path, role, "", num_rows[path] or num_rows[f"{path}:{split}"])
-    with place.open("rb") as stream:
+    with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return DataFile(place.name, role, digest, num_rows[path])
+    return DataFile(file.name, role, digest, num_rows[path])
 
 
 def _fingerprint(
@@ -181,12 +195,12 @@ def _fingerprint(
     files: Sequence[DataFile],
     examples: Iterable[Example],
 ) -> str:
-    """Of all that decides what the weights become; where files lie does not."""
+    """A hash of everything that affects the weights; the location of files does not."""
     document: dict[str, Any] = config.model_dump(mode="json", exclude={"evaluation", "description"})
     document["base"], document["output"] = base.revision, None
     document["data"] |= {"train": [], "validation": []}
     document["files"] = [(file.role, file.sha256 or file.name) for file in files]
-    if not all(file.sha256 for file in files):  # what the Hub keeps may change under its name
+    if not all(file.sha256 for file in files):  # a Hub dataset may change under the same name
         document["examples"] = _digest(examples)
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
