@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 from textmill.core.catalog.figures import ComparedFigure, compare_figures, duration_text
 from textmill.finetune.card_facts import CardFacts, DataFacts
-from textmill.finetune.evaluation import PUBLISHED_MULTI_XSCIENCE, TextMetrics
-from textmill.finetune.preparation import DataFile
+from textmill.finetune.data_files import DataFile
+from textmill.finetune.metrics import PUBLISHED_MULTI_XSCIENCE, TextMetrics
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~#])")
 

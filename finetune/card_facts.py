@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from textmill.finetune.evaluation import Metrics
-from textmill.finetune.preparation import DataFile
+from textmill.finetune.data_files import DataFile
+from textmill.finetune.metrics import Metrics
 from textmill.finetune.result import FinetuningResult
 
 

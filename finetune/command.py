@@ -88,9 +88,10 @@ def finetune(config: Path | None, *, dry_run: bool, folder: Path | None, **given
 
     # These imports take seconds, so options are checked before them.
     from textmill.finetune.estimate import estimate  # noqa: PLC0415
-    from textmill.finetune.pipeline import execute, open_run  # noqa: PLC0415
+    from textmill.finetune.pipeline import execute  # noqa: PLC0415
     from textmill.finetune.reporting import describe, summarise  # noqa: PLC0415
     from textmill.finetune.reproduction import check_reproduction  # noqa: PLC0415
+    from textmill.finetune.run import open_run  # noqa: PLC0415
 
     run = open_run(options, settings, _report)
     _print(describe(run))

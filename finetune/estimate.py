@@ -16,8 +16,8 @@ from textmill.core.catalog.figures import duration_text
 from textmill.finetune.encoding import Encoded
 from textmill.finetune.examples import Example
 from textmill.finetune.hardware import device_name, peak_bytes, resolve_precision
-from textmill.finetune.pipeline import FinetuningRun
 from textmill.finetune.reporting import MEBIBYTE
+from textmill.finetune.run import FinetuningRun
 from textmill.finetune.training import make_trainer
 
 NUM_SHOWN = 3

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 from textmill.finetune.base_model import BaseModel
 from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.data_files import DataFile, compute_fingerprint, describe_files
 from textmill.finetune.encoding import Encoded, Encoder, pack
 from textmill.finetune.errors import DataError
 from textmill.finetune.examples import Example
 from textmill.finetune.formats import describe_format, read_examples
 from textmill.finetune.holdout import HoldoutReport, hold_out
-from textmill.finetune.hub import is_hub_name
-
-
-@dataclass(frozen=True, slots=True)
-class DataFile:
-    """A file that examples were read from.
-
-    Attributes:
-        name: without its folder, which describes the machine rather than the data.
-        role: the use of its examples; ``both`` if a share of them is held out.
-        sha256: of the file's bytes; empty for Hub datasets.
-        num_rows: examples read, before any were dropped.
-    """
-
-    name: str
-    role: Literal["training", "validation", "both"]
-    sha256: str
-    num_rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +89,7 @@ def prepare_data(config: FinetuneConfig, base: BaseModel) -> PreparedData:
     options = config.data
     train = read_examples(options.train, options, limit=options.max_examples)
     given = read_examples(options.validation, options, split="validation")
-    files = _files(config, Counter(example.location.path for example in (*train, *given)))
+    files = describe_files(config, Counter(example.location.path for example in (*train, *given)))
     train, validation, holdout = hold_out(
         train, given, share=options.validation_share, seed=config.seed
     )
@@ -136,7 +115,7 @@ def prepare_data(config: FinetuneConfig, base: BaseModel) -> PreparedData:
         train_counts=train_counts,
         validation_counts=validation_counts,
         format=describe_format(options),
-        fingerprint=_fingerprint(config, base, files, (*train, *validation)),
+        fingerprint=compute_fingerprint(config, base.revision, files, (*train, *validation)),
     )
 
 
@@ -165,49 +144,3 @@ def _counts(encoded: Sequence[Encoded], num_unlearnable: int) -> TokenCounts:
         num_cut_tokens=sum(cut),
         num_unlearnable=num_unlearnable,
     )
-
-
-def _files(config: FinetuneConfig, num_rows: Counter[str]) -> tuple[DataFile, ...]:
-    """The files that were read; Hub datasets are known by name only."""
-    role: Literal["training", "both"] = "training" if config.data.validation else "both"
-    files = [_file(path, role, "train", num_rows) for path in config.data.train]
-    files += [_file(path, "validation", "validation", num_rows) for path in config.data.validation]
-    return tuple(files)
-
-
-def _file(
-    path: str,
-    role: Literal["training", "validation", "both"],
-    split: str,
-    num_rows: Counter[str],
-) -> DataFile:
-    file = Path(path)
-    if is_hub_name(path):  # its rows are counted under the name with the split
-        return DataFile(path, role, "", num_rows[path] or num_rows[f"{path}:{split}"])
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return DataFile(file.name, role, digest, num_rows[path])
-
-
-def _fingerprint(
-    config: FinetuneConfig,
-    base: BaseModel,
-    files: Sequence[DataFile],
-    examples: Iterable[Example],
-) -> str:
-    """A hash of everything that affects the weights; the location of files does not."""
-    document: dict[str, Any] = config.model_dump(mode="json", exclude={"evaluation", "description"})
-    document["base"], document["output"] = base.revision, None
-    document["data"] |= {"train": [], "validation": []}
-    document["files"] = [(file.role, file.sha256 or file.name) for file in files]
-    if not all(file.sha256 for file in files):  # a Hub dataset may change under the same name
-        document["examples"] = _digest(examples)
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _digest(examples: Iterable[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        parts = [(part.text, part.is_learned) for part in example.parts]
-        digest.update(json.dumps(parts).encode())
-    return digest.hexdigest()

@@ -10,8 +10,8 @@ from typing import Any
 from textmill.core.catalog.figures import compare_figures, duration_text
 from textmill.finetune.errors import ConfigError
 from textmill.finetune.export import FINETUNE_FILE
-from textmill.finetune.pipeline import FinetuningRun
 from textmill.finetune.preparation import TokenCounts
+from textmill.finetune.run import FinetuningRun
 
 MEBIBYTE = 1 << 20
 

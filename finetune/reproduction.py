@@ -8,8 +8,9 @@ from typing import Any
 
 from textmill.finetune.errors import ConfigError
 from textmill.finetune.export import FINETUNE_FILE
-from textmill.finetune.pipeline import FinetuningRun, measure_finished
+from textmill.finetune.measurement import measure_finished
 from textmill.finetune.reporting import figure_table, read_report
+from textmill.finetune.run import FinetuningRun
 
 # Tolerance in bits per byte: kernels of other processors add in another order.
 BITS_PER_BYTE_TOLERANCE = 0.002

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from textmill.finetune.base_model import BaseModel
 from textmill.finetune.config import FinetuneConfig
-from textmill.finetune.evaluation import Metrics
+from textmill.finetune.metrics import Metrics
 from textmill.finetune.preparation import PreparedData
 from textmill.finetune.training import TrainingHistory
 

@@ -10,8 +10,8 @@ import yaml
 
 from textmill.finetune.card import model_card
 from textmill.finetune.card_facts import CardFacts, DataFacts, TrainingFacts
-from textmill.finetune.evaluation import Metrics, TextMetrics
-from textmill.finetune.preparation import DataFile
+from textmill.finetune.data_files import DataFile
+from textmill.finetune.metrics import Metrics, TextMetrics
 from textmill.finetune.rouge import Rouge
 from textmill.finetune.scoring import Score
 

@@ -12,8 +12,9 @@ import torch
 
 from tests.fakes import VOCABULARY_SIZE, LogitsOf, fake_model, spelling
 from textmill.finetune.config import EvaluationOptions
-from textmill.finetune.evaluation import OPENING_WORDS, PUBLISHED_MULTI_XSCIENCE, Metrics, evaluate
+from textmill.finetune.evaluation import OPENING_WORDS, evaluate
 from textmill.finetune.examples import Example, Location, Part
+from textmill.finetune.metrics import PUBLISHED_MULTI_XSCIENCE, Metrics
 
 PROMPT = "Say:"
 EIGHT = " one two three four five six seven eight"

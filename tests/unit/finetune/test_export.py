@@ -15,12 +15,13 @@ from textmill.engine.models.provenance import Provenance, read_provenance
 from textmill.finetune import export
 from textmill.finetune.base_model import BaseModel
 from textmill.finetune.config import DataOptions, FinetuneConfig
+from textmill.finetune.data_files import DataFile
 from textmill.finetune.errors import ConfigError
-from textmill.finetune.evaluation import Metrics, TextMetrics
 from textmill.finetune.examples import Example, Location, Part
 from textmill.finetune.export import check_output, move_into_place, write_report
 from textmill.finetune.holdout import Duplicates, HoldoutReport
-from textmill.finetune.preparation import DataFile, PreparedData, TokenCounts
+from textmill.finetune.metrics import Metrics, TextMetrics
+from textmill.finetune.preparation import PreparedData, TokenCounts
 from textmill.finetune.result import FinetuningResult
 from textmill.finetune.rouge import Rouge
 from textmill.finetune.scoring import Score
