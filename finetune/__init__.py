@@ -1,5 +1,5 @@
-"""Fine-tuning: data → training → evaluation → a folder that the worker serves.
+"""Fine-tuning: read data, train, evaluate, and write a folder that a worker can serve.
 
-May import core, engine.models, textmill.engine and engine.sampling; never backend, nor the worker's
-process (worker.app, worker.job_worker).
+May import core, tokenizing and engine (with engine.models and engine.sampling); never backend,
+worker or cli.
 """

@@ -1,4 +1,4 @@
-"""The model that a fine-tuning starts from: found as the worker finds it, loaded to be trained."""
+"""The base model of a fine-tuning: found as the worker finds models, loaded for training."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from textmill.finetune.encoding import Encoder
 from textmill.finetune.errors import ConfigError
 
 Report = Callable[[str], None]
+"""Receives one sentence of progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """A base in save_pretrained layout.
+    """A base model in save_pretrained layout.
 
     Attributes:
-        source: as the models file would have it.
-        folder: where its files are.
+        source: the source as in the models file.
+        folder: the folder that contains its files.
         revision: a hash of its weights, config and tokenizer.
-        context_length: tokens that it can see at once.
-        eos_token_id: the token that ends a text.
+        context_length: the maximum number of tokens in its context.
+        eos_token_id: the end-of-text token.
     """
 
     source: str
@@ -41,11 +42,11 @@ class BaseModel:
     eos_token_id: int
 
     def encoder(self, max_tokens: int) -> Encoder:
-        """Its tokenizer, for examples of at most so many tokens."""
+        """Its tokenizer, for examples of at most ``max_tokens`` tokens."""
         return Encoder(self.folder / "tokenizer.json", self.eos_token_id, max_tokens)
 
     def tokenizer(self) -> Any:
-        """Its tokenizer as transformers has it, with a token to pad with."""
+        """Its tokenizer as a transformers object, with a padding token."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False)
         tokenizer.padding_side = "right"
         if tokenizer.pad_token_id is None:
@@ -53,10 +54,10 @@ class BaseModel:
         return tokenizer
 
     def trainable(self, config: FinetuneConfig) -> Any:
-        """Its weights in float32, with low-rank matrices beside them where the method says so.
+        """Load its weights in float32; with the method ``lora``, add low-rank matrices.
 
         Raises:
-            ConfigError: the model has no layers of the names that ``lora.targets`` gives.
+            ConfigError: the model has no layers with the names in ``lora.targets``.
         """
         model = AutoModelForCausalLM.from_pretrained(
             self.folder,
@@ -66,9 +67,10 @@ class BaseModel:
             weights_only=True,
         )
         model.config.use_cache = False
-        set_seed(config.seed % (1 << 32))  # the low-rank matrices begin at random
-        if config.method == "full":
-            return model
+        set_seed(config.seed % (1 << 32))  # the low-rank matrices are initialised at random
+        return model if config.method == "full" else self._with_lora(model, config)
+
+    def _with_lora(self, model: Any, config: FinetuneConfig) -> Any:
         targets = config.lora.targets
         lora = LoraConfig(
             r=config.lora.rank,
@@ -83,7 +85,7 @@ class BaseModel:
             raise ConfigError(
                 f"lora.targets {list(targets)} cannot be used: {in_one_line(error)}"
             ) from error
-        # PEFT writes the folder it was loaded from, which another machine does not have.
+        # By default PEFT records the local folder, which does not exist on other machines.
         adapted.peft_config["default"].base_model_name_or_path = self.source
         return adapted
 
@@ -91,39 +93,50 @@ class BaseModel:
 def find_base(
     config: FinetuneConfig, catalog: Catalog, cache_dir: Path, report: Report
 ) -> BaseModel:
-    """Look a base up in the models file, else take it as a source, and bring it here.
+    """Find the base by its name in the models file, or else as a source, and fetch its files.
+
+    Args:
+        config: the options; ``base`` is the name or the source.
+        catalog: the models file.
+        cache_dir: for converted models.
+        report: receives progress.
 
     Raises:
-        ConfigError: it cannot be found, cannot be trained, or sees less than ``data.max_tokens``.
+        ConfigError: the base cannot be found, cannot be trained, or has a context shorter than
+            ``data.max_tokens``.
     """
-    known = {spec.name: spec for spec in catalog}
-    spec = known.get(config.base)
-    source = spec.source if spec is not None else config.base
-    if spec is None and Path(source).expanduser().exists():  # the reports must lead there too
-        source = str(Path(source).expanduser().absolute())
-    adapter = spec.adapter if spec is not None else None
-    if adapter is not None:
-        raise ConfigError(
-            f"base {config.base!r} is itself a base with an adapter; fine-tune its base,"
-            f" {source!r}, on both kinds of data instead."
-        )
+    source = _find_source(config.base, catalog)
     try:
         prepared = prepare(source, None, cache_dir, report)
     except ModelLoadError as error:
         raise ConfigError(f"base {config.base!r} cannot be used: {error}") from error
-    found = AutoConfig.from_pretrained(prepared.folder, trust_remote_code=False)
-    context_length = int(getattr(found, "max_position_embeddings", 0) or 1 << 20)
+    model_config = AutoConfig.from_pretrained(prepared.folder, trust_remote_code=False)
+    context_length = int(getattr(model_config, "max_position_embeddings", 0) or 1 << 20)
     if config.data.max_tokens > context_length:
         raise ConfigError(
-            f"data.max_tokens is {config.data.max_tokens}, and {config.base} sees"
-            f" {context_length}; lower it."
+            f"data.max_tokens is {config.data.max_tokens}, but the context of {config.base} is"
+            f" {context_length} tokens; lower it."
         )
-    eos_token_id = _eos_token_id(prepared.folder, found)
+    eos_token_id = _eos_token_id(prepared.folder, model_config)
     return BaseModel(source, prepared.folder, prepared.revision, context_length, eos_token_id)
 
 
+def _find_source(base: str, catalog: Catalog) -> str:
+    spec = next((spec for spec in catalog if spec.name == base), None)
+    if spec is None:
+        path = Path(base).expanduser()
+        # Absolute, because the written reports must lead to the same folder.
+        return str(path.absolute()) if path.exists() else base
+    if spec.adapter is not None:
+        raise ConfigError(
+            f"base {base!r} is itself a base with an adapter; fine-tune its base,"
+            f" {spec.source!r}, on both data sets instead."
+        )
+    return spec.source
+
+
 def _eos_token_id(folder: Path, config: Any) -> int:
-    """Of several, the one that the server takes first."""
+    """The end-of-text token; if the config lists several, the first, as the server does."""
     generation = folder / "generation_config.json"
     found: Any = None
     if generation.exists():
@@ -132,7 +145,7 @@ def _eos_token_id(folder: Path, config: Any) -> int:
     ids = [found] if isinstance(found, int) else list(found or [])
     if not ids:
         raise ConfigError(
-            f"{folder} names no token that ends a text (eos_token_id in its config.json), so the"
-            " model could not learn to end; add one."
+            f"{folder} has no end-of-text token (eos_token_id in config.json), so the model could"
+            " not learn to end a completion; add one."
         )
     return int(ids[0])

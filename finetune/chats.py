@@ -1,6 +1,6 @@
-"""Chats: ``messages``, written out as plain text in turns.
+"""The ``messages`` format: a chat written as plain text, turn by turn.
 
-Base models have no chat template of their own, so a chat is written the same way for every one::
+Base models have no chat template, so every chat is written in the same way::
 
     System: Be brief.
 
@@ -8,14 +8,14 @@ Base models have no chat template of their own, so a chat is written the same wa
 
     Assistant: Hi. What can I do for you?
 
-The assistant's words are learned, each with the space before them; all else is prompt. White space
-around a message is left out.
+The assistant's messages are learned, each with the space before it; everything else is prompt.
+White space around a message is removed.
 """
 
 from __future__ import annotations
 
 from textmill.finetune.examples import Part
-from textmill.finetune.records import Record, type_word
+from textmill.finetune.records import Record, describe_type
 
 _SPEAKERS = {"system": "System:", "user": "User:", "assistant": "Assistant:"}
 
@@ -24,29 +24,24 @@ def chat_parts(record: Record) -> tuple[Part, ...]:
     """The parts of a record with ``messages``, a list of ``{"role": …, "content": …}``.
 
     Returns:
-        A part that is not learned and one that is, in turn, as often as the assistant speaks.
+        For each message of the assistant, a prompt part and a learned part.
 
     Raises:
-        DataError: a message cannot be used, or the last one is not the assistant's.
+        DataError: a message is invalid, or the last one is not the assistant's.
     """
-    messages = record.fields.get("messages")
-    if not isinstance(messages, list):
-        was = f"but is {type_word(messages)}" if "messages" in record.fields else "but is missing"
-        raise record.error(f"must be a list of messages, {was}.", "messages")
-    if not messages:
-        raise record.error("holds no message.", "messages")
     parts: list[Part] = []
-    waiting: list[str] = []
+    pending: list[str] = []  # messages since the assistant's last one
     role = ""
+    messages = _messages(record)
     for number, message in enumerate(messages):
         role, content = _message(record, message, f"messages[{number}]")
         if role == "assistant":
-            prompt = "\n\n".join([*waiting, _SPEAKERS[role]])
+            prompt = "\n\n".join([*pending, _SPEAKERS[role]])
             parts.append(Part("\n\n" + prompt if parts else prompt, is_learned=False))
             parts.append(Part(" " + content, is_learned=True))
-            waiting = []
+            pending = []
         else:
-            waiting.append(f"{_SPEAKERS[role]} {content}")
+            pending.append(f"{_SPEAKERS[role]} {content}")
     if role != "assistant":
         raise record.error(
             f"the last message must be the assistant's, which is learned, but its role is {role}.",
@@ -55,10 +50,21 @@ def chat_parts(record: Record) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def _messages(record: Record) -> list[object]:
+    messages = record.fields.get("messages")
+    if not isinstance(messages, list):
+        is_given = "messages" in record.fields
+        fault = f"but is {describe_type(messages)}" if is_given else "but is missing"
+        raise record.error(f"must be a list of messages, {fault}.", "messages")
+    if not messages:
+        raise record.error("contains no message.", "messages")
+    return messages
+
+
 def _message(record: Record, message: object, name: str) -> tuple[str, str]:
-    """(role, content without white space around it)."""
+    """(role, content without surrounding white space)."""
     if not isinstance(message, dict):
-        raise record.error(f"must be an object, but is {type_word(message)}.", name)
+        raise record.error(f"must be an object, but is {describe_type(message)}.", name)
     for key in ("role", "content"):
         if key not in message:
             raise record.error("is missing.", f"{name}.{key}")

@@ -1,7 +1,7 @@
-"""Checkpoints that can be trusted after a power cut, and what must survive with them.
+"""Checkpoints that survive a power cut, and Trainer callbacks whose state they keep.
 
-The Trainer writes into a checkpoint's folder file by file; here a mark, written when all of it is
-on the disk, tells a whole one from a torn one.
+The Trainer writes a checkpoint's folder file by file. A marker file, written after all files are on
+disk, distinguishes complete checkpoints from torn ones.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from transformers.trainer_callback import ExportableState
 
 from textmill.finetune.errors import TrainingError
 
-MARK = "whole"
+MARKER_FILE = "whole"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-class WholeCheckpoints(TrainerCallback):
-    """Brings each checkpoint to the disk and marks it."""
+class CheckpointMarker(TrainerCallback):
+    """Flushes each checkpoint to disk, then writes its marker file."""
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Behind everything that the Trainer writes."""
+        """Runs after the Trainer has written the checkpoint."""
         folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
         if not state.is_world_process_zero or not folder.is_dir():
             return
         for path in folder.rglob("*"):
             if path.is_file():
                 _sync(path)
-        (folder / MARK).touch()
+        (folder / MARKER_FILE).touch()
         _sync(folder)
 
 
-class FiniteLosses(TrainerCallback):
-    """Ends a training whose loss is no number: the steps after it would be lost time."""
+class FiniteLossCheck(TrainerCallback):
+    """Stops a training whose loss is no longer finite; further steps would be wasted."""
 
     def on_log(
         self,
@@ -52,50 +52,54 @@ class FiniteLosses(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """A new loss, of training or of validation."""
+        """Check the training or validation loss that was just logged.
+
+        Raises:
+            TrainingError: it is infinite or not a number.
+        """
         for name in ("loss", "eval_loss"):
             if not math.isfinite((logs or {}).get(name, 0.0)):
                 raise TrainingError(
-                    f"The loss is not a number any more at step {state.global_step};"
+                    f"The loss is no longer finite at step {state.global_step};"
                     " lower training.learning_rate."
                 )
 
 
 class Stopwatch(TrainerCallback, ExportableState):
-    """Seconds in the loop, those before interruptions included.
+    """Seconds spent in the training loop, over all processes of an interrupted training.
 
     Attributes:
-        seconds: until the last checkpoint of earlier processes.
+        seconds: up to the last checkpoint of earlier processes.
     """
 
     def __init__(self, seconds: float = 0.0) -> None:
-        """The Trainer calls it with what ``state`` kept."""
+        """The Trainer passes the ``args`` that ``state`` saved in a checkpoint."""
         self.seconds = seconds
         self._started = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """What came before the loop does not count."""
+        """Start the clock; time before the loop does not count."""
         self._started = time.monotonic()
 
     def total(self) -> float:
-        """Seconds until now."""
+        """Seconds so far, including earlier processes."""
         return self.seconds + time.monotonic() - self._started
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state to save in a checkpoint."""
         return {"args": {"seconds": self.total()}, "attributes": {}}
 
 
 def usable_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint to go on from; what is newer and cannot be used is removed.
+    """The newest checkpoint from which training can resume; newer, unusable ones are deleted.
 
-    That is a torn one, and the one at the end: a process that dies behind it makes the last steps
-    again, since the Trainer, resumed there, would make one too many.
+    Unusable are torn checkpoints and the one after the last step: when the Trainer resumes from the
+    latter it makes one step too many, so a process that died after it repeats the last steps.
 
     Args:
-        folder: of the checkpoints; may be missing.
+        folder: contains the checkpoints; may be missing.
     """
     found = [
         (int(name[1]), path)
@@ -103,13 +107,13 @@ def usable_checkpoint(folder: Path) -> Path | None:
         if (name := _NAME.fullmatch(path.name))
     ]
     for _, path in sorted(found, reverse=True):
-        if (path / MARK).is_file() and not _is_at_the_end(path):
+        if (path / MARKER_FILE).is_file() and not _is_after_last_step(path):
             return path
         shutil.rmtree(path)
     return None
 
 
-def _is_at_the_end(checkpoint: Path) -> bool:
+def _is_after_last_step(checkpoint: Path) -> bool:
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     control = state["stateful_callbacks"].get("TrainerControl", {})
     is_stopped = control.get("args", {}).get("should_training_stop", False)

@@ -1,11 +1,11 @@
-"""``textmill finetune``: options as a file, as flags, or both."""
+"""The ``textmill finetune`` command line: options from a TOML file, from flags, or from both."""
 
 from __future__ import annotations
 
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from textmill.finetune.errors import ConfigError
 
 
 def _flags() -> dict[str, tuple[str, str, FieldInfo]]:
-    """Every option: its flag, its section (``""`` for none), its name and its field."""
+    """Flag name → (section, option, field); the section is ``""`` for options outside sections."""
     found = {
         name: ("", name, field)
         for name, field in FinetuneConfig.model_fields.items()
@@ -26,14 +26,14 @@ def _flags() -> dict[str, tuple[str, str, FieldInfo]]:
     }
     for section, model in SECTIONS.items():
         for name, field in model.model_fields.items():
-            # Names that two sections share carry the section.
+            # Options whose names occur in two sections get the section as a prefix.
             flag = f"{section}_{name}" if name in found or section == "evaluation" else name
             found[flag] = (section, name, field)
     return found
 
 
 FLAGS = _flags()
-_TOP, _BETWEEN = "top", "__"  # of the names under which click hands the flags over
+_TOP, _BETWEEN = "top", "__"  # parts of the parameter names that click passes
 
 
 def _with_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -68,43 +68,39 @@ def _metavar(field: FieldInfo) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.option("--dry-run", is_flag=True, help="show examples and an estimate; train nothing")
+@click.option("--dry-run", is_flag=True, help="show examples and an estimate without training")
 @click.option(
     "--evaluate",
     "folder",
     type=click.Path(file_okay=False, exists=True, path_type=Path),
-    help="measure a finished folder again; train nothing",
+    help="measure a finished folder again without training",
 )
 @_with_flags
 def finetune(config: Path | None, *, dry_run: bool, folder: Path | None, **given: Any) -> None:
-    """Fine-tune a model on a dataset, measure the gain, and leave a folder to serve.
+    """Fine-tune a model on a dataset, measure the gain, and write a folder to serve.
 
-    CONFIG is a TOML file; each of its options is also a flag, which goes before the file. The same
-    command goes on after an interruption. Settings (TEXTMILL_HOME, TEXTMILL_MODELS) are those of
-    the other commands.
+    CONFIG is a TOML file. Each of its options is also a flag; a flag overrides the file. After an
+    interruption, the same command resumes. The settings (TEXTMILL_HOME, TEXTMILL_MODELS) are those
+    of the other commands.
     """
     settings = Settings.from_environment(os.environ)
     options = read_config(config, _sections(given))
 
-    # Seconds of imports, after what can be refused at once.
-    from textmill.finetune.pipeline import execute, open_run  # noqa: PLC0415
-    from textmill.finetune.reporting import comparison, describe, estimate, reproduced  # noqa: PLC0415
+    # These imports take seconds, so options are checked before them.
+    from textmill.finetune.estimate import estimate  # noqa: PLC0415
+    from textmill.finetune.pipeline import execute  # noqa: PLC0415
+    from textmill.finetune.reporting import describe, summarise  # noqa: PLC0415
+    from textmill.finetune.reproduction import check_reproduction  # noqa: PLC0415
+    from textmill.finetune.run import open_run  # noqa: PLC0415
 
-    run = open_run(options, settings, _say)
-    for line in describe(run):
-        click.echo(line)
+    run = open_run(options, settings, _report)
+    _print(describe(run))
     if folder is not None:
-        for line in reproduced(run, folder):
-            click.echo(line)
-        return
-    if dry_run:
-        for line in estimate(run):
-            click.echo(line)
-        return
-    output = execute(run)
-    if output is not None:
-        for line in comparison(output):
-            click.echo(line)
+        _print(check_reproduction(run, folder))
+    elif dry_run:
+        _print(estimate(run))
+    elif (output := execute(run)) is not None:
+        _print(summarise(output))
 
 
 def _sections(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -116,12 +112,17 @@ def _sections(given: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return flags
 
 
-def _say(sentence: str) -> None:
+def _report(sentence: str) -> None:
     click.echo(sentence, err=True)
 
 
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; a refusal is one sentence and the exit status 2 or 1."""
+    """Run the command; errors become one sentence and exit status 1, 2 or 130."""
     from textmill.core.errors import SettingsError, TextmillError  # noqa: PLC0415
 
     try:
@@ -130,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         error.show()
         raise SystemExit(2) from None
     except click.Abort:
-        click.echo("textmill: interrupted; the same command goes on from here.", err=True)
+        click.echo("textmill: interrupted; run the same command to resume.", err=True)
         raise SystemExit(130) from None
     except (ConfigError, SettingsError) as error:
         click.echo(f"textmill: {error}", err=True)
@@ -138,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TextmillError as error:
         click.echo(f"textmill: {error}", err=True)
         raise SystemExit(1) from None
-    except OSError as error:  # a full disk, most of all
+    except OSError as error:  # most often a full disk
         click.echo(
-            f"textmill: {error.filename or 'a file'}: {error.strerror or error}. Mend that, and the"
-            " same command goes on.",
+            f"textmill: {error.filename or 'a file'}: {error.strerror or error}. Fix that and run"
+            " the same command to resume.",
             err=True,
         )
         raise SystemExit(1) from None

@@ -1,6 +1,6 @@
-"""The options of a fine-tuning: a TOML file, every option also a flag.
+"""The options of a fine-tuning, from a TOML file and from flags.
 
-Reads and checks them; knows nothing of data or models.
+Reads and validates them; knows nothing of data or models.
 """
 
 from __future__ import annotations
@@ -33,27 +33,33 @@ class _Section(BaseModel):
 
 
 class DataOptions(_Section):
-    """What to learn from."""
+    """The data to learn from."""
 
     train: Annotated[tuple[str, ...], Field(min_length=1, description="files, or a Hub id")]
     validation: Annotated[
-        tuple[str, ...], Field(description="files held out; absent: a share of train")
+        tuple[str, ...], Field(description="held-out files; default: a share of train")
     ] = ()
     validation_share: Annotated[
-        float, Field(gt=0, le=0.5, description="of train, held out where no file is given")
+        float,
+        Field(
+            gt=0, le=0.5, description="share of train to hold out if no validation files are given"
+        ),
     ] = 0.05
     format: Annotated[Format, Field(description="how to read the files")] = "auto"
     prompt: Annotated[
-        str | None, Field(description="template of the prompt: text with {fields}")
+        str | None, Field(description="template of the prompt: text with {field} names")
     ] = None
     completion: Annotated[
         str | None, Field(description="template of the completion, which is learned")
     ] = None
     max_tokens: Annotated[
-        int, Field(ge=8, le=1 << 20, description="tokens of an example; more are cut, and counted")
+        int,
+        Field(
+            ge=8, le=1 << 20, description="maximum tokens of an example; longer ones are truncated"
+        ),
     ] = 512
     max_examples: Annotated[
-        int | None, Field(ge=1, description="take no more than the first so many of train")
+        int | None, Field(ge=1, description="use only the first N examples of train")
     ] = None
 
 
@@ -61,58 +67,75 @@ class LoraOptions(_Section):
     """Low-rank adaptation (Hu et al., 2021)."""
 
     rank: Annotated[int, Field(ge=1, le=512, description="rank of the added matrices")] = 16
-    alpha: Annotated[int, Field(ge=1, description="their weight is alpha / rank")] = 32
-    dropout: Annotated[float, Field(ge=0, lt=1, description="dropout before them")] = 0.0
+    alpha: Annotated[
+        int, Field(ge=1, description="the added matrices are scaled by alpha / rank")
+    ] = 32
+    dropout: Annotated[
+        float, Field(ge=0, lt=1, description="dropout before the added matrices")
+    ] = 0.0
     targets: Annotated[
-        tuple[str, ...], Field(min_length=1, description="names of the layers; all-linear for all")
+        tuple[str, ...],
+        Field(
+            min_length=1,
+            description="names of the layers to adapt; all-linear for all linear layers",
+        ),
     ] = ("all-linear",)
 
 
 class TrainingOptions(_Section):
-    """How to learn."""
+    """How to train."""
 
-    epochs: Annotated[float, Field(gt=0, le=1000, description="times through the data")] = 3.0
-    max_steps: Annotated[int | None, Field(ge=1, description="steps, whatever the epochs say")] = (
-        None
-    )
+    epochs: Annotated[float, Field(gt=0, le=1000, description="passes over the data")] = 3.0
+    max_steps: Annotated[
+        int | None, Field(ge=1, description="number of steps; overrides epochs")
+    ] = None
     learning_rate: Annotated[
         float | None,
-        Field(gt=0, le=1, description="peak; absent: 1e-3 with lora, 5e-5 with full"),
+        Field(
+            gt=0, le=1, description="peak learning rate; default: 1e-3 with lora, 5e-5 with full"
+        ),
     ] = None
     schedule: Annotated[
-        Literal["cosine", "linear", "constant"], Field(description="of the learning rate")
+        Literal["cosine", "linear", "constant"], Field(description="schedule of the learning rate")
     ] = "cosine"
-    warmup_share: Annotated[float, Field(ge=0, lt=1, description="of the steps")] = 0.03
+    warmup_share: Annotated[
+        float, Field(ge=0, lt=1, description="share of the steps for warm-up")
+    ] = 0.03
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    batch_size: Annotated[int, Field(ge=1, description="examples at once on a device")] = 8
-    accumulation: Annotated[int, Field(ge=1, description="batches to a step")] = 2
+    batch_size: Annotated[int, Field(ge=1, description="examples in a batch, on each device")] = 8
+    accumulation: Annotated[
+        int, Field(ge=1, description="batches in a step (gradient accumulation)")
+    ] = 2
     precision: Annotated[
-        Literal["auto", "float32", "bfloat16"], Field(description="of the products")
+        Literal["auto", "float32", "bfloat16"], Field(description="precision of matrix products")
     ] = "auto"
     checkpoint_steps: Annotated[
         int,
-        Field(ge=1, description="between two looks at validation, each with a checkpoint"),
+        Field(ge=1, description="steps between validations; each writes a checkpoint"),
     ] = 50
     patience: Annotated[
-        int, Field(ge=1, description="looks without a better validation loss before the end")
+        int, Field(ge=1, description="validations without a lower loss before training stops")
     ] = 3
     checkpoint_examples: Annotated[
-        int, Field(ge=1, description="of validation that such a look takes")
+        int, Field(ge=1, description="validation examples used during training")
     ] = 100
 
 
 class EvaluationOptions(_Section):
-    """How the gain is measured."""
+    """How the gain is measured, before and after training."""
 
     examples: Annotated[
-        int, Field(ge=1, description="of validation, for perplexity and bits per byte")
+        int, Field(ge=1, description="validation examples for perplexity and bits per byte")
     ] = 1000
     texts: Annotated[
-        int, Field(ge=0, description="prompts of validation to write texts for; 0 for none")
+        int, Field(ge=0, description="validation prompts to generate completions for; 0 for none")
     ] = 100
-    max_new_tokens: Annotated[int, Field(ge=1, description="of such a text")] = 128
+    max_new_tokens: Annotated[
+        int, Field(ge=1, description="maximum tokens of such a completion")
+    ] = 128
     strategy: Annotated[
-        Literal["greedy", "sampling", "top_k", "top_p"], Field(description="that writes them")
+        Literal["greedy", "sampling", "top_k", "top_p"],
+        Field(description="decoding strategy of the completions"),
     ] = "greedy"
 
 
@@ -121,17 +144,22 @@ class FinetuneConfig(_Section):
 
     base: Annotated[
         str,
-        Field(min_length=1, description="as source in the models file, or a model's name there"),
+        Field(min_length=1, description="a model's name in the models file, or a source as there"),
     ]
     name: Annotated[
-        str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="of the new model")
+        str,
+        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="name of the new model"),
     ]
     output: Annotated[
-        str | None, Field(min_length=1, description="folder; absent: models/NAME")
+        str | None, Field(min_length=1, description="output folder; default: models/NAME")
     ] = None
-    method: Annotated[Literal["lora", "full"], Field(description="what is trained")] = "lora"
-    description: Annotated[str, Field(max_length=200, description="one line for visitors")] = ""
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="of all chance")] = 0
+    method: Annotated[
+        Literal["lora", "full"], Field(description="train low-rank matrices, or all weights")
+    ] = "lora"
+    description: Annotated[
+        str, Field(max_length=200, description="one line for the models page")
+    ] = ""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="seed of all random choices")] = 0
     data: DataOptions
     lora: LoraOptions = LoraOptions()
     training: TrainingOptions = TrainingOptions()
@@ -146,7 +174,7 @@ class FinetuneConfig(_Section):
 
     @property
     def learning_rate(self) -> float:
-        """The peak, chosen by the method where nobody did."""
+        """The peak learning rate; if the option is absent, it depends on the method."""
         return self.training.learning_rate or (1e-3 if self.method == "lora" else 5e-5)
 
 
@@ -159,17 +187,18 @@ SECTIONS: dict[str, type[_Section]] = {
 
 
 def read_config(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> FinetuneConfig:
-    """A file's options, with flags in place of those that were also given there.
+    """Read options from a file and from flags; a flag overrides the file.
 
     Args:
-        path: a TOML file, or none.
-        flags: option by option; ``""`` holds those outside sections, else the section's name.
+        path: a TOML file, or ``None``.
+        flags: section → option → value; the section is ``""`` for options outside sections.
 
     Returns:
-        The options. Paths of a file are relative to it, those of flags to where one stands.
+        The options. Paths in the file are relative to the file, paths in flags to the working
+        directory.
 
     Raises:
-        ConfigError: the file cannot be read, or an option cannot be used.
+        ConfigError: the file cannot be read, or an option is invalid.
     """
     document = _document(path) if path is not None else {}
     for section, values in flags.items():
@@ -178,7 +207,7 @@ def read_config(path: Path | None, flags: Mapping[str, Mapping[str, Any]]) -> Fi
     try:
         return FinetuneConfig.model_validate(document)
     except ValidationError as error:
-        raise ConfigError(_in_words(error, path)) from None
+        raise ConfigError(_message(error, path)) from None
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -191,22 +220,26 @@ def _document(path: Path) -> dict[str, Any]:
     for section in SECTIONS:
         if section in document and not isinstance(document[section], dict):
             raise ConfigError(f"{path}: {section} must be a table: [{section}].")
+    _resolve_paths(document, path)
+    return document
+
+
+def _resolve_paths(document: dict[str, Any], path: Path) -> None:
     data = document.get("data", {})
     for key in ("train", "validation"):
         if key in data:
             given = data[key]
             names = [given] if isinstance(given, str) else given
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise ConfigError(f"{path}: data.{key} must be a path, or a list of paths.")
-            data[key] = [_beside(name, path.parent) for name in names]
+                raise ConfigError(f"{path}: data.{key} must be a path or a list of paths.")
+            data[key] = [_resolve(name, path.parent) for name in names]
     for key in ("base", "output"):
         if isinstance(document.get(key), str):
-            document[key] = _beside(document[key], path.parent, must_exist=key == "base")
-    return document
+            document[key] = _resolve(document[key], path.parent, must_exist=key == "base")
 
 
-def _beside(name: str, folder: Path, *, must_exist: bool = True) -> str:
-    """A path of a file is relative to that file; a Hub id, a package or a model's name stays."""
+def _resolve(name: str, folder: Path, *, must_exist: bool = True) -> str:
+    """Resolve a path in the file against its folder; keep Hub ids, packages and model names."""
     if name.startswith("package:"):
         return name
     path = folder / Path(name).expanduser()
@@ -214,14 +247,14 @@ def _beside(name: str, folder: Path, *, must_exist: bool = True) -> str:
     return str(path) if is_path else name
 
 
-def _in_words(error: ValidationError, path: Path | None) -> str:
+def _message(error: ValidationError, path: Path | None) -> str:
     found = []
     for item in error.errors(include_url=False):
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "missing":
-            found.append(f"{name} must be given")
+            found.append(f"{name} is required")
         elif item["type"] == "extra_forbidden":
-            found.append(f"{name} is no option")
+            found.append(f"{name} is not an option")
         else:
             found.append(f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}")
     where = f"{path}: " if path is not None else ""

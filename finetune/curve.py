@@ -1,7 +1,8 @@
-"""The loss over the steps as an SVG that explains itself: for eyes, in light and dark, and aloud.
+"""The loss over the steps as a self-contained SVG, for light and dark mode and for screen readers.
 
-It is shown as an image under a strict content policy: no script, no ``style`` attribute, no font
-from elsewhere. Where even its style sheet is refused, the colours for light remain.
+The page shows it as an image under a strict content security policy, so it has no script, no
+``style`` attribute and no external font. If even its style sheet is blocked, it keeps the light
+colours.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 72, 56  # margins around the plot
-MAX_POINTS = 600  # about one a pixel of the plot; more are averaged
+MAX_POINTS = 600  # about one for each pixel of the plot; longer series are averaged
 MAX_TICKS = 7
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# Those of the product's pages: contrast at least 4.5 for text and 3 for lines on their ground.
+# The colours of the web pages. Contrast is at least 4.5 for text and 3 for lines.
 _STYLE = """\
 text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
 .title { font-size: 16px; font-weight: 600 }
@@ -46,12 +47,12 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A range of numbers, laid on a range of pixels.
+    """A linear map from numbers to pixels.
 
     Attributes:
-        ticks: round numbers; the first and last are the ends of the range.
+        ticks: round numbers; the first and the last are the ends of the range.
         start: pixel of the first tick.
-        end: pixel of the last.
+        end: pixel of the last tick.
     """
 
     ticks: tuple[float, ...]
@@ -59,7 +60,7 @@ class Axis:
     end: float
 
     def pixel(self, number: float) -> float:
-        """Where a number lies."""
+        """The pixel of a number."""
         first, last = self.ticks[0], self.ticks[-1]
         return self.start + (number - first) / (last - first) * (self.end - self.start)
 
@@ -67,34 +68,34 @@ class Axis:
 def loss_curve_svg(
     training: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]], title: str
 ) -> str:
-    """Draw a training's losses.
+    """Draw the losses of a training.
 
     Args:
-        training: (step, nats a token); long ones are averaged over neighbouring steps.
-        validation: the same at each look at validation.
+        training: (step, nats per token); long series are averaged over neighbouring steps.
+        validation: (step, nats per token) of each validation.
         title: one line.
 
     Returns:
-        A whole SVG document. What is not finite is left out.
+        A complete SVG document. Losses that are not finite are omitted.
     """
-    steps, looks = _finite(training), _finite(validation)
-    drawn = _averaged(steps)
-    points = [*drawn, *looks]
+    losses, validation_losses = _finite(training), _finite(validation)
+    drawn = _averaged(losses)
+    points = [*drawn, *validation_losses]
     across = Axis(_ticks([x for x, _ in points], is_whole=True), LEFT, WIDTH - RIGHT)
     up = Axis(_ticks([y for _, y in points], is_whole=False), HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}"'
         f' height="{HEIGHT}" role="img" aria-labelledby="title description">',
         f'<title id="title">{_escaped(title)}</title>',
-        f'<desc id="description">{_escaped(_description(steps, looks))}</desc>',
+        f'<desc id="description">{_escaped(_description(losses, validation_losses))}</desc>',
         f"<style>{_STYLE}</style>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" {_LIGHT["ground"]}/>',
         _text(LEFT, 28, title, 'class="title" font-weight="600"', size=16),
-        *_legend(drawn, looks, is_averaged=len(drawn) < len(steps)),
-        *_across(across),
-        *_up(up),
+        *_legend(drawn, validation_losses, is_averaged=len(drawn) < len(losses)),
+        *_horizontal_axis(across),
+        *_vertical_axis(up),
         *_line(drawn, across, up, "training"),
-        *_line(looks, across, up, "validation"),
+        *_line(validation_losses, across, up, "validation"),
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
@@ -105,7 +106,7 @@ def _finite(points: Sequence[tuple[int, float]]) -> list[Point]:
 
 
 def _averaged(points: list[Point]) -> list[Point]:
-    """Means over neighbours, so that no more than ``MAX_POINTS`` are left."""
+    """Average neighbouring points, so that at most ``MAX_POINTS`` remain."""
     size = math.ceil(len(points) / MAX_POINTS)
     if size <= 1:
         return points
@@ -117,7 +118,7 @@ def _averaged(points: list[Point]) -> list[Point]:
 
 
 def _ticks(numbers: list[float], *, is_whole: bool) -> tuple[float, ...]:
-    """Up to eight round numbers around all the others, 1, 2 or 5 by tens apart."""
+    """Up to eight round numbers that span all others, at a distance of 1, 2 or 5 times 10^n."""
     low, high = (min(numbers), max(numbers)) if numbers else (0.0, 1.0)
     if high - low <= 1e-9 * max(abs(low), 1.0):
         around = 1.0 if is_whole else max(abs(low) * 0.1, 0.1)
@@ -162,7 +163,7 @@ def _legend(training: list[Point], validation: list[Point], *, is_averaged: bool
     return parts
 
 
-def _across(axis: Axis) -> list[str]:
+def _horizontal_axis(axis: Axis) -> list[str]:
     bottom = HEIGHT - BOTTOM
     parts = [f'<path d="M{LEFT} {bottom}H{WIDTH - RIGHT}" {_LIGHT["axis"]}/>']
     for tick in axis.ticks:
@@ -173,7 +174,7 @@ def _across(axis: Axis) -> list[str]:
     return [*parts, _text(middle, HEIGHT - 12, "step", 'text-anchor="middle"')]
 
 
-def _up(axis: Axis) -> list[str]:
+def _vertical_axis(axis: Axis) -> list[str]:
     step = axis.ticks[1] - axis.ticks[0]
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     parts = []
@@ -183,22 +184,22 @@ def _up(axis: Axis) -> list[str]:
         parts.append(_text(LEFT - 8, y + 4, f"{tick:.{digits}f}", 'text-anchor="end"'))
     middle = (axis.start + axis.end) / 2
     turned = f'text-anchor="middle" transform="rotate(-90 16 {middle:.1f})"'
-    return [*parts, _text(16, middle, "loss, nats a token", turned)]
+    return [*parts, _text(16, middle, "loss, nats per token", turned)]
 
 
 def _line(points: list[Point], across: Axis, up: Axis, kind: str) -> list[str]:
-    """A line through the points; a dot where there is only one, and at each look at validation."""
-    places = [(across.pixel(x), up.pixel(y)) for x, y in points]
+    """A line through the points, with a dot at each validation loss or at a single point."""
+    pixels = [(across.pixel(x), up.pixel(y)) for x, y in points]
     parts = []
-    if len(places) > 1:
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+    if len(pixels) > 1:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
         parts.append(f'<path d="M{path}" stroke-linejoin="round" {_LIGHT[kind]}/>')
     if kind == "validation":
         parts += [
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" {_LIGHT["point"]}/>' for x, y in places
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" {_LIGHT["point"]}/>' for x, y in pixels
         ]
-    elif len(places) == 1:
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {_LIGHT[kind]}/>' for x, y in places]
+    elif len(pixels) == 1:
+        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {_LIGHT[kind]}/>' for x, y in pixels]
     return parts
 
 

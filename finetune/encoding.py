@@ -1,4 +1,4 @@
-"""Examples as tokens, cut the way the server cuts a prompt.
+"""Examples as tokens, tokenized exactly as the server tokenizes a prompt.
 
 Knows nothing of files or of training.
 """
@@ -13,17 +13,17 @@ from textmill.finetune.errors import ConfigError
 from textmill.finetune.examples import Example
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer, TokenizerFault
 
-IGNORED = -100  # a label that the loss passes over, by PyTorch's convention
+IGNORED = -100  # the label that PyTorch's cross-entropy ignores by default
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One text in tokens.
+    """An example, or a block of packed examples, as tokens.
 
     Attributes:
         ids: token ids.
-        is_learned: for each, whether the loss counts it.
-        num_cut: tokens that were left out at the end for length.
+        is_learned: for each token, whether the loss counts it.
+        num_cut: tokens cut from the end.
     """
 
     ids: list[int]
@@ -32,26 +32,26 @@ class Encoded:
 
     @property
     def labels(self) -> list[int]:
-        """The ids where they are learned, ``IGNORED`` elsewhere."""
+        """The ids of learned tokens, and ``IGNORED`` for the others."""
         pairs = zip(self.ids, self.is_learned, strict=True)
         return [token if learned else IGNORED for token, learned in pairs]
 
     @property
     def num_learned(self) -> int:
-        """Tokens that the loss counts; the first of a text has nothing before it to come from."""
+        """Tokens that the loss counts; the first token has no context to be predicted from."""
         return sum(self.is_learned[1:])
 
 
 class Encoder:
-    """A model's tokenizer, with the token that ends a text."""
+    """A model's tokenizer and its end-of-text token."""
 
     def __init__(self, tokenizer_json: Path, eos_token_id: int, max_tokens: int) -> None:
         """Read the tokenizer.
 
         Args:
-            tokenizer_json: the file that the server reads too.
-            eos_token_id: written behind every example, so that the model learns to end.
-            max_tokens: of an example, that token included.
+            tokenizer_json: the file that the server reads as well.
+            eos_token_id: appended to every example, so that the model learns to end.
+            max_tokens: the maximum length of an example, including that token.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -63,37 +63,41 @@ class Encoder:
         self._eos_token_id = eos_token_id
         self.max_tokens = max_tokens
 
-    def parts(self, example: Example) -> tuple[list[int], list[bool]]:
-        """The example's own tokens, whole and without an end, and which of them are learned."""
-        encoded = self._in_one(example) or self._one_by_one(example)
+    def encode_parts(self, example: Example) -> tuple[list[int], list[bool]]:
+        """The example's tokens, untruncated and without end of text, and which are learned."""
+        encoded = self._encode_at_once(example) or self._encode_separately(example)
         return encoded.ids, encoded.is_learned
 
-    def whole(self, example: Example) -> Encoded:
-        """All of an example, with its end, however long."""
-        ids, is_learned = self.parts(example)
+    def encode_untruncated(self, example: Example) -> Encoded:
+        """The example's tokens with end of text, however long."""
+        ids, is_learned = self.encode_parts(example)
         return Encoded([*ids, self._eos_token_id], [*is_learned, True])
 
     def encode(self, example: Example) -> Encoded:
-        """An example as it is trained on: with its end, or cut where it is too long."""
-        whole = self.whole(example)
+        """The example's tokens with end of text, truncated to ``max_tokens``."""
+        whole = self.encode_untruncated(example)
         num_cut = max(0, len(whole.ids) - self.max_tokens)
         kept = slice(self.max_tokens)
         return Encoded(whole.ids[kept], whole.is_learned[kept], num_cut)
 
-    def _in_one(self, example: Example) -> Encoded | None:
-        """All parts as one text, if each beginning is cut as the server would cut it alone."""
+    def _encode_at_once(self, example: Example) -> Encoded | None:
+        """Encode all parts as one text.
+
+        ``None`` if a part's end is not a token boundary: the server tokenizes a prompt alone, so
+        its tokens must be a prefix of the example's.
+        """
         whole = self._ids(example.text)
         is_learned: list[bool] = []
         end = 0
         for part in example.parts:
             end += len(part.text)
-            begun = self._ids(example.text[:end])
-            if whole[: len(begun)] != begun:
+            prefix = self._ids(example.text[:end])
+            if whole[: len(prefix)] != prefix:
                 return None
-            is_learned += [part.is_learned] * (len(begun) - len(is_learned))
+            is_learned += [part.is_learned] * (len(prefix) - len(is_learned))
         return Encoded(whole, is_learned)
 
-    def _one_by_one(self, example: Example) -> Encoded:
+    def _encode_separately(self, example: Example) -> Encoded:
         ids: list[int] = []
         is_learned: list[bool] = []
         for part in example.parts:
@@ -106,17 +110,18 @@ class Encoder:
         return self._tokenizer.encode(text, adds_ends=is_first)
 
 
-def pack(texts: Iterable[Encoded], max_tokens: int) -> list[Encoded]:
-    """Texts behind one another in blocks of a length; nothing is cut off.
+def pack(examples: Iterable[Encoded], max_tokens: int) -> list[Encoded]:
+    """Concatenate examples and split them into blocks of ``max_tokens``; no token is lost.
 
-    A text that goes on in the next block is seen there without its beginning, and the end-of-text
-    token alone parts one text from the next, as GPT-2 was trained.
+    An example may continue in the next block, where its beginning is not visible. Only the
+    end-of-text token separates examples; attention is not masked between them. GPT-2 was trained in
+    this way.
     """
     ids: list[int] = []
     is_learned: list[bool] = []
-    for text in texts:
-        ids += text.ids
-        is_learned += text.is_learned
+    for example in examples:
+        ids += example.ids
+        is_learned += example.is_learned
     starts = range(0, len(ids), max_tokens)
     return [
         Encoded(ids[start : start + max_tokens], is_learned[start : start + max_tokens])

@@ -1,9 +1,9 @@
 """Errors of fine-tuning; every message says what to do.
 
 FinetuneError
-├── ConfigError       an option or the configuration's file cannot be used
-├── DataError         a line of the data cannot be used; names file, line and field
-└── TrainingError     the training cannot go on
+├── ConfigError       an option or the configuration file is invalid
+├── DataError         a record of the data is invalid; names file, line and field
+└── TrainingError     the training cannot start or continue
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from textmill.core.errors import TextmillError
 
 
 class FinetuneError(TextmillError):
-    """Root of what is raised here on purpose."""
+    """Base class of all errors that fine-tuning raises on purpose."""
 
     code = "finetune"
 
 
 class ConfigError(FinetuneError):
-    """An option, or the file that holds them, cannot be used."""
+    """An option or the configuration file is invalid."""
 
     code = "finetune_config"
 
 
 class DataError(FinetuneError):
-    """The data cannot be used; the message begins with the place.
+    """The data are invalid; the message begins with the location.
 
-    ``unit`` is what ``line`` counts: lines of a file, items of a JSON list, rows of the Hub.
+    ``unit`` is what ``line`` counts: lines of a file, items of a JSON list, rows of a Hub dataset.
     """
 
     code = "finetune_data"
@@ -41,13 +41,13 @@ class DataError(FinetuneError):
         unit: str = "line",
     ) -> None:
         self.path, self.line, self.field = path, line, field
-        place = path
-        place += f", {unit} {line}" if line is not None else ""
-        place += f", field {field!r}" if field is not None else ""
-        super().__init__(f"{place}: {message}")
+        location = path
+        location += f", {unit} {line}" if line is not None else ""
+        location += f", field {field!r}" if field is not None else ""
+        super().__init__(f"{location}: {message}")
 
 
 class TrainingError(FinetuneError):
-    """The training cannot start or go on."""
+    """The training cannot start or continue."""
 
     code = "finetune_training"

@@ -1,102 +1,29 @@
-"""How good a model is on held-out examples: the same measurements before and after training.
+"""How good a model is on held-out examples, measured in the same way before and after training.
 
-Loss on the held-out texts, and texts written for their prompts. Knows nothing of training.
+Computes the loss on held-out examples and generates completions of their prompts. Knows nothing of
+training.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.finetune.completions import decoding_parameters, generate_completions
 from textmill.finetune.config import EvaluationOptions
 from textmill.finetune.examples import Example
-from textmill.finetune.rouge import Rouge, distinct, memorised_shares, rouge
-from textmill.finetune.scoring import Encode, Score, score
-from textmill.finetune.writing import decoding_parameters, write_texts
+from textmill.finetune.metrics import Metrics, TextMetrics
+from textmill.finetune.rouge import distinct, memorised_shares, rouge
+from textmill.finetune.scoring import Encode, score
 
-# Of a plain text, to be continued: enough to show what it is about, short beside what is written.
+# The part of a plain text that serves as the prompt: enough to show the subject, and short compared
+# with the completion.
 OPENING_WORDS = 24
 _WORD = re.compile(r"\S+")
-
-
-@dataclass(frozen=True, slots=True)
-class TextMetrics:
-    """Of texts that the model wrote for held-out prompts.
-
-    Attributes:
-        num_texts: written and compared.
-        num_skipped: examples passed over, whose prompt leaves no room in the model's context, or
-            which are too short to be divided.
-        rouge: against what stands in the held-out examples.
-        distinct1: share of words that differ; distinct2 of pairs, distinct3 of triples.
-        memorised: share of the 8-grams of words that stand in the training texts.
-        reference_memorised: the same of the held-out texts, which nobody copied: what chance and
-            common phrases come to.
-    """
-
-    num_texts: int
-    num_skipped: int
-    rouge: Rouge
-    distinct1: float
-    distinct2: float
-    distinct3: float
-    memorised: float
-    reference_memorised: float
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """One model, measured.
-
-    Attributes:
-        num_examples: held-out examples that the score was taken from.
-        score: of their learned parts.
-        texts: ``None`` where none were asked for, or could be written.
-    """
-
-    num_examples: int
-    score: Score
-    texts: TextMetrics | None
-
-    def as_json(self) -> dict[str, Any]:
-        """All numbers, for a report; shares and ROUGE from 0 to 1."""
-        return {
-            "num_examples": self.num_examples,
-            "num_tokens": self.score.num_tokens,
-            "num_bytes": self.score.num_bytes,
-            "nats_per_token": self.score.nats_per_token,
-            "perplexity": self.score.perplexity,
-            "bits_per_byte": self.score.bits_per_byte,
-            "texts": None if self.texts is None else asdict(self.texts),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """ROUGE of another system as somebody printed it, in percent."""
-
-    system: str
-    rouge1: float
-    rouge2: float
-    rouge_l: float
-    source: str
-
-
-# The test split of Multi-XScience (Lu, Dong and Charlin, EMNLP 2020, arXiv:2010.14235). Only rows
-# that could be checked against a source stand here. First the paper's Pointer-Generator, as its
-# table is quoted in issues 5 and 7 of the authors' repository, github.com/yaolu/Multi-XScience.
-# Then what later work prints for the same paper (Table 4 of Caciularu et al., "Peek Across", ACL
-# 2023, which follows Xiao et al., "PRIMERA", ACL 2022): they use rouge-score, as we do, and get a
-# far lower ROUGE-L, which depends on whether texts are taken whole or sentence by sentence.
-PUBLISHED_MULTI_XSCIENCE: tuple[Published, ...] = (
-    Published("Pointer-Generator", 34.11, 6.76, 30.63, "Lu et al., 2020"),
-    Published("Lu et al. by rouge-score", 33.9, 6.8, 18.2, "Caciularu et al., 2023"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,19 +46,19 @@ def evaluate(
     """Measure a model; the same arguments give the same numbers.
 
     Args:
-        model: must have been loaded for ``num_slots`` texts at least.
-        examples: held out; the first ones are taken.
-        training_texts: what was trained on, prompts included; gone through once, where texts are
-            written.
-        options: how much to measure.
-        encode: how an example becomes tokens; see ``score``.
-        max_tokens: of an example.
-        seed: of the texts, where the strategy draws.
-        num_slots: texts at once.
+        model: must have been loaded with at least ``num_slots`` slots.
+        examples: held-out examples; the first ones are used.
+        training_texts: the training texts, prompts included; iterated once, and only if completions
+            are generated.
+        options: how many examples and completions to measure.
+        encode: converts an example into tokens; see ``score``.
+        max_tokens: the maximum length of an example.
+        seed: of the completions, if the strategy draws.
+        num_slots: completions generated at once.
 
     Raises:
         ConfigError: no held-out token is left to count.
-        TrainingError: the model gives numbers that are not finite, or cannot write.
+        TrainingError: the model's logits are not finite, or it cannot generate.
     """
     scored = examples[: options.examples]
     found = score(model, scored, max_tokens, encode)
@@ -139,26 +66,33 @@ def evaluate(
     if not tasks:
         return Metrics(len(scored), found, None)
     parameters = decoding_parameters(options.strategy, options.max_new_tokens, seed)
-    texts = write_texts(model, [task.prompt for task in tasks], parameters, num_slots)
+    prompts = [task.prompt for task in tasks]
+    completions = generate_completions(model, prompts, parameters, num_slots)
     references = [task.reference for task in tasks]
-    memorised, reference_memorised = memorised_shares((texts, references), training_texts)
-    written = TextMetrics(
-        num_texts=len(texts),
+    texts = _compare(completions, references, training_texts, num_skipped)
+    return Metrics(len(scored), found, texts)
+
+
+def _compare(
+    completions: list[str], references: list[str], training_texts: Iterable[str], num_skipped: int
+) -> TextMetrics:
+    shares = memorised_shares((completions, references), training_texts)
+    return TextMetrics(
+        num_texts=len(completions),
         num_skipped=num_skipped,
-        rouge=rouge(texts, references),
-        distinct1=distinct(texts, 1),
-        distinct2=distinct(texts, 2),
-        distinct3=distinct(texts, 3),
-        memorised=memorised,
-        reference_memorised=reference_memorised,
+        rouge=rouge(completions, references),
+        distinct1=distinct(completions, 1),
+        distinct2=distinct(completions, 2),
+        distinct3=distinct(completions, 3),
+        memorised=shares[0],
+        reference_memorised=shares[1],
     )
-    return Metrics(len(scored), found, written)
 
 
 def _tasks(
     model: LoadedModel, examples: Sequence[Example], options: EvaluationOptions
 ) -> tuple[list[_Task], int]:
-    """The first prompts that can be continued at full length, and how many were passed over."""
+    """The first prompts that leave room for a full-length completion; how many were skipped."""
     room = model.info.context_length - options.max_new_tokens
     made = (_task(example, model.tokenizer, options.max_new_tokens) for example in examples)
     found: list[_Task] = []
@@ -174,16 +108,17 @@ def _tasks(
 
 
 def _task(example: Example, tokenizer: TextTokenizer, max_new_tokens: int) -> _Task | None:
-    """What to continue, and what stands there instead.
+    """A prompt and the reference for its completion.
 
-    A plain text has no prompt: its opening is taken, and of the rest as much as can be written.
+    A plain text has no prompt: its opening becomes the prompt, and as much of the rest as a
+    completion can contain becomes the reference.
     """
     if example.prompt:
         return _Task(example.prompt, example.completion) if example.completion.strip() else None
-    places = list(islice(_WORD.finditer(example.text), 2 * OPENING_WORDS))
-    num_opening = len(places) // 2
+    words = list(islice(_WORD.finditer(example.text), 2 * OPENING_WORDS))
+    num_opening = len(words) // 2
     if num_opening == 0:
         return None
-    end = places[num_opening - 1].end()
+    end = words[num_opening - 1].end()
     rest = tokenizer.encode(example.text[end:])[:max_new_tokens]
     return _Task(example.text[:end], tokenizer.decode(rest))

@@ -1,4 +1,4 @@
-"""What training is made of: examples, each a text in parts of which some are learned.
+"""Training examples: texts in parts, some of which are learned.
 
 Knows nothing of files or tokens.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where an example was read: the file's path and the line, counted from 1."""
 
     path: str
@@ -18,7 +18,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of text; the loss counts it where ``is_learned``."""
+    """A part of a text; the loss counts it if ``is_learned``."""
 
     text: str
     is_learned: bool
@@ -26,16 +26,16 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text to learn from.
+    """One training example.
 
     Attributes:
-        parts: in order. Plain text is one learned part; a prompt and its completion are two; a
-            chat has one a message, the assistant's are learned.
-        place: where it was read.
+        parts: in order. Plain text is one learned part. A prompt and its completion are two. A chat
+            has a prompt part and a learned part for each message of the assistant.
+        location: where it was read.
     """
 
     parts: tuple[Part, ...]
-    place: Place
+    location: Location
 
     @property
     def text(self) -> str:
@@ -44,7 +44,7 @@ class Example:
 
     @property
     def prompt(self) -> str:
-        """What stands before the last learned part; empty for plain text."""
+        """The text before the last learned part; empty for plain text."""
         return "".join(part.text for part in self.parts[:-1])
 
     @property

@@ -1,15 +1,13 @@
-"""The folder that a fine-tuning leaves: weights, tokenizer, options, figures, curve, card."""
+"""The output folder of a fine-tuning: weights, tokenizer, options, figures, curve and card."""
 
 from __future__ import annotations
 
 import errno
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,14 @@ from typing import Any
 import tomlkit
 import torch
 
-from textmill.finetune.base_model import BaseModel
-from textmill.finetune.card import CardFacts, DataFacts, TrainingFacts, model_card
-from textmill.finetune.config import FinetuneConfig
+from textmill.finetune.card import model_card
+from textmill.finetune.card_facts import collect_card_facts
 from textmill.finetune.curve import loss_curve_svg
 from textmill.finetune.errors import ConfigError
-from textmill.finetune.evaluation import Metrics
 from textmill.finetune.formats import TEMPLATES
-from textmill.finetune.preparation import Prepared
-from textmill.finetune.training import TrainingHistory
+from textmill.finetune.result import FinetuningResult
 
-FINETUNE_FILE = "finetune.json"  # what `textmill register` and the page of models read
+FINETUNE_FILE = "finetune.json"  # read by `textmill register` and by the worker
 CURVE_FILE = "loss.svg"
 CONFIG_FILE = "finetune.toml"
 CARD_FILE = "README.md"
@@ -35,10 +30,10 @@ _LIBRARIES = ("torch", "transformers", "peft", "datasets", "accelerate", "tokeni
 
 
 def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write an adapter, or all weights, as safetensors, with the tokenizer.
+    """Save an adapter or all weights as safetensors, with the tokenizer.
 
-    Low-rank matrices are rounded to bfloat16, which halves the file; what was rounded is what is
-    evaluated and served.
+    Low-rank matrices are rounded to bfloat16, which halves the file. Evaluation and serving use the
+    rounded matrices.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
@@ -46,24 +41,24 @@ def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(torch.bfloat16)
         model.save_pretrained(folder)
-        (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's, an empty form
+        (folder / CARD_FILE).unlink(missing_ok=True)  # PEFT's empty template
     else:
         model.config.use_cache = True
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):  # which only its owner could read
+    for path in folder.glob("*.safetensors"):  # written readable by their owner alone
         path.chmod((folder / "tokenizer_config.json").stat().st_mode)
 
 
 def check_output(folder: Path) -> None:
-    """Refuse to write over something, and what could not be written in the end.
+    """Check, before any work, that the output folder can be created.
 
     Raises:
-        ConfigError: the folder is there and not empty, or cannot be made.
+        ConfigError: the folder exists and is not empty, or cannot be created.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
-            f"{folder} is there already; name another folder with --output, or move it away."
+            f"{folder} already exists; name another folder with --output, or move it away."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,40 +71,26 @@ def check_output(folder: Path) -> None:
         ) from error
 
 
-def write_report(
-    folder: Path,
-    config: FinetuneConfig,
-    base: BaseModel,
-    data: Prepared,
-    history: TrainingHistory,
-    metrics: Mapping[str, Metrics],
-    hardware: str,
-) -> None:
-    """Write everything but the weights.
-
-    Args:
-        folder: where the weights are.
-        config: the options.
-        base: what was started from.
-        data: what was learned.
-        history: of the training.
-        metrics: ``before`` and ``after``.
-        hardware: in words, no machine's name.
-    """
-    _write(folder / CONFIG_FILE, config_toml(config, base, data))
-    document = _document(config, base, data, history, metrics, hardware)
-    _write(folder / FINETUNE_FILE, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+def write_report(folder: Path, result: FinetuningResult) -> None:
+    """Write options, figures, curve and card into the folder that contains the weights."""
+    config, history = result.config, result.history
+    _write(folder / CONFIG_FILE, config_toml(result))
+    _write(
+        folder / FINETUNE_FILE,
+        json.dumps(_document(result), indent=2, ensure_ascii=False) + "\n",
+    )
     curve = loss_curve_svg(history.training, history.validation, f"Loss of {config.name}")
     _write(folder / CURVE_FILE, curve)
-    facts = _card_facts(config, base, data, history, metrics, hardware)
-    _write(folder / CARD_FILE, model_card(facts))
+    _write(folder / CARD_FILE, model_card(collect_card_facts(result, CURVE_FILE)))
 
 
 def move_into_place(work: Path, folder: Path) -> None:
-    """Rename, or copy where the state folder is on another disk; never half a folder.
+    """Move the finished folder to the output path; the output is never incomplete.
+
+    Renames it, or copies it first if the state folder is on another file system.
 
     Raises:
-        ConfigError: something came to lie there during the training.
+        ConfigError: the output path was created by another program during the training.
     """
     check_output(folder)
     if folder.exists():
@@ -120,15 +101,16 @@ def move_into_place(work: Path, folder: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         copy = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(copy, ignore_errors=True)  # of one that was interrupted
+        shutil.rmtree(copy, ignore_errors=True)  # left by an interrupted copy
         shutil.copytree(work, copy)
         copy.rename(folder)
 
 
-def config_toml(config: FinetuneConfig, base: BaseModel, data: Prepared) -> str:
-    """Every option as it was resolved; files by their names, so that it runs elsewhere too."""
+def config_toml(result: FinetuningResult) -> str:
+    """Every option with its resolved value; data files without folders, so it runs elsewhere."""
+    config, data = result.config, result.data
     document = config.model_dump(mode="json", exclude_none=True)
-    document["base"] = base.source
+    document["base"] = result.base.source
     document.pop("output", None)
     if data.format in TEMPLATES or data.format == "messages":
         document["data"]["format"] = data.format
@@ -142,27 +124,8 @@ def config_toml(config: FinetuneConfig, base: BaseModel, data: Prepared) -> str:
     return tomlkit.dumps(text)
 
 
-def hardware_words(device: str) -> str:
-    """Kind and number of processors, for a report."""
-    if device != "cpu":
-        return f"{torch.cuda.device_count()} x {device}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
-
-
-def num_repeats(data: Prepared) -> int:
-    """Examples of either side that were dropped because the same text came before."""
-    return data.holdout.train_repeats.count + data.holdout.validation_repeats.count
-
-
-def _document(
-    config: FinetuneConfig,
-    base: BaseModel,
-    data: Prepared,
-    history: TrainingHistory,
-    metrics: Mapping[str, Metrics],
-    hardware: str,
-) -> dict[str, Any]:
+def _document(result: FinetuningResult) -> dict[str, Any]:
+    config, base, data = result.config, result.base, result.data
     return {
         "name": config.name,
         "description": config.description,
@@ -175,62 +138,16 @@ def _document(
             "files": [asdict(file) for file in data.files],
             "training": asdict(data.train_counts) | {"num_examples": len(data.train)},
             "validation": asdict(data.validation_counts) | {"num_examples": len(data.validation)},
-            "num_duplicates": num_repeats(data),
+            "num_duplicates": data.num_duplicates,
             "num_overlapping": data.holdout.overlaps.count,
             "is_packed": data.is_packed,
         },
-        "training": asdict(history) | {"hardware": hardware},
-        "metrics": {name: found.as_json() for name, found in metrics.items()},
+        "training": asdict(result.history) | {"hardware": result.hardware},
+        "metrics": {name: metrics.as_json() for name, metrics in result.metrics.items()},
         "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "python": platform.python_version(),
         "fingerprint": data.fingerprint,
     }
-
-
-def _card_facts(
-    config: FinetuneConfig,
-    base: BaseModel,
-    data: Prepared,
-    history: TrainingHistory,
-    metrics: Mapping[str, Metrics],
-    hardware: str,
-) -> CardFacts:
-    counts = data.train_counts
-    options: dict[str, Any] = {"seed": config.seed}
-    options |= config.lora.model_dump(mode="json") if config.method == "lora" else {}
-    options |= config.training.model_dump(mode="json", exclude_none=True)
-    options |= {"learning_rate": config.learning_rate, "precision": history.precision}
-    return CardFacts(
-        name=config.name,
-        description=config.description,
-        base_model=Path(base.source).name if Path(base.source).is_absolute() else base.source,
-        license=None,
-        library="peft" if config.method == "lora" else "transformers",
-        data=DataFacts(
-            files=data.files,
-            format=data.format,
-            num_training=len(data.train),
-            num_validation=len(data.validation),
-            num_duplicates=num_repeats(data),
-            num_overlapping=data.holdout.overlaps.count,
-            num_truncated=counts.num_cut_texts,
-            num_cut_tokens=counts.num_cut_tokens,
-            max_tokens=config.data.max_tokens,
-        ),
-        training=TrainingFacts(
-            method=config.method,
-            options=tuple((name, str(value)) for name, value in sorted(options.items())),
-            num_steps=history.num_steps,
-            best_step=history.best_step,
-            num_tokens=history.num_tokens,
-            seconds=history.seconds,
-            hardware=hardware,
-        ),
-        before=metrics["before"],
-        after=metrics["after"],
-        curve=CURVE_FILE,
-        is_multi_xscience=data.format == "multi_xscience",
-    )
 
 
 def _write(path: Path, text: str) -> None:

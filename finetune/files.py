@@ -1,7 +1,7 @@
-"""Files of data: JSON lines, JSON lists, CSV, TSV and plain text, each also as ``.gz``.
+"""Data files: JSON lines, JSON lists, CSV, TSV and plain text, each also as ``.gz``.
 
-Gives records, one after another, and reads line by line, except for a JSON list, which has to be
-whole. Knows nothing of what the fields mean: that is ``finetune.formats``.
+Yields records and reads line by line, except for a JSON list, which is parsed as a whole. Knows
+nothing of the meaning of the fields; see ``finetune.formats``.
 """
 
 from __future__ import annotations
@@ -17,40 +17,36 @@ from pathlib import Path, PurePath
 from typing import BinaryIO, cast
 
 from textmill.finetune.errors import DataError
-from textmill.finetune.examples import Place
-from textmill.finetune.records import Record, type_word
+from textmill.finetune.examples import Location
+from textmill.finetune.records import Record, describe_type
 
 EXTENSIONS = (".txt", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
-# The csv module refuses cells beyond 131,072 characters, which is less than a long document; this
-# is the most that it can be told on every platform (a C long).
+# By default the csv module refuses cells longer than 131,072 characters, which is less than a long
+# document. This is the highest limit that it accepts on every platform (a C long).
 _MAX_CELL_CHARACTERS = (1 << 31) - 1
 
 
 def extension_of(path: str) -> str:
-    """In lower case, without ``.gz``: ``.jsonl`` for ``Train.JSONL.gz``."""
+    """The extension in lower case, ignoring ``.gz``: ``.jsonl`` for ``Train.JSONL.gz``."""
     pure = PurePath(path.lower())
     return (pure.with_suffix("") if pure.suffix == ".gz" else pure).suffix
 
 
 def read_records(path: str, *, is_plain: bool = False) -> Iterator[Record]:
-    """The records of a file, by its extension.
+    """Read the records of a file; its extension decides how.
 
     Args:
         path: the file.
-        is_plain: whether it is plain text, whatever its extension.
+        is_plain: read it as plain text, whatever its extension.
 
     Returns:
-        The records in the file's order; plain text has one a paragraph, with the field ``text``.
+        The records in the file's order. A paragraph of plain text is a record with the field
+        ``text``.
 
     Raises:
-        DataError: the file cannot be read; here, or while the records are taken.
+        DataError: the file cannot be read. Also raised while the records are consumed.
     """
-    if os.path.isdir(path):
-        raise DataError(path, "is a folder. Name the files in it, one by one.")
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(path, "is no plain file. Write what comes out of it into one.")
-    if not os.path.exists(path):
-        raise DataError(path, "there is no such file. Mend the path.")
+    _check_path(path)
     extension = ".txt" if is_plain else extension_of(path)
     if extension == ".txt":
         return _paragraphs(path)
@@ -62,15 +58,24 @@ def read_records(path: str, *, is_plain: bool = False) -> Iterator[Record]:
         return _rows(path, "," if extension == ".csv" else "\t")
     raise DataError(
         path,
-        f"the extension tells no kind of file that is known. Known are {', '.join(EXTENSIONS)},"
-        " each also with .gz; --format plain reads any file as plain text.",
+        f"the extension is unknown. Known extensions are {', '.join(EXTENSIONS)}, each also with"
+        " .gz; --format plain reads any file as plain text.",
     )
 
 
-def _lines(path: str) -> Iterator[str]:
-    """A file's lines, each with its end, the mark of a UTF-8 file (BOM) left out.
+def _check_path(path: str) -> None:
+    if os.path.isdir(path):
+        raise DataError(path, "is a folder. Name the files in it one by one.")
+    if not os.path.exists(path):
+        raise DataError(path, "the file does not exist. Correct the path.")
+    if not os.path.isfile(path):
+        raise DataError(path, "is not a regular file. Save its output to one.")
 
-    Decoded one at a time, so that an error can name its line.
+
+def _lines(path: str) -> Iterator[str]:
+    """The lines of a file with their line ends, without the byte order mark (BOM).
+
+    Lines are decoded one at a time, so that an error can name the line.
     """
     number = 0
     try:
@@ -81,15 +86,15 @@ def _lines(path: str) -> Iterator[str]:
         byte = error.object[error.start]
         raise DataError(
             path,
-            f"is not UTF-8: the byte 0x{byte:02x} at place {error.start + 1} of the line. Save the"
-            " file as UTF-8.",
+            f"is not UTF-8: the byte 0x{byte:02x} at position {error.start + 1} of the line. Save"
+            " the file as UTF-8.",
             line=number,
         ) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             path,
-            f"the gzip file is broken or cut off: {str(error).rstrip('.')}. Write or fetch it"
-            " again.",
+            f"the gzip file is corrupt or truncated: {str(error).rstrip('.')}. Write or"
+            " download it again.",
             line=number + 1,
         ) from None
     except OSError as error:
@@ -103,28 +108,28 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _paragraphs(path: str) -> Iterator[Record]:
-    """One record for every run of lines that are not blank."""
+    """One record for each run of non-blank lines."""
     kept: list[str] = []
     number = start = 0
-    # One blank line more ends the last paragraph.
+    # An extra blank line ends the last paragraph.
     for number, line in enumerate(chain(_lines(path), [""]), 1):
         if line.strip():
             start = start if kept else number
             kept.append(line.rstrip("\r\n"))
         elif kept:
-            yield Record(Place(path, start), {"text": "\n".join(kept)})
+            yield Record(Location(path, start), {"text": "\n".join(kept)})
             kept = []
 
 
 def _objects(path: str, lines: Iterator[str]) -> Iterator[Record]:
-    """One record for every line, which must be a JSON object; blank lines do not count."""
+    """One record for each line, which must be a JSON object; blank lines are skipped."""
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield _record(_parsed(path, line, number), Place(path, number), "line")
+            yield _record(_parsed(path, line, number), Location(path, number), "line")
 
 
 def _json(path: str) -> Iterator[Record]:
-    """A list of objects; also one object a line, as many a ``.json`` file has it."""
+    """A list of objects, or one object per line, as many ``.json`` files have."""
     lines = _lines(path)
     first_lines: list[str] = []
     for line in lines:
@@ -136,7 +141,7 @@ def _json(path: str) -> Iterator[Record]:
         return
     items = _parsed(path, "".join(chain(first_lines, lines)), 1)
     for number, item in enumerate(cast("list[object]", items), 1):
-        yield _record(item, Place(path, number), "item")
+        yield _record(item, Location(path, number), "item")
 
 
 def _parsed(path: str, text: str, first_line: int) -> object:
@@ -144,32 +149,32 @@ def _parsed(path: str, text: str, first_line: int) -> object:
         return json.loads(text)
     except json.JSONDecodeError as error:
         hint = (
-            " A .json file holds a list of objects, or one object a line."
+            " A .json file contains a list of objects, or one object per line."
             if extension_of(path) == ".json"
-            else " A .jsonl file holds one object a line."
+            else " A .jsonl file contains one object per line."
         )
         raise DataError(
             path,
             f"is not valid JSON: {error.msg} (column {error.colno}).{hint}",
             line=first_line + error.lineno - 1,
         ) from None
-    except (ValueError, RecursionError) as error:  # a number of too many digits; too deep a nest
+    except (ValueError, RecursionError) as error:  # a number with too many digits; nesting too deep
         raise DataError(path, f"cannot be read as JSON: {error}.", line=first_line) from None
 
 
-def _record(value: object, place: Place, unit: str) -> Record:
+def _record(value: object, location: Location, unit: str) -> Record:
     if not isinstance(value, dict):
         raise DataError(
-            place.path,
-            f"must be a JSON object with fields, but is {type_word(value)}.",
-            line=place.line,
+            location.path,
+            f"must be a JSON object with fields, but is {describe_type(value)}.",
+            line=location.line,
             unit=unit,
         )
-    return Record(place, value, unit)
+    return Record(location, value, unit)
 
 
 def _rows(path: str, delimiter: str) -> Iterator[Record]:
-    """One record for every row below the header, at the line where the row begins."""
+    """One record for each row below the header, located at the line where the row begins."""
     header: list[str] | None = None
     for start, row in _cells(path, delimiter):
         if header is None:
@@ -177,19 +182,19 @@ def _rows(path: str, delimiter: str) -> Iterator[Record]:
         elif len(row) != len(header):
             raise DataError(
                 path,
-                f"the row and the header differ: {len(row)} cells, {len(header)} names. A cell"
-                " that holds the delimiter or a line's end stands between double quotes.",
+                f"the row has {len(row)} cells, the header has {len(header)} names. Put cells that"
+                " contain the delimiter or a line break between double quotes.",
                 line=start,
             )
         else:
-            yield Record(Place(path, start), dict(zip(header, row, strict=True)))
+            yield Record(Location(path, start), dict(zip(header, row, strict=True)))
 
 
 def _header(path: str, line: int, row: Sequence[str]) -> list[str]:
     names = [name.strip() for name in row]
-    twice = [name for name in names if name and names.count(name) > 1]
-    if twice:
-        raise DataError(path, "stands twice in the header.", line=line, field=twice[0])
+    repeated = [name for name in names if name and names.count(name) > 1]
+    if repeated:
+        raise DataError(path, "occurs twice in the header.", line=line, field=repeated[0])
     return names
 
 
@@ -206,6 +211,6 @@ def _cells(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     except csv.Error as error:
         raise DataError(
             path,
-            f"is not a valid table: {error}. A double quote within a quoted cell is written twice.",
+            f"is not a valid table: {error}. Double the quotes within a quoted cell.",
             line=start,
         ) from None

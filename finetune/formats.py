@@ -1,15 +1,15 @@
-r"""Formats: which fields a record has, and the prompt and the completion that they make.
+r"""Formats: the fields of a record, and the prompt and completion that they become.
 
-One record of each, as JSON; the fields may as well be the columns of a CSV or TSV file, except
-where they are lists or objects. Without a prompt, the whole text is learned.
+The table shows one record of each format as JSON. Fields that are not lists or objects may also be
+columns of a CSV or TSV file. Without a prompt, the whole text is learned.
 
 ================== ==============================================================================
-format             a record, and what becomes of it (prompt | completion)
+format             a record, and its example (prompt | completion)
 ================== ==============================================================================
-plain              a ``.txt`` file; blank lines part its texts: ``| {text}``
+plain              a ``.txt`` file; blank lines separate its texts: ``| {text}``
 text               ``{"text": "Once upon a time …"}``: ``| {text}``
 prompt_completion  ``{"prompt": "2 + 2 =", "completion": " 4"}``: ``{prompt}|{completion}``,
-                   verbatim: the space before the completion is the file's matter
+                   verbatim: the file provides the space before the completion
 question_answer    ``{"question": "Who?", "answer": "I."}``:
                    ``Question: {question}\nAnswer:| {answer}``
 messages           ``{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", …}]}``:
@@ -18,11 +18,11 @@ title_abstract     ``{"title": "On …", "abstract": "We …"}``:
                    ``Title: {title}\nAbstract:| {abstract}``
 multi_xscience     ``{"abstract": "We …", "related_work": "As @cite_1 …", "ref_abstract": {…}}``:
                    ``Abstract: {abstract}\n\n{references}Related work:| {related_work}``, where
-                   ``references`` is made by ``finetune.multi_xscience``
+                   ``references`` comes from ``finetune.multi_xscience``
 ================== ==============================================================================
 
-A template of one's own (data.prompt, data.completion) may name any field of the records, known
-here or not; further fields do no harm. Knows nothing of tokens.
+A custom template (data.prompt, data.completion) may use any field of the records; other fields are
+ignored. Knows nothing of tokens.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from textmill.finetune.examples import Example
 from textmill.finetune.files import extension_of, read_records
 from textmill.finetune.hub import is_hub_name, read_hub_records
 from textmill.finetune.multi_xscience import reference_text
-from textmill.finetune.records import Record, listed
+from textmill.finetune.records import Record, join_names
 from textmill.finetune.templates import Template
 
-# By these fields a record's format is known; plain text is known by its extension.
+# The fields that identify a format; plain text is identified by its extension.
 FIELDS: MappingProxyType[Format, tuple[str, ...]] = MappingProxyType(
     {
         "text": ("text",),
@@ -53,7 +53,7 @@ FIELDS: MappingProxyType[Format, tuple[str, ...]] = MappingProxyType(
         "multi_xscience": ("abstract", "related_work", "ref_abstract"),
     }
 )
-# (prompt, completion); messages have their own way.
+# Format → (prompt, completion). Messages are not formatted by a template.
 TEMPLATES: MappingProxyType[Format, tuple[str, str]] = MappingProxyType(
     {
         "plain": ("", "{text}"),
@@ -70,24 +70,24 @@ TEMPLATES: MappingProxyType[Format, tuple[str, str]] = MappingProxyType(
 
 
 def detect(name: str, *, split: str = "train") -> Format:
-    """The format of a file or a dataset of the Hub, by its extension and its first record.
+    """Detect the format of a file or a Hub dataset from its extension and its first record.
 
     Args:
         name: a path, or a Hub id.
-        split: of the Hub's dataset, where the name has none.
+        split: the split of the Hub dataset if the name has none.
 
     Raises:
-        DataError: it cannot be read, or its fields are those of no format or of several.
+        DataError: the data cannot be read, or their fields match no format or several.
     """
     records = _records(name, "auto", split)
-    return _format_of(name, _first(name, records))
+    return _format_of(name, _first_record(name, records))
 
 
-def format_read(options: DataOptions) -> str:
-    """How the data are read, in a word: the format, ``template``, or several with commas.
+def describe_format(options: DataOptions) -> str:
+    """How the data are read: a format, ``template``, or several formats separated by commas.
 
     Raises:
-        DataError: as ``detect``.
+        DataError: see ``detect``.
     """
     if options.completion is not None:
         return "template"
@@ -101,21 +101,22 @@ def format_read(options: DataOptions) -> str:
 def read_examples(
     names: Sequence[str], options: DataOptions, *, split: str = "train", limit: int | None = None
 ) -> list[Example]:
-    """The examples of all files, in order.
+    """Read the examples of all files, in order.
 
     Args:
-        names: paths or Hub ids, ``options.train`` or ``options.validation``.
-        options: the format, and a template in place of the format's own. A completion without a
-            prompt makes the whole text learned; a prompt without one has the format's completion.
-        split: of a Hub id that names none: ``train`` or ``validation``.
-        limit: take no more than the first so many.
+        names: paths or Hub ids: ``options.train`` or ``options.validation``.
+        options: the format, and optionally a template that replaces the format's. With a completion
+            but no prompt, the whole text is learned. With a prompt but no completion, the
+            completion is the format's.
+        split: the split of Hub ids that have none: ``train`` or ``validation``.
+        limit: read at most this many examples.
 
     Returns:
         At least one example of each name, up to the limit.
 
     Raises:
-        ConfigError: a template cannot be used.
-        DataError: a file, a record or a field cannot be used; the message names the place.
+        ConfigError: a template is invalid.
+        DataError: a file, a record or a field is invalid; the message names the location.
     """
     own = (
         Template.parse(options.prompt, options.completion)
@@ -130,7 +131,7 @@ def _examples(
     name: str, options: DataOptions, own: Template | None, split: str
 ) -> Iterator[Example]:
     records = _records(name, options.format, split)
-    first = _first(name, records)
+    first = _first_record(name, records)
     template = own or _template(name, first, options)
     for record in chain([first], records):
         if template is None:
@@ -140,17 +141,17 @@ def _examples(
             parts = template.parts(replace(record, computed=computed))
         else:
             parts = template.parts(record)
-        yield Example(parts, record.place)
+        yield Example(parts, record.location)
 
 
 def _template(name: str, first: Record, options: DataOptions) -> Template | None:
-    """The format's template, perhaps with another prompt; none for messages."""
+    """The format's template, with ``data.prompt`` if it is given; ``None`` for messages."""
     format_ = options.format if options.format != "auto" else _format_of(name, first)
     if format_ == "messages":
         if options.prompt is not None:
             raise ConfigError(
-                "data.prompt does not go with messages, which are written out in turns. Leave it"
-                " out, or give data.completion too, with other fields."
+                "data.prompt cannot be combined with messages, which are written turn by turn."
+                " Omit it, or give data.completion as well, with other fields."
             )
         return None
     prompt, completion = TEMPLATES[format_]
@@ -163,10 +164,10 @@ def _records(name: str, format_: Format, split: str) -> Iterator[Record]:
     return read_records(name, is_plain=format_ == "plain")
 
 
-def _first(name: str, records: Iterator[Record]) -> Record:
+def _first_record(name: str, records: Iterator[Record]) -> Record:
     first = next(records, None)
     if first is None:
-        raise DataError(name, "holds nothing to learn from. Take it out, or fill it.")
+        raise DataError(name, "contains no examples. Remove it, or fill it.")
     return first
 
 
@@ -177,8 +178,9 @@ def _format_of(name: str, record: Record) -> Format:
     if len(matching) == 1:
         return matching[0]
     known = "; ".join(f"{format_}: {', '.join(keys)}" for format_, keys in FIELDS.items())
-    fits = "fit several formats" if matching else "fit no format"
+    match = "match several formats" if matching else "match no format"
     raise record.error(
-        f"its fields, {listed(record.fields)}, {fits} ({known}). Choose one with --format, or name"
-        " fields in templates: --completion, and --prompt for what comes before it."
+        f"its fields, {join_names(record.fields)}, {match} ({known}). Choose a format with"
+        " --format, or use templates with the names of fields: --completion, and optionally"
+        " --prompt."
     )

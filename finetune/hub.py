@@ -1,6 +1,6 @@
-"""Datasets of the Hugging Face Hub, by name: ``owner/name`` or ``name``, perhaps with ``:split``.
+"""Datasets of the Hugging Face Hub: ``owner/name`` or ``name``, optionally with ``:split``.
 
-Gives records, as ``finetune.files`` does; knows nothing of what the fields mean.
+Yields records, as ``finetune.files`` does; knows nothing of the meaning of the fields.
 """
 
 from __future__ import annotations
@@ -12,49 +12,49 @@ from typing import Any
 
 from textmill.engine.models.errors import in_one_line
 from textmill.finetune.errors import DataError
-from textmill.finetune.examples import Place
+from textmill.finetune.examples import Location
 from textmill.finetune.files import EXTENSIONS, extension_of
 from textmill.finetune.records import Record
 
 _NAME = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*(/[\w.-]+)?)(:(?P<split>[A-Za-z0-9_][\w.-]*))?")
-# Where the Hub keeps the rows of datasets that came as a script, which `datasets` no longer runs.
-# Multi-XScience (multi_x_science_sum) is one of them.
+# The Hub converts datasets that were published as a script, which `datasets` no longer runs, to
+# Parquet in this revision. Multi-XScience (multi_x_science_sum) is one of them.
 _PARQUET_REVISION = "refs/convert/parquet"
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether an entry of the data is to be fetched: no path here, and no file's name either."""
+    """Whether the name refers to a Hub dataset: not an existing path, nor a data file's name."""
     is_file_name = extension_of(name) in EXTENSIONS or name.lower().endswith(".gz")
     return bool(_NAME.fullmatch(name)) and not is_file_name and not os.path.exists(name)
 
 
 def read_hub_records(name: str, split: str) -> Iterator[Record]:
-    """The rows of a dataset.
+    """Load the rows of a dataset.
 
     Args:
-        name: a Hub id, perhaps with a split behind a colon.
-        split: the split where the name has none.
+        name: a Hub id, optionally with a colon and a split.
+        split: the split to load if the name has none.
 
     Raises:
-        DataError: it cannot be fetched.
+        DataError: the dataset cannot be loaded.
     """
     if found := _NAME.fullmatch(name):
         name, split = found["id"], found["split"] or split
     path = f"{name}:{split}"
     try:
         rows = _load(name, split)
-    except Exception as error:  # whatever the network, the Hub or its files answer
+    except Exception as error:  # network, Hub and files fail in many ways
         raise DataError(
             path,
-            "is no file here, and loading it from the Hugging Face Hub failed"
+            "is not a local file, and loading it from the Hugging Face Hub failed"
             f" ({in_one_line(error)}). Check the path, or the name, the split and the network.",
         ) from error
     for number, row in enumerate(rows, 1):
-        yield Record(Place(path, number), row, "row")
+        yield Record(Location(path, number), row, "row")
 
 
 def _load(name: str, split: str) -> Any:
-    import datasets  # noqa: PLC0415 - seconds, and seldom needed
+    import datasets  # noqa: PLC0415 - takes seconds, and is seldom needed
 
     try:
         return datasets.load_dataset(name, split=split)

@@ -1,4 +1,4 @@
-"""A line that says how far a training is: steps, loss, tokens a second, time left."""
+"""Progress of a training: steps, loss, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-LINE_SECONDS = 30.0  # between two lines where the output is no terminal
+LINE_SECONDS = 30.0  # between two lines if the output is not a terminal
 
 
 class ProgressBar(TrainerCallback):
-    """A bar on a terminal; elsewhere a line now and then, which a log can keep."""
+    """A progress bar on a terminal; otherwise a line every ``LINE_SECONDS``, suitable for logs."""
 
     def __init__(self) -> None:
-        """Nothing is shown yet."""
         self._bar: Any = None
         self._shown = ""
         self._started, self._first_tokens = 0.0, 0
@@ -28,7 +27,7 @@ class ProgressBar(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """Open the bar where the training, perhaps an interrupted one, begins."""
+        """Open the bar at the current step, which is not 0 in a resumed training."""
         if not state.is_world_process_zero:
             return
         is_terminal = sys.stderr.isatty()
@@ -50,7 +49,7 @@ class ProgressBar(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """One step more."""
+        """Advance the bar."""
         if self._bar is None:
             return
         tokens = int(state.num_input_tokens_seen) - self._first_tokens
@@ -66,7 +65,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """A new loss, of training or of validation."""
+        """Show a training loss in the bar, and a validation loss on a line of its own."""
         if self._bar is None or logs is None:
             return
         if "loss" in logs:
@@ -84,6 +83,6 @@ class ProgressBar(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        """The bar stays as it is."""
+        """Close the bar, which remains visible."""
         if self._bar is not None:
             self._bar.close()

@@ -1,6 +1,6 @@
-"""Records: one row of the data each, with the place where it stands.
+"""A record of the data, with its location.
 
-Knows nothing of files (``finetune.files``, ``finetune.hub``) nor of what the fields mean
+Knows nothing of files (``finetune.files``, ``finetune.hub``) or of the meaning of the fields
 (``finetune.formats``).
 """
 
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from textmill.finetune.errors import DataError
-from textmill.finetune.examples import Place
+from textmill.finetune.examples import Location
 
-_TYPE_WORDS: dict[type, str] = {
+_TYPE_NAMES: dict[type, str] = {
     type(None): "null",
     bool: "true or false",
     int: "a number",
@@ -25,58 +25,61 @@ _TYPE_WORDS: dict[type, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One row.
+    """A record: named fields and where they were read.
 
     Attributes:
-        place: where it was read.
-        fields: by name, as the file has them.
-        unit: what ``place.line`` counts: a line of a file, an item of a list, a row of the Hub.
-        computed: texts made from the fields; they come before these, and may be blank.
+        location: where it was read.
+        fields: name → value, as in the file.
+        unit: what ``location.line`` counts: a line of a file, an item of a list, a row of the Hub.
+        computed: texts derived from the fields. They take precedence over fields of the same name
+            and may be blank.
     """
 
-    place: Place
+    location: Location
     fields: Mapping[str, object]
     unit: str = "line"
     computed: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, name: str) -> str:
-        """A field's text.
+        """The text of a field.
 
         Raises:
-            DataError: the field is missing, is no text, or is blank.
+            DataError: the field is missing, is not text, or is blank.
         """
         if name in self.computed:
             return self.computed[name]
         if name not in self.fields:
-            raise self.error(f"is missing; the {self.unit} has {listed(self.fields)}.", name)
+            raise self.error(f"is missing; the {self.unit} has {join_names(self.fields)}.", name)
         text = self.as_text(self.fields[name], name)
         if not text.strip():
-            raise self.error(f"is blank; fill it, or take the {self.unit} out.", name)
+            raise self.error(f"is blank; fill it, or remove the {self.unit}.", name)
         return text
 
     def as_text(self, value: object, name: str) -> str:
-        """``value``, found at ``name``, if it is text that can be encoded.
+        """Check that the value of the field ``name`` is text that can be encoded as UTF-8.
 
         Raises:
             DataError: it is not.
         """
         if not isinstance(value, str):
-            raise self.error(f"must be text, but is {type_word(value)}.", name)
+            raise self.error(f"must be text, but is {describe_type(value)}.", name)
         if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise self.error("holds half of a surrogate pair; write the whole character.", name)
+            raise self.error("contains half of a surrogate pair; write the whole character.", name)
         return value
 
     def error(self, message: str, name: str | None = None) -> DataError:
-        """An error that names this record's place, and the field ``name``."""
-        return DataError(self.place.path, message, line=self.place.line, field=name, unit=self.unit)
+        """An error that names this record's location and the field ``name``."""
+        return DataError(
+            self.location.path, message, line=self.location.line, field=name, unit=self.unit
+        )
 
 
-def type_word(value: object) -> str:
-    """What a value from JSON is, in words."""
-    return _TYPE_WORDS.get(type(value), f"of the type {type(value).__name__}")
+def describe_type(value: object) -> str:
+    """The type of a JSON value, for messages."""
+    return _TYPE_NAMES.get(type(value), f"of the type {type(value).__name__}")
 
 
-def listed(names: Mapping[str, object]) -> str:
-    """Names for a message; at most ten, in the file's order."""
+def join_names(names: Mapping[str, object]) -> str:
+    """Up to ten names in the file's order, for messages."""
     shown = [name or "(no name)" for name in list(names)[:10]]
     return ", ".join(shown) + (", …" if len(names) > 10 else "") if shown else "no fields"

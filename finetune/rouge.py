@@ -1,6 +1,6 @@
-"""What texts have in common with others and with themselves: ROUGE, distinct-n, memorisation.
+"""Metrics of generated texts: ROUGE, distinct-n and memorisation.
 
-Pure functions over texts; knows nothing of models.
+Pure functions of texts; knows nothing of models.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from statistics import fmean
 
 from rouge_score import rouge_scorer
 
-# Long enough that chance and phrases of the trade are rare; compared with the same share for the
-# references, which shows how many are left.
+# Long enough that matches by chance and through stock phrases are rare. The same share of the
+# reference texts shows how many such matches remain.
 MEMORISED_WORDS = 8
 _WORD = re.compile(r"\w+")
 
@@ -23,13 +23,13 @@ Gram = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Rouge:
-    """ROUGE (Lin, 2004), F1 from 0 to 1, mean over pairs.
+    """ROUGE (Lin, 2004): F1 from 0 to 1, averaged over pairs of texts.
 
     Attributes:
-        rouge1: words in common.
-        rouge2: pairs of words in common.
-        rouge_l: the longest common subsequence of the whole texts. The summary-level variant,
-            which takes text sentence by sentence and gives higher numbers, is not computed.
+        rouge1: overlap of words.
+        rouge2: overlap of word pairs.
+        rouge_l: longest common subsequence of the whole texts. The summary-level variant, which
+            compares sentence by sentence and gives higher numbers, is not computed.
     """
 
     rouge1: float
@@ -38,17 +38,18 @@ class Rouge:
 
 
 def words(text: str) -> list[str]:
-    """Words in lower case, punctuation left out."""
+    """The words of a text in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
 
 def rouge(texts: Sequence[str], references: Sequence[str]) -> Rouge:
-    """ROUGE of texts against one reference each, with Porter's stemmer, as ``rouge-score`` has it.
+    """Compute ROUGE of texts against one reference each, by ``rouge-score`` with Porter's stemmer.
 
-    Its words are runs of ASCII letters and digits: for other scripts the numbers mean nothing.
+    ``rouge-score`` splits text into runs of ASCII letters and digits, so the numbers are
+    meaningless for other scripts.
 
     Raises:
-        ValueError: there is nothing to compare, or a text without its reference.
+        ValueError: there are no texts, or the numbers of texts and references differ.
     """
     scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     pairs = list(zip(references, texts, strict=True))
@@ -60,10 +61,10 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> Rouge:
 
 
 def distinct(texts: Iterable[str], length: int) -> float:
-    """Distinct-n (Li et al., 2016): the share of n-grams of words that differ, over all texts.
+    """Distinct-n (Li et al., 2016): the share of distinct n-grams of words, over all texts.
 
-    1 where none comes twice, near 0 where texts go round in circles; 0 where there are no n-grams.
-    It falls as texts grow longer: compare it at equal lengths alone.
+    It is 1 if no n-gram occurs twice, near 0 for repetitive texts, and 0 if there are no n-grams.
+    It falls with the length of the texts, so compare it only between texts of equal length.
     """
     counts = _counts(texts, length)
     return len(counts) / counts.total() if counts else 0.0
@@ -74,18 +75,18 @@ def memorised_shares(
     training_texts: Iterable[str],
     length: int = MEMORISED_WORDS,
 ) -> list[float]:
-    """The share of each group's n-grams of words that stand in the training texts.
+    """Compute the share of each group's n-grams of words that occur in the training texts.
 
-    Exact: what the groups hold is looked for in the training texts, and not the other way round,
-    so that memory is bounded by the groups however much was trained on.
+    The result is exact. Memory is bounded by the groups, however long the training texts are,
+    because only the n-grams of the groups are kept.
 
     Args:
-        groups: texts written by a model, say, and held-out texts to compare with.
-        training_texts: gone through once.
-        length: words of an n-gram.
+        groups: groups of texts, such as completions of a model and held-out texts.
+        training_texts: iterated once.
+        length: words in an n-gram.
 
     Returns:
-        One number a group, every occurrence counted; 0 where there are no n-grams.
+        One share for each group, counting every occurrence; 0 if a group has no n-grams.
     """
     counts = [_counts(group, length) for group in groups]
     wanted: set[Gram] = set().union(*counts)

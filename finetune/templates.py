@@ -1,9 +1,8 @@
-"""Templates: text with ``{fields}`` that makes a prompt and a completion of a record.
+"""Templates: text with ``{field}`` names that turns a record into a prompt and a completion.
 
-``Title: {title}`` puts the field ``title`` there; ``{{`` and ``}}`` are braces that are meant.
-There is nothing else: no attributes, indexes or formats. The text is taken verbatim and no space
-is added, so a completion usually begins with a space or a newline: the tokens of words begin with
-one.
+In ``Title: {title}`` the field ``title`` is inserted; ``{{`` and ``}}`` are literal braces.
+Attributes, indexes and format specifications are not supported. The text is used verbatim and no
+space is added, so a completion usually begins with a space or a newline, as the tokens of words do.
 """
 
 from __future__ import annotations
@@ -16,24 +15,24 @@ from textmill.finetune.examples import Part
 from textmill.finetune.records import Record
 
 _PIECE = re.compile(r"\{\{|\}\}|\{(?P<name>[^{}]*)\}|[{}]|[^{}]+")
-# Whatever a column may be called, less what str.format would read as more than a name.
+# Any name that a column may have, except characters that str.format gives a meaning to.
 _NAME = re.compile(r"[^\s.\[\]!:]([^\r\n\t.\[\]!:]*[^\s.\[\]!:])?")
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """The place of a record's field within a template."""
+    """A reference to a field of the record."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """How a record becomes the parts of an example.
+    """Turns a record into the parts of an example.
 
     Attributes:
-        prompt: pieces of the prompt, which is not learned; empty for none.
-        completion: pieces of the completion, which is.
+        prompt: pieces of the prompt, which is not learned; empty if there is no prompt.
+        completion: pieces of the completion, which is learned.
     """
 
     prompt: tuple[str | Field, ...]
@@ -41,33 +40,33 @@ class Template:
 
     @classmethod
     def parse(cls, prompt: str | None, completion: str) -> Template:
-        """Read a template; no prompt, or an empty one, makes the whole text learned.
+        """Parse a template; without a prompt, or with an empty one, the whole text is learned.
 
         Raises:
-            ConfigError: a brace or a name in it is wrong.
+            ConfigError: a brace or a name is wrong.
         """
         parsed = _pieces(completion, "data.completion")
         if not any(isinstance(piece, Field) for piece in parsed):
             raise ConfigError(
-                "data.completion names no {field}, so that every example would teach the same"
-                " text. Name one, such as {text}."
+                "data.completion contains no {field}, so every example would teach the same text."
+                " Add one, such as {text}."
             )
         return cls(_pieces(prompt or "", "data.prompt"), parsed)
 
     def has_field(self, name: str) -> bool:
-        """Whether prompt or completion show the field ``name``."""
+        """Whether the prompt or the completion contains the field ``name``."""
         return Field(name) in (*self.prompt, *self.completion)
 
     def parts(self, record: Record) -> tuple[Part, ...]:
-        """The record's prompt, if there is one, and its completion.
+        """The prompt, if there is one, and the completion of a record.
 
         Raises:
-            DataError: the record lacks a field, or has no text there.
+            DataError: a field of the record is missing or is not text.
         """
         prompt = _filled(self.prompt, record)
         completion = Part(_filled(self.completion, record), is_learned=True)
-        if not completion.text.strip():  # its fields are computed ones
-            raise record.error("the completion is blank, so that there is nothing to learn.")
+        if not completion.text.strip():  # possible, because computed fields may be blank
+            raise record.error("the completion is blank, so there is nothing to learn.")
         return (Part(prompt, is_learned=False), completion) if prompt else (completion,)
 
 
@@ -82,10 +81,10 @@ def _pieces(text: str, option: str) -> tuple[str | Field, ...]:
         if name is not None:
             pieces.append(_field(name, option))
         elif piece in ("{", "}"):
-            wrong = "is not closed" if piece == "{" else "closes nothing"
+            fault = "is not closed" if piece == "{" else "has no opening brace"
             raise ConfigError(
-                f"{option}: the brace {piece} at character {found.start() + 1} {wrong}."
-                f" Write {piece * 2} for a brace that is meant."
+                f"{option}: the brace {piece} at character {found.start() + 1} {fault}."
+                f" Write {piece * 2} for a literal brace."
             )
         else:
             pieces.append({"{{": "{", "}}": "}"}.get(piece, piece))
@@ -95,8 +94,8 @@ def _pieces(text: str, option: str) -> tuple[str | Field, ...]:
 def _field(name: str, option: str) -> Field:
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{option}: {{{name}}} is no field. Between braces stands the plain name of one, such"
+            f"{option}: {{{name}}} is not a field. Write the name of a field between braces, such"
             " as {title}, without spaces around it and without . [ ] ! : in it. Write {{ and }}"
-            " for braces that are meant."
+            " for literal braces."
         )
     return Field(name)

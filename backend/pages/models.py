@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 from flask import Blueprint, Response, current_app, make_response, render_template, request
@@ -11,6 +11,7 @@ from flask import Blueprint, Response, current_app, make_response, render_templa
 from textmill.backend.pages.markdown import card_page
 from textmill.backend.pages.template_filters import number_in_words
 from textmill.backend.services.services import Services
+from textmill.core.catalog.figures import ComparedFigure, compare_figures, duration_text
 
 Document = dict[str, Any]
 # The picture may come from a stranger: seen as a page of its own, it may run and fetch nothing.
@@ -21,7 +22,6 @@ CURVE_POLICY = (
 MAX_FILES_SHOWN = 8  # the model's card has them all
 METHODS = {"lora": "LoRA: low-rank matrices, merged at load", "full": "full: all its weights"}
 ROLES = {"training": "training", "validation": "held out", "both": "training and held out"}
-_MINUTE, _HOUR = 60, 3600
 
 
 def register(pages: Blueprint) -> None:
@@ -124,9 +124,9 @@ def _origin(finetuning: Document) -> Document:
         ),
         "training": (
             f"{training['num_steps']:,} steps, {number_in_words(training['num_tokens'])} tokens,"
-            f" {duration_in_words(training['seconds'])} on {training['hardware']}"
+            f" {duration_text(training['seconds'])} on {training['hardware']}"
         ),
-        "rows": compared(finetuning["metrics"]["before"], finetuning["metrics"]["after"]),
+        "figures": main_figures(**finetuning["metrics"]),
         "num_examples": finetuning["metrics"]["after"]["num_examples"],
     }
 
@@ -140,46 +140,6 @@ def _files_in_words(files: Sequence[Document]) -> list[str]:
     return [*words, f"{num_more:,} more"] if num_more else words
 
 
-def duration_in_words(seconds: float) -> str:
-    """How long a training took: ``40 s``, ``35 min``, ``3.2 h``."""
-    if seconds < 2 * _MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * _HOUR:
-        return f"{seconds / _MINUTE:.0f} min"
-    return f"{seconds / _HOUR:.1f} h"
-
-
-# Label, what is better, number, digits, unit.
-_SCORES: tuple[tuple[str, str, Callable[[Document], float], int, str], ...] = (
-    ("Bits per byte", "lower", lambda s: s["bits_per_byte"], 3, ""),
-    ("Perplexity", "lower", lambda s: s["perplexity"], 2, ""),
-)
-_TEXT_SCORES: tuple[tuple[str, str, Callable[[Document], float], int, str], ...] = (
-    ("ROUGE-L", "higher", lambda t: 100 * t["rouge"]["rouge_l"], 2, ""),
-    ("Memorised 8-grams", "lower", lambda t: 100 * t["memorised"], 2, "\xa0%"),
-)
-
-
-def compared(before: Document, after: Document) -> list[Document]:
-    """The base's figures, this model's, and how far they are apart."""
-    rows = [_row(score, before, after) for score in _SCORES]
-    if before["texts"] is not None and after["texts"] is not None:
-        rows += [_row(score, before["texts"], after["texts"]) for score in _TEXT_SCORES]
-        share = 100 * after["texts"]["reference_memorised"]
-        rows[-1]["note"] = f"held-out text itself: {share:.2f}\xa0%"
-    return rows
-
-
-def _row(
-    score: tuple[str, str, Callable[[Document], float], int, str], before: Document, after: Document
-) -> Document:
-    label, better, number, digits, unit = score
-    old, new = round(number(before), digits), round(number(after), digits)
-    change = f"{new - old:+,.{digits}f}".replace("-", "−")
-    return {
-        "label": label,
-        "note": f"{better} is better",
-        "before": f"{old:,.{digits}f}{unit}",
-        "after": f"{new:,.{digits}f}{unit}",
-        "change": "±0" if old == new else change,
-    }
+def main_figures(before: Document, after: Document) -> list[ComparedFigure]:
+    """The figures of a model card: the most important ones of the base and of this model."""
+    return [figure for figure in compare_figures(before, after) if figure.is_main]

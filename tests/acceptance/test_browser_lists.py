@@ -235,7 +235,7 @@ def test_a_fine_tuned_model_stands_beside_its_base_and_has_a_card(
         assert names.all_text_contents() == ["tiny-llama", "tiny-neo"]
         tuned = page.locator(".model-card", has_text="Fine-tuned from")
         expect(tuned).to_contain_text("26,000 examples learned, 990 held out")
-        expect(tuned.get_by_role("row", name="Bits per byte")).to_contain_text("−0.145")
+        expect(tuned.get_by_role("row", name="Bits per byte")).to_contain_text("−0.1443")
         curve = tuned.get_by_role("img")
         curve.scroll_into_view_if_needed()
         expect(curve).to_be_visible()

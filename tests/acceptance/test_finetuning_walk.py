@@ -1,4 +1,4 @@
-"""docs/finetuning.md word for word: from a CSV to texts of two models, on a running product."""
+"""The commands of docs/finetuning.md, run verbatim against a running product."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SNIPPET = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.DOTALL)
 
 
 @pytest.mark.timeout(300)
-def test_a_csv_becomes_a_model_on_the_page_by_the_documents_own_commands(
+def test_the_commands_of_the_document_make_a_served_model_from_a_csv(
     tmp_path: Path, own_redis: RedisServer
 ) -> None:
     home = tmp_path / "home"
     build_tiny_llama(home / "tiny", context_length=1024)
-    # What the document calls by this name, and small.
+    # A tiny model under the name that the document uses.
     (home / "models.toml").write_text(
         '[[models]]\nname = "smollm2-135m"\nsource = "./tiny"\n', encoding="utf-8"
     )
@@ -50,7 +50,7 @@ def test_a_csv_becomes_a_model_on_the_page_by_the_documents_own_commands(
         up.finish()
         up.process.stdout.close()
     assert "--- example" in output
-    assert re.search(r"^bits per byte .*\d", output, re.MULTILINE), output
+    assert re.search(r"^Bits per byte .*\d", output, re.MULTILINE), output
     assert re.search(r"^smollm2-135m ['\"]", output, re.MULTILINE), output
     assert re.search(r"^faq ['\"]", output, re.MULTILINE), output
     assert (tmp_path / "models" / "faq" / "loss.svg").is_file()

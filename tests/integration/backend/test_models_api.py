@@ -67,7 +67,8 @@ def test_the_page_has_a_base_and_its_descendant_in_one_frame(tuned: Site) -> Non
         "LoRA",
         "train.jsonl.gz (26,827 rows, training)",
         "26,000 examples learned, 990 held out",
-        '<td class="number">0.866</td><td class="number">0.721</td><td class="number">−0.145</td>',
+        '<td class="number">0.8656</td><td class="number">0.7213</td>',
+        '<td class="number">−0.1443</td>',
         'src="/models/other/loss.svg"',
         'href="/models/other/card"',
     ):

@@ -1,4 +1,4 @@
-"""``textmill finetune`` from data to a served text, on a tiny model, in processes of its own."""
+"""``textmill finetune`` from data to a served model, on a tiny base, as a subprocess."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ from textmill.engine.models.loading import load
 from textmill.engine.models.provenance import read_provenance
 
 PATIENCE_SECONDS = 240
-WORDS = ("red", "green", "blue", "black", "white")
+COLOURS = ("red", "green", "blue", "black", "white")
 
 
 def write_csv(path: Path, count: int, first: int = 0) -> Path:
-    """Rows that are easy to learn: the answer repeats the question's colour."""
+    """Write rows that are easy to learn: the answer repeats the colour of the question."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["question", "answer"])
         for number in range(first, first + count):
-            word = WORDS[number % len(WORDS)]
-            writer.writerow([f"What is {word} number {number}?", f"It is {word} {word} {word}."])
+            colour = COLOURS[number % len(COLOURS)]
+            writer.writerow(
+                [f"What is {colour} number {number}?", f"It is {colour} {colour} {colour}."]
+            )
     return path
 
 
@@ -61,7 +63,7 @@ def finetune(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @contextmanager
 def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, running; it has ended when the block has."""
+    """Run the command until the block ends."""
     process = subprocess.Popen(
         [sys.executable, "-m", "textmill.finetune", *arguments],
         cwd=Path(__file__).parents[3],
@@ -77,16 +79,16 @@ def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def await_file(home: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a file is there; the file system has no event that every platform would tell."""
+    """Wait until a file exists; there is no portable file system event to wait for."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not list(home.glob(pattern)):
-        assert process.poll() is None, "it ended before it could be killed"
+        assert process.poll() is None, "the process ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
 def options(tmp_path: Path, **changes: str) -> list[str]:
-    """Flags of a training that takes seconds."""
+    """Flags for a training that takes seconds."""
     given = {
         "base": str(tiny_model("llama")),
         "name": "colours",
@@ -108,7 +110,7 @@ def options(tmp_path: Path, **changes: str) -> list[str]:
 
 
 @contextmanager
-def writing(spec: ModelSpec, cache: Path) -> Iterator[Any]:
+def serving(spec: ModelSpec, cache: Path) -> Iterator[Any]:
     model = load(
         spec, cache_dir=cache, dtype="float32", num_slots=2, report=lambda _: None, kernel_dir=None
     )
@@ -123,7 +125,7 @@ def writing(spec: ModelSpec, cache: Path) -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def test_a_csv_becomes_an_adapter_that_is_better_and_is_served(tmp_path: Path) -> None:
+def test_a_csv_becomes_an_adapter_that_is_better_and_can_be_served(tmp_path: Path) -> None:
     done = finetune(tmp_path / "home", *options(tmp_path))
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
@@ -145,26 +147,24 @@ def test_a_csv_becomes_an_adapter_that_is_better_and_is_served(tmp_path: Path) -
     assert all(len(file["sha256"]) == 64 for file in figures["data"]["files"])
     assert f"{after:.4f}" in done.stdout
     ElementTree.fromstring((out / "loss.svg").read_text())
-    assert "bits per byte" in (out / "README.md").read_text()
-    said: list[str] = []
-    found = read_provenance([out], said.append)  # what is written is what the worker reads
-    assert said == []
+    assert "Bits per byte" in (out / "README.md").read_text()
+    problems: list[str] = []
+    found = read_provenance([out], problems.append)  # as the worker does
+    assert problems == []
     assert found.finetuning is not None
     assert found.finetuning.metrics.after.bits_per_byte == after
     assert found.curve_svg == (out / "loss.svg").read_text()
     assert found.card_markdown == (out / "README.md").read_text()
-    with writing(
+    with serving(
         ModelSpec("m", str(tiny_model("llama")), str(out), "float32", True, ""), tmp_path / "cache"
-    ) as write:
-        text = write("Question: What is blue number 3?\nAnswer:")
-    assert text.error is None
-    assert text.text.strip()
-    assert not (tmp_path / "home" / "finetune" / "colours").exists()
-    left = list((tmp_path / "home" / "finetune").glob("*"))
-    assert left == []
+    ) as generate:
+        result = generate("Question: What is blue number 3?\nAnswer:")
+    assert result.error is None
+    assert result.text.strip()
+    assert list((tmp_path / "home" / "finetune").iterdir()) == []
 
 
-def test_the_figures_of_a_folder_can_be_computed_again_and_another_folders_are_refused(
+def test_the_figures_of_a_folder_can_be_reproduced_and_wrong_figures_are_refused(
     tmp_path: Path,
 ) -> None:
     given = options(tmp_path, evaluation_texts="0", max_steps="8")
@@ -175,17 +175,17 @@ def test_the_figures_of_a_folder_can_be_computed_again_and_another_folders_are_r
         process.kill()
     again = finetune(tmp_path / "home", *given, "--evaluate", str(out))
     assert again.returncode == 0, again.stderr
-    assert "These are the figures" in again.stdout
+    assert "The figures agree" in again.stdout
     assert list((tmp_path / "home" / "finetune").iterdir()) == []
     figures = json.loads((out / "finetune.json").read_text())
     figures["metrics"]["after"]["bits_per_byte"] += 0.1
     (out / "finetune.json").write_text(json.dumps(figures))
     wrong = finetune(tmp_path / "home", *given, "--evaluate", str(out))
     assert wrong.returncode == 2
-    assert "were measured" in wrong.stderr
+    assert "was measured" in wrong.stderr
 
 
-def test_the_written_configuration_makes_the_same_weights_again(tmp_path: Path) -> None:
+def test_the_written_configuration_reproduces_the_weights(tmp_path: Path) -> None:
     given = options(tmp_path, evaluation_texts="0", max_steps="8")
     assert finetune(tmp_path / "home", *given).returncode == 0
     first = load_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -198,7 +198,7 @@ def test_the_written_configuration_makes_the_same_weights_again(tmp_path: Path) 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_training_resumes(tmp_path: Path) -> None:
     given = options(tmp_path, evaluation_texts="0", max_steps="40")
     whole = finetune(tmp_path / "other", *given)
     assert whole.returncode == 0, whole.stderr
@@ -211,15 +211,15 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
         process.send_signal(signal.SIGSTOP)
         second = finetune(home, *given)
         assert second.returncode == 1
-        assert "Another process runs this very fine-tuning" in second.stderr
+        assert "Another process is running the same fine-tuning" in second.stderr
         process.kill()
     [checkpoints] = home.glob("finetune/*/checkpoints")
-    (checkpoints / "checkpoint-39").mkdir()  # as a power cut leaves one
+    (checkpoints / "checkpoint-39").mkdir()  # torn, as after a power cut
     (checkpoints / "checkpoint-39" / "trainer_state.json").write_text('{"epoch": 1.')
 
     resumed = finetune(home, *given)
     assert resumed.returncode == 0, resumed.stderr
-    assert "Going on where an earlier training" in resumed.stderr
+    assert "Resuming an earlier training" in resumed.stderr
     figures = json.loads((tmp_path / "out" / "finetune.json").read_text())
     assert figures["training"]["num_steps"] == 40
     steps = [step for step, _ in figures["training"]["validation"]]
@@ -229,10 +229,10 @@ def test_a_killed_training_goes_on_where_it_was(tmp_path: Path) -> None:
         torch.testing.assert_close(found[name], weights, rtol=0.02, atol=1e-3)
 
 
-def test_all_weights_of_plain_text_can_be_trained_and_are_served_alone(tmp_path: Path) -> None:
+def test_all_weights_can_be_trained_on_plain_text_and_served(tmp_path: Path) -> None:
     base = build_tiny_llama(tmp_path / "base")
     text = "\n\n".join(
-        f"The {word} fox jumps over number {i}." for i in range(30) for word in WORDS
+        f"The {colour} fox jumps over number {i}." for i in range(30) for colour in COLOURS
     )
     (tmp_path / "book.txt").write_text(text, encoding="utf-8")
     home = tmp_path / "home"
@@ -248,11 +248,13 @@ def test_all_weights_of_plain_text_can_be_trained_and_are_served_alone(tmp_path:
     out = tmp_path / "fox"
     assert (out / "model.safetensors").is_file()
     assert not (out / "adapter_config.json").exists()
-    with writing(ModelSpec("m", str(out), None, "float32", True, ""), tmp_path / "cache") as write:
-        assert write("The red fox").error is None
+    with serving(
+        ModelSpec("m", str(out), None, "float32", True, ""), tmp_path / "cache"
+    ) as generate:
+        assert generate("The red fox").error is None
 
 
-def test_a_dry_run_shows_examples_and_costs_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_dry_run_shows_examples_and_an_estimate_and_writes_no_files(tmp_path: Path) -> None:
     done = finetune(tmp_path / "home", "--dry-run", *options(tmp_path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--- example") == 3
@@ -264,17 +266,17 @@ def test_a_dry_run_shows_examples_and_costs_and_leaves_nothing(tmp_path: Path) -
     assert not list((tmp_path / "home").glob("finetune/*"))
 
 
-def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
+def test_an_existing_output_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
     done = finetune(tmp_path / "home", *options(tmp_path))
     assert done.returncode == 2
-    assert "is there already" in done.stderr
+    assert "already exists" in done.stderr
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "status"),
+    ("changes", "message", "status"),
     [
         ({"train": "gone.csv"}, "gone.csv", 1),
         ({"base": "/no/such/model"}, "There is no model at", 2),
@@ -283,17 +285,17 @@ def test_what_is_there_already_is_not_written_over(tmp_path: Path) -> None:
         ({"targets": "nothing"}, "lora.targets", 2),
     ],
 )
-def test_what_cannot_be_used_is_refused_in_a_sentence(
-    changes: dict[str, str], words: str, status: int, tmp_path: Path
+def test_an_invalid_option_is_refused_with_one_sentence(
+    changes: dict[str, str], message: str, status: int, tmp_path: Path
 ) -> None:
     done = finetune(tmp_path / "home", *options(tmp_path, **changes))
     assert done.returncode == status, done.stderr
-    assert words in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_gzipped_line_that_is_broken_is_named(tmp_path: Path) -> None:
+def test_an_error_about_an_invalid_record_in_a_gzip_file_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "papers.jsonl.gz"
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.write('{"title": "A", "abstract": "B"}\n{"title": "C"}\n')

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.finetunings import finetune_document
-from textmill.backend.pages.models import MAX_FILES_SHOWN, compared, duration_in_words, groups_of
+from textmill.backend.pages.models import MAX_FILES_SHOWN, groups_of, main_figures
 from textmill.backend.pages.models import _origin as origin_of
 
 
@@ -50,23 +50,9 @@ def scores(**changes: Any) -> dict[str, Any]:
     return found
 
 
-def test_figures_are_compared_as_they_are_shown() -> None:
-    before = scores(bits_per_byte=0.8656, perplexity=1_234.5)
-    after = scores(bits_per_byte=0.7213, perplexity=1_234.504)
-    rows = {row["label"]: row for row in compared(before, after)}
-    assert rows["Bits per byte"] == {
-        "label": "Bits per byte", "note": "lower is better", "before": "0.866", "after": "0.721",
-        "change": "−0.145",
-    }  # fmt: skip
-    assert (rows["Perplexity"]["before"], rows["Perplexity"]["change"]) == ("1,234.50", "±0")
-    assert rows["ROUGE-L"]["after"] == "20.00"
-    assert rows["Memorised 8-grams"]["after"] == "2.10\xa0%"
-    assert rows["Memorised 8-grams"]["note"] == "held-out text itself: 1.70\xa0%"
-
-
-def test_a_model_that_wrote_no_texts_has_no_figures_of_texts() -> None:
-    rows = compared(scores(), scores(texts=None))
-    assert [row["label"] for row in rows] == ["Bits per byte", "Perplexity"]
+def test_the_page_shows_the_main_figures() -> None:
+    titles = [figure.title for figure in main_figures(scores(), scores())]
+    assert titles == ["Bits per byte", "Perplexity", "ROUGE-L", "Memorised 8-grams"]
 
 
 def test_an_origin_is_told_in_words() -> None:
@@ -88,11 +74,3 @@ def test_of_many_files_the_first_are_named() -> None:
     found = origin_of(finetune_document(data__files=[file] * 20) | {"base_model": None})
     assert len(found["files"]) == MAX_FILES_SHOWN + 1
     assert found["files"][-1] == "12 more"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "120 min"), (11_520, "3.2 h")],
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration_in_words(seconds) == words

@@ -1,4 +1,4 @@
-"""The model card: what it says, and that nothing in it can break out of its place."""
+"""The model card: its contents, and that no string in it can inject Markdown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import yaml
 
-from textmill.finetune.card import CardFacts, DataFacts, TrainingFacts, model_card
-from textmill.finetune.evaluation import Metrics, TextMetrics
-from textmill.finetune.preparation import DataFile
+from textmill.finetune.card import model_card
+from textmill.finetune.card_facts import CardFacts, DataFacts, TrainingFacts
+from textmill.finetune.data_files import DataFile
+from textmill.finetune.metrics import Metrics, TextMetrics
 from textmill.finetune.rouge import Rouge
 from textmill.finetune.scoring import Score
 
@@ -74,13 +74,13 @@ def front_matter(card: str) -> dict[str, Any]:
 
 
 def cells(card: str, first: str) -> list[str]:
-    """The other cells of the line whose first cell that is."""
+    """The other cells of the table row with the first cell ``first``."""
     lines = [line for line in card.splitlines() if line.startswith(f"| {first} |")]
     assert len(lines) == 1, lines
     return [cell.strip() for cell in re.split(r"(?<!\\)\|", lines[0])[2:-1]]
 
 
-def test_the_front_matter_is_what_the_hub_reads() -> None:
+def test_the_front_matter_contains_the_fields_that_the_hub_reads() -> None:
     assert front_matter(model_card(FACTS)) == {
         "library_name": "peft",
         "base_model": "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -90,20 +90,20 @@ def test_the_front_matter_is_what_the_hub_reads() -> None:
     }
 
 
-def test_an_unknown_license_is_left_out_and_said() -> None:
+def test_an_unknown_license_is_omitted_and_mentioned() -> None:
     card = model_card(replace(FACTS, license=None))
     assert "license" not in front_matter(card)
-    assert "license is not known" in card
+    assert "license is unknown" in card
 
 
-def test_all_weights_are_not_tagged_as_an_adapter() -> None:
+def test_a_full_fine_tuning_is_not_tagged_as_an_adapter() -> None:
     training = replace(FACTS.training, method="full")
     card = model_card(replace(FACTS, library="transformers", training=training))
     assert front_matter(card)["tags"] == ["textmill", "fine-tuned"]
     assert "all its weights" in card
 
 
-def test_the_sections_stand_in_order() -> None:
+def test_the_sections_are_in_order() -> None:
     headings = re.findall(r"^## (.*)$", model_card(FACTS), re.MULTILINE)
     assert headings == [
         "Intended use and limits",
@@ -115,20 +115,20 @@ def test_the_sections_stand_in_order() -> None:
     ]
 
 
-def test_the_data_are_named_with_their_checksums_and_what_was_dropped() -> None:
+def test_the_data_are_listed_with_checksums_and_the_numbers_of_dropped_examples() -> None:
     card = model_card(FACTS)
     assert cells(card, "train.jsonl.gz") == ["training", "26,827", f"`{'ab' * 32}`"]
     assert "12 dropped as duplicates" in card
     assert "34 dropped from training because they are also held out" in card
-    assert "56 cut at 512 tokens, 7,890 tokens in all" in card
+    assert "56 truncated to 512 tokens, 7,890 tokens cut in all" in card
 
 
-def test_a_data_set_of_the_hub_has_no_checksum() -> None:
+def test_a_hub_dataset_has_no_checksum() -> None:
     data = replace(FACTS.data, files=(DataFile("someone/set", "both", "", 10),))
     assert cells(model_card(replace(FACTS, data=data)), "someone/set")[2] == "kept on the Hub"
 
 
-def test_the_training_is_told_with_its_options_and_curve() -> None:
+def test_the_training_is_described_with_its_options_and_curve() -> None:
     card = model_card(FACTS)
     assert "1,500 steps over 6,000,000 tokens in 90 min on 2 CPU cores." in card
     assert "after step 1,450" in card
@@ -137,46 +137,38 @@ def test_the_training_is_told_with_its_options_and_curve() -> None:
     assert "![" not in model_card(replace(FACTS, curve=None))
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(5, "5 s"), (119, "119 s"), (600, "10 min"), (9_000, "2.5 h")]
-)
-def test_durations_are_in_the_unit_that_fits(seconds: float, words: str) -> None:
-    training = replace(FACTS.training, seconds=seconds)
-    assert f"tokens in {words} on" in model_card(replace(FACTS, training=training))
-
-
-def test_before_and_after_stand_side_by_side_with_the_change() -> None:
+def test_the_figures_before_and_after_are_side_by_side_with_the_change() -> None:
     card = model_card(FACTS)
-    assert cells(card, "perplexity a token (lower is better)") == ["20.09", "12.18", "−7.90"]
-    assert cells(card, "bits per byte (lower is better)") == ["0.8656", "0.7213", "−0.1443"]
-    assert cells(card, "ROUGE-1, F1") == ["25.00", "30.00", "+5.00"]
-    assert cells(card, "distinct-2") == ["50.0 %", "50.0 %", "+0.0 points"]
-    assert cells(card, "8-grams that stand in the training data")[:2] == ["2.10 %", "2.10 %"]
-    assert "1.70 % of the 8-grams stand in the training data" in card
+    assert cells(card, "Perplexity (lower is better)") == ["20.09", "12.18", "−7.91"]
+    assert cells(card, "Bits per byte (lower is better)") == ["0.8656", "0.7213", "−0.1443"]
+    assert cells(card, "ROUGE-1 (higher is better)") == ["25.00", "30.00", "+5.00"]
+    assert cells(card, "Distinct-2") == ["50.0\xa0%", "50.0\xa0%", "±0"]
+    assert cells(card, "Memorised 8-grams (held-out text itself: 1.70\xa0%)")[0] == "2.10\xa0%"
+    assert "share 1.70 % of their 8-grams with the training data" in card
 
 
-def test_without_texts_there_is_the_loss_alone() -> None:
+def test_without_completions_only_the_loss_is_shown() -> None:
     card = model_card(replace(FACTS, after=replace(FACTS.after, texts=None)))
-    assert "bits per byte" in card
+    assert "Bits per byte" in card
     assert "ROUGE" not in card
 
 
-def test_multi_xscience_is_set_beside_its_paper() -> None:
+def test_multi_xscience_is_compared_with_published_results() -> None:
     card = model_card(replace(FACTS, is_multi_xscience=True))
     assert cells(card, "Pointer-Generator") == ["34.11", "6.76", "30.63", "Lu et al., 2020"]
     assert cells(card, "arxiv-abstracts") == ["30.00", "5.00", "20.00", "this card"]
-    assert "100 held out from validation.jsonl.gz" in card
+    assert "100 examples held out from validation.jsonl.gz" in card
     assert "Pointer-Generator" not in model_card(FACTS)
 
 
-def test_it_says_how_to_serve_and_to_repeat() -> None:
+def test_it_explains_how_to_serve_and_reproduce_the_model() -> None:
     card = model_card(FACTS)
     assert "textmill register FOLDER" in card
     assert "--model arxiv-abstracts" in card
     assert "textmill finetune finetune.toml" in card
 
 
-def test_nothing_breaks_out_of_its_place() -> None:
+def test_no_string_can_inject_markdown_or_html() -> None:
     data = replace(FACTS.data, files=(DataFile(NASTY, "both", NASTY, 1),), format=NASTY)
     training = replace(FACTS.training, options=((NASTY, NASTY),), hardware=NASTY)
     nasty = replace(

@@ -1,4 +1,4 @@
-"""Checkpoints after a power cut: whole ones are used, torn and final ones are not."""
+"""Checkpoints after a power cut: complete ones are used, torn and final ones are not."""
 
 from __future__ import annotations
 
@@ -10,79 +10,88 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from textmill.finetune.checkpoints import (
-    MARK,
-    FiniteLosses,
+    MARKER_FILE,
+    CheckpointMarker,
+    FiniteLossCheck,
     Stopwatch,
-    WholeCheckpoints,
     usable_checkpoint,
 )
 from textmill.finetune.errors import TrainingError
 
 
 def checkpoint(
-    folder: Path, step: int, *, is_whole: bool = True, max_steps: int = 100, stops: bool = False
+    folder: Path,
+    step: int,
+    *,
+    is_complete: bool = True,
+    max_steps: int = 100,
+    is_stopped: bool = False,
 ) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     state = TrainerState(global_step=step, max_steps=max_steps)
     state.stateful_callbacks = {
-        "TrainerControl": {"args": {"should_training_stop": stops}, "attributes": {}}
+        "TrainerControl": {"args": {"should_training_stop": is_stopped}, "attributes": {}}
     }
     state.save_to_json(str(path / "trainer_state.json"))
-    if is_whole:
-        (path / MARK).touch()
+    if is_complete:
+        (path / MARKER_FILE).touch()
     return path
 
 
-def test_where_nothing_was_kept_training_begins_anew(tmp_path: Path) -> None:
+def test_without_checkpoints_training_starts_from_the_beginning(tmp_path: Path) -> None:
     assert usable_checkpoint(tmp_path / "missing") is None
 
 
-def test_the_newest_whole_checkpoint_is_used_by_number_not_by_name(tmp_path: Path) -> None:
+def test_the_newest_complete_checkpoint_is_chosen_by_number_not_by_name(tmp_path: Path) -> None:
     checkpoint(tmp_path, 9)
     newest = checkpoint(tmp_path, 10)
     assert usable_checkpoint(tmp_path) == newest
 
 
-def test_a_torn_checkpoint_is_passed_over_and_removed(tmp_path: Path) -> None:
+def test_a_torn_checkpoint_is_skipped_and_deleted(tmp_path: Path) -> None:
     whole = checkpoint(tmp_path, 50)
-    torn = checkpoint(tmp_path, 60, is_whole=False)
+    torn = checkpoint(tmp_path, 60, is_complete=False)
     (torn / "trainer_state.json").write_text('{"global_st')
-    (tmp_path / "checkpoint-70").mkdir()  # not even begun
+    (tmp_path / "checkpoint-70").mkdir()  # nothing was written yet
     assert usable_checkpoint(tmp_path) == whole
     assert os.listdir(tmp_path) == ["checkpoint-50"]
 
 
-@pytest.mark.parametrize(("max_steps", "stops"), [(60, False), (100, True)])
-def test_a_checkpoint_at_the_end_is_made_again(tmp_path: Path, max_steps: int, stops: bool) -> None:
+@pytest.mark.parametrize(("max_steps", "is_stopped"), [(60, False), (100, True)])
+def test_the_checkpoint_after_the_last_step_is_not_used(
+    tmp_path: Path, max_steps: int, is_stopped: bool
+) -> None:
     before = checkpoint(tmp_path, 50, max_steps=max_steps)
-    checkpoint(tmp_path, 60, max_steps=max_steps, stops=stops)
+    checkpoint(tmp_path, 60, max_steps=max_steps, is_stopped=is_stopped)
     assert usable_checkpoint(tmp_path) == before
 
 
-def test_a_checkpoint_is_marked_by_the_first_process(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path, 5, is_whole=False)
+def test_only_the_main_process_marks_a_checkpoint(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 5, is_complete=False)
     (path / "inner").mkdir()
     (path / "inner" / "weights").write_text("w")
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     state = TrainerState(global_step=5, is_world_process_zero=False)
-    WholeCheckpoints().on_save(arguments, state, TrainerControl())
-    assert not (path / MARK).exists()
+    CheckpointMarker().on_save(arguments, state, TrainerControl())
+    assert not (path / MARKER_FILE).exists()
     state.is_world_process_zero = True
-    WholeCheckpoints().on_save(arguments, state, TrainerControl())
-    assert (path / MARK).exists()
+    CheckpointMarker().on_save(arguments, state, TrainerControl())
+    assert (path / MARKER_FILE).exists()
 
 
 @pytest.mark.parametrize("logs", [{"loss": float("nan")}, {"eval_loss": float("inf")}])
-def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, logs: dict[str, float]) -> None:
+def test_a_loss_that_is_not_finite_stops_the_training(
+    tmp_path: Path, logs: dict[str, float]
+) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    watch = FiniteLosses()
+    watch = FiniteLossCheck()
     watch.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": 3.0})
     with pytest.raises(TrainingError, match=r"step 7; lower training\.learning_rate"):
         watch.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs=logs)
 
 
-def test_seconds_go_on_after_an_interruption() -> None:
+def test_the_stopwatch_continues_after_an_interruption() -> None:
     kept = json.loads(json.dumps(Stopwatch(5.0).state()))
     again = Stopwatch.from_state(kept)
     assert isinstance(again, Stopwatch)

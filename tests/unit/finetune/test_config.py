@@ -1,4 +1,4 @@
-"""Options from a file, from flags, and refused."""
+"""Options from a file and from flags, and errors about invalid ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from textmill.finetune.command import FLAGS
 from textmill.finetune.config import SECTIONS, FinetuneConfig, read_config
 from textmill.finetune.errors import ConfigError
 
-LEAST = {"": {"base": "gpt2", "name": "mine"}, "data": {"train": ["a.csv"]}}
+REQUIRED = {"": {"base": "gpt2", "name": "mine"}, "data": {"train": ["a.csv"]}}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -20,27 +20,27 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_three_options_are_enough() -> None:
-    config = read_config(None, LEAST)
+def test_three_options_are_required() -> None:
+    config = read_config(None, REQUIRED)
     assert (config.base, config.name, config.data.train) == ("gpt2", "mine", ("a.csv",))
     assert config.method == "lora"
     assert config.learning_rate == 1e-3
 
 
-def test_the_method_chooses_the_learning_rate_where_nobody_does() -> None:
-    full = read_config(None, {**LEAST, "": {**LEAST[""], "method": "full"}})
+def test_the_default_learning_rate_depends_on_the_method() -> None:
+    full = read_config(None, {**REQUIRED, "": {**REQUIRED[""], "method": "full"}})
     assert full.learning_rate == 5e-5
-    own = read_config(None, {**LEAST, "training": {"learning_rate": 0.01}})
+    own = read_config(None, {**REQUIRED, "training": {"learning_rate": 0.01}})
     assert own.learning_rate == 0.01
 
 
-def test_flags_take_the_place_of_a_files_options(tmp_path: Path) -> None:
+def test_flags_override_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, 'base = "gpt2"\nname = "a"\n[data]\ntrain = "x.csv"\n[lora]\nrank = 4\n')
     config = read_config(path, {"": {"name": "b"}, "lora": {"alpha": 8}})
     assert (config.name, config.lora.rank, config.lora.alpha) == ("b", 4, 8)
 
 
-def test_paths_of_a_file_are_relative_to_it_and_hub_names_stay(tmp_path: Path) -> None:
+def test_paths_in_a_file_are_relative_to_it_and_hub_names_are_kept(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("text\na\n")
     (tmp_path / "base").mkdir()
     text = (
@@ -55,11 +55,11 @@ def test_paths_of_a_file_are_relative_to_it_and_hub_names_stay(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"": {"name": "no spaces"}}, "name"),
         ({"": {"base": "a\nb"}}, "base"),
-        ({"": {"methods": "lora"}}, "methods is no option"),
+        ({"": {"methods": "lora"}}, "methods is not an option"),
         ({"": {"method": "qlora"}}, "method"),
         ({"": {"seed": -1}}, "seed"),
         ({"data": {"train": []}}, "data.train"),
@@ -67,38 +67,38 @@ def test_paths_of_a_file_are_relative_to_it_and_hub_names_stay(tmp_path: Path) -
         ({"data": {"validation_share": 0.9}}, "data.validation_share"),
         ({"data": {"format": "xml"}}, "data.format"),
         ({"lora": {"rank": 0}}, "lora.rank"),
-        ({"lora": {"ranks": 1}}, "lora.ranks is no option"),
+        ({"lora": {"ranks": 1}}, "lora.ranks is not an option"),
         ({"training": {"epochs": 0}}, "training.epochs"),
         ({"training": {"learning_rate": "inf"}}, "training.learning_rate"),
         ({"evaluation": {"strategy": "beam"}}, "evaluation.strategy"),
     ],
 )
-def test_a_bad_option_is_named(changes: dict[str, dict[str, Any]], words: str) -> None:
-    flags = {key: {**LEAST.get(key, {}), **changes.get(key, {})} for key in LEAST | changes}
-    with pytest.raises(ConfigError, match=words.replace(".", r"\.")):
+def test_an_invalid_option_is_named(changes: dict[str, dict[str, Any]], message: str) -> None:
+    flags = {key: {**REQUIRED.get(key, {}), **changes.get(key, {})} for key in REQUIRED | changes}
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
         read_config(None, flags)
 
 
-def test_all_bad_options_are_named_at_once() -> None:
+def test_all_invalid_options_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         read_config(None, {"lora": {"rank": 0}})
     assert all(name in str(caught.value) for name in ("base", "name", "data", "lora.rank"))
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("base = ", "not valid TOML"),
         ("lora = 3", "lora must be a table"),
         ("[data]\ntrain = 3", r"data\.train must be a path"),
     ],
 )
-def test_a_bad_file_is_named_with_its_fault(text: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_an_invalid_file_is_named_with_its_fault(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
         read_config(write(tmp_path, text), {})
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.toml: No such file"):
         read_config(tmp_path / "gone.toml", {})
 

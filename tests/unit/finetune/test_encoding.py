@@ -1,4 +1,4 @@
-"""Which tokens are learned, and what the loss then is, in a case that can be worked by hand."""
+"""Which tokens are learned, and the resulting loss in a case computed by hand."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from tests.tiny_models import tiny_model
 from textmill.finetune.config import read_config
 from textmill.finetune.encoding import IGNORED, Encoded, Encoder, pack
 from textmill.finetune.errors import ConfigError
-from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.examples import Example, Location, Part
 from textmill.finetune.training import make_trainer
 
-HERE = Place("here", 1)
+HERE = Location("here", 1)
 WORDS = {"<end>": 0, "one": 1, "two": 2, "three": 3}
 
 
@@ -30,7 +30,7 @@ def example(prompt: str, completion: str) -> Example:
 
 @pytest.fixture
 def word_tokenizer(tmp_path: Path) -> Path:
-    """A word is a token."""
+    """A tokenizer with one token for each word."""
     tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     path = tmp_path / "tokenizer.json"
@@ -45,7 +45,7 @@ def test_the_completion_and_the_end_are_learned_and_the_prompt_is_not(word_token
     assert found.num_learned == 2
 
 
-def test_plain_text_is_learned_but_for_the_token_that_nothing_precedes(
+def test_plain_text_is_learned_except_its_first_token(
     word_tokenizer: Path,
 ) -> None:
     text = Example((Part("one two three", True),), HERE)
@@ -54,51 +54,51 @@ def test_plain_text_is_learned_but_for_the_token_that_nothing_precedes(
     assert found.num_learned == 3
 
 
-def test_what_is_too_long_loses_its_end_and_says_how_much(word_tokenizer: Path) -> None:
+def test_a_long_example_is_truncated_and_the_cut_tokens_are_counted(word_tokenizer: Path) -> None:
     found = Encoder(word_tokenizer, 0, 3).encode(example("one two", " three one two"))
     assert (found.ids, found.num_cut) == ([1, 2, 3], 3)
     exactly = Encoder(word_tokenizer, 0, 4).encode(example("one two", " three"))
     assert exactly.num_cut == 0
 
 
-def test_a_prompt_that_fills_all_leaves_nothing_to_learn(word_tokenizer: Path) -> None:
+def test_a_prompt_of_maximum_length_leaves_nothing_to_learn(word_tokenizer: Path) -> None:
     assert Encoder(word_tokenizer, 0, 2).encode(example("one two", " three")).num_learned == 0
 
 
-def test_a_chat_learns_every_turn_of_the_assistant(word_tokenizer: Path) -> None:
+def test_every_message_of_the_assistant_is_learned(word_tokenizer: Path) -> None:
     parts = (Part("one", False), Part(" two", True), Part(" three", False), Part(" one", True))
     found = Encoder(word_tokenizer, 0, 16).encode(Example(parts, HERE))
     assert found.ids == [1, 2, 3, 1, 0]
     assert found.is_learned == [False, True, False, True, True]
 
 
-def test_the_prompts_tokens_are_those_that_the_server_will_see() -> None:
+def test_the_tokens_of_the_prompt_are_those_that_the_server_uses() -> None:
     path = tiny_model("llama") / "tokenizer.json"
     encoder, tokenizer = Encoder(path, 0, 64), Tokenizer.from_file(str(path))
-    # "Abs" and "tract" would be one token if the prompt ended within the word.
+    # "qui" and "ck" may be one token if they are not tokenized separately.
     for prompt, completion in (
         ("The qui", "ck fox"),
         ("Title: x\nAbstract:", " We show"),
         ("é", "é"),
     ):
-        found = encoder.parts(example(prompt, completion))
+        found = encoder.encode_parts(example(prompt, completion))
         served = tokenizer.encode(prompt).ids
         assert found[0][: len(served)] == served
         assert found[1] == [False] * len(served) + [True] * (len(found[0]) - len(served))
         assert tokenizer.decode(found[0]) == prompt + completion
 
 
-def test_a_tokenizer_that_marks_beginnings_marks_the_first_alone(tmp_path: Path) -> None:
+def test_a_tokenizer_that_marks_the_start_of_text_marks_only_the_first_part(tmp_path: Path) -> None:
     vocabulary = {"<end>": 0, "▁a": 1, "▁b": 2, "b": 3}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = Metaspace(prepend_scheme="first")
     tokenizer.save(str(tmp_path / "t.json"))
-    found = Encoder(tmp_path / "t.json", 0, 8).parts(example("a", " b"))
+    found = Encoder(tmp_path / "t.json", 0, 8).encode_parts(example("a", " b"))
     assert found == ([1, 2], [False, True])
 
 
-def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+def test_the_error_about_an_invalid_tokenizer_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps({"no": "tokenizer"}))
     with pytest.raises(ConfigError, match=r"t\.json cannot be read"):
         Encoder(tmp_path / "t.json", 0, 8)
@@ -116,9 +116,9 @@ def test_packing_keeps_every_token_in_order() -> None:
 
 
 def bigram_model() -> LlamaForCausalLM:
-    """No layers: what comes next hangs on the last token alone, by a table written here.
+    """A model without layers: a table gives the next token's probabilities by the last token.
 
-    P(three | two) is 1/2 and P(end | three) is 1/4; after one, everything is equally likely.
+    P(three | two) is 1/2 and P(end | three) is 1/4; after one, all tokens are equally likely.
     """
     table = torch.tensor(
         [
@@ -141,7 +141,7 @@ def bigram_model() -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.model.embed_tokens.weight.copy_(torch.eye(4))  # the norm makes 2 of the 1
+        model.model.embed_tokens.weight.copy_(torch.eye(4))  # the norm scales 1 to 2
         model.lm_head.weight.copy_(table.log().T / 2)
     return model
 
@@ -155,7 +155,7 @@ def trainer_of(model: Any, texts: list[Encoded], folder: Path, tokenizer_path: P
     return make_trainer(config, model, tokenizer, texts, texts, folder)
 
 
-def test_the_loss_is_that_of_the_completion_worked_by_hand(
+def test_the_loss_of_the_completion_equals_the_value_computed_by_hand(
     word_tokenizer: Path, tmp_path: Path
 ) -> None:
     encoder = Encoder(word_tokenizer, 0, 16)

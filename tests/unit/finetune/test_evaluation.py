@@ -1,4 +1,4 @@
-"""All measurements together, on models with known logits."""
+"""All measurements, on models with known logits."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import torch
 
 from tests.fakes import VOCABULARY_SIZE, LogitsOf, fake_model, spelling
 from textmill.finetune.config import EvaluationOptions
-from textmill.finetune.evaluation import OPENING_WORDS, PUBLISHED_MULTI_XSCIENCE, Metrics, evaluate
-from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.evaluation import OPENING_WORDS, evaluate
+from textmill.finetune.examples import Example, Location, Part
+from textmill.finetune.metrics import PUBLISHED_MULTI_XSCIENCE, Metrics
 
 PROMPT = "Say:"
 EIGHT = " one two three four five six seven eight"
 
 
-def asked(completion: str, prompt: str = PROMPT) -> Example:
-    return Example((Part(prompt, False), Part(completion, True)), Place("data.jsonl", 1))
+def answered(completion: str, prompt: str = PROMPT) -> Example:
+    return Example((Part(prompt, False), Part(completion, True)), Location("data.jsonl", 1))
 
 
 def plain(text: str) -> Example:
-    return Example((Part(text, True),), Place("data.txt", 1))
+    return Example((Part(text, True),), Location("data.txt", 1))
 
 
 def encode(example: Example) -> tuple[list[int], list[bool]]:
@@ -58,8 +59,8 @@ def even(ids: list[int]) -> torch.Tensor:
     return torch.zeros(VOCABULARY_SIZE)
 
 
-def test_a_model_that_writes_what_is_held_out_has_all_of_it_and_nothing_of_the_training() -> None:
-    found = measured(spelling(f"{EIGHT}\0", PROMPT), [asked(EIGHT)], ["something else"])
+def test_a_model_that_generates_the_held_out_text_has_perfect_rouge_and_no_memorisation() -> None:
+    found = measured(spelling(f"{EIGHT}\0", PROMPT), [answered(EIGHT)], ["something else"])
     assert found.texts is not None
     assert found.texts.rouge.rouge1 == found.texts.rouge.rouge2 == found.texts.rouge.rouge_l == 1
     assert found.texts.distinct1 == found.texts.distinct2 == found.texts.distinct3 == 1
@@ -67,8 +68,8 @@ def test_a_model_that_writes_what_is_held_out_has_all_of_it_and_nothing_of_the_t
     assert found.score.perplexity == pytest.approx(1, abs=1e-6)
 
 
-def test_memorised_texts_stand_out_from_the_held_out_ones() -> None:
-    held_out = [asked(" eight seven six five four three two one")]
+def test_memorised_completions_differ_from_held_out_texts_in_their_share() -> None:
+    held_out = [answered(" eight seven six five four three two one")]
     found = measured(spelling(f"{EIGHT}\0", PROMPT), held_out, [f"{PROMPT}{EIGHT}"])
     assert found.texts is not None
     assert (found.texts.memorised, found.texts.reference_memorised) == (1.0, 0.0)
@@ -76,34 +77,39 @@ def test_memorised_texts_stand_out_from_the_held_out_ones() -> None:
     assert found.texts.rouge.rouge2 == 0
 
 
-def test_scores_are_of_as_many_examples_and_texts_as_asked_for() -> None:
-    examples = [asked("ab"), asked("abcd"), asked("abcdef")]
+def test_the_options_limit_the_examples_and_completions() -> None:
+    examples = [answered("ab"), answered("abcd"), answered("abcdef")]
     found = measured(even, examples, examples=2, texts=1, max_new_tokens=5)
     assert (found.num_examples, found.score.num_tokens) == (2, 6)
     assert found.texts is not None
     assert (found.texts.num_texts, found.texts.num_skipped) == (1, 0)
 
 
-def test_no_texts_are_written_where_none_are_asked_for() -> None:
-    found = measured(even, [asked("ab")], iter(()), texts=0)
+def test_no_completions_are_generated_if_none_are_requested() -> None:
+    found = measured(even, [answered("ab")], iter(()), texts=0)
     assert found.texts is None
     assert found.as_json()["texts"] is None
 
 
-def test_prompts_that_leave_no_room_are_passed_over_and_counted() -> None:
-    examples = [asked("ab", "p" * 20), asked("ab", "p" * 15), asked("  "), asked("ab", "p" * 16)]
+def test_prompts_that_leave_no_room_are_skipped_and_counted() -> None:
+    examples = [
+        answered("ab", "p" * 20),
+        answered("ab", "p" * 15),
+        answered("  "),
+        answered("ab", "p" * 16),
+    ]
     found = measured(even, examples, context_length=20, texts=2, max_new_tokens=5)
     assert found.texts is not None
     assert (found.texts.num_texts, found.texts.num_skipped) == (1, 3)
 
 
-def test_where_no_prompt_can_be_continued_the_loss_is_still_there() -> None:
-    found = measured(even, [asked("ab", "p" * 20)], context_length=25, max_new_tokens=10)
+def test_the_loss_is_measured_even_if_no_prompt_leaves_room() -> None:
+    found = measured(even, [answered("ab", "p" * 20)], context_length=25, max_new_tokens=10)
     assert found.texts is None
     assert found.score.bits_per_byte == pytest.approx(7)
 
 
-def test_a_plain_text_is_continued_from_its_opening_and_compared_at_the_same_length() -> None:
+def test_the_opening_of_a_plain_text_is_its_prompt_and_the_reference_has_equal_length() -> None:
     opening = " ".join(["a"] * OPENING_WORDS)
     text = f"{opening} b c d e f"
     seen: list[str] = []
@@ -115,14 +121,14 @@ def test_a_plain_text_is_continued_from_its_opening_and_compared_at_the_same_len
     found = measured(logits_of, [plain(f"{text} {opening}")], max_new_tokens=4)
     assert opening in seen
     assert found.texts is not None
-    assert found.texts.rouge.rouge1 == 1  # with " b c" alone, and not with all that follows
+    assert found.texts.rouge.rouge1 == 1  # compared with " b c" only, not with the rest of the text
     short = measured(even, [plain("a b c d"), plain("word")], max_new_tokens=4)
     assert short.texts is not None
     assert (short.texts.num_texts, short.texts.num_skipped) == (1, 1)
 
 
-def test_metrics_go_into_a_report_as_json() -> None:
-    document = measured(even, [asked("ab")], max_new_tokens=5).as_json()
+def test_metrics_are_serialisable_as_json() -> None:
+    document = measured(even, [answered("ab")], max_new_tokens=5).as_json()
     assert json.loads(json.dumps(document)) == document
     assert document["num_examples"] == 1
     assert document["num_tokens"] == document["num_bytes"] == 2
@@ -141,7 +147,7 @@ def test_metrics_go_into_a_report_as_json() -> None:
     }
 
 
-def test_what_is_published_names_its_source() -> None:
+def test_every_published_result_names_its_source() -> None:
     for row in PUBLISHED_MULTI_XSCIENCE:
         assert row.source
         assert 100 > row.rouge1 > row.rouge_l > row.rouge2 > 1

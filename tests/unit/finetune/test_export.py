@@ -1,4 +1,4 @@
-"""The report that a fine-tuning writes is the one that a worker reads."""
+"""A worker reads the files that a fine-tuning writes; moving the output folder into place."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from textmill.engine.models.provenance import Provenance, read_provenance
 from textmill.finetune import export
 from textmill.finetune.base_model import BaseModel
 from textmill.finetune.config import DataOptions, FinetuneConfig
+from textmill.finetune.data_files import DataFile
 from textmill.finetune.errors import ConfigError
-from textmill.finetune.evaluation import Metrics, TextMetrics
-from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.examples import Example, Location, Part
 from textmill.finetune.export import check_output, move_into_place, write_report
-from textmill.finetune.holdout import HoldoutReport, Repeats
-from textmill.finetune.preparation import DataFile, Prepared, TokenCounts
+from textmill.finetune.holdout import Duplicates, HoldoutReport
+from textmill.finetune.metrics import Metrics, TextMetrics
+from textmill.finetune.preparation import PreparedData, TokenCounts
+from textmill.finetune.result import FinetuningResult
 from textmill.finetune.rouge import Rouge
 from textmill.finetune.scoring import Score
 from textmill.finetune.training import TrainingHistory
 
-EXAMPLE = Example((Part("A text.", True),), Place("train.csv", 1))
+EXAMPLE = Example((Part("A text.", True),), Location("train.csv", 1))
 COUNTS = TokenCounts(
     num_texts=3, num_tokens=30, num_learned=20, median_tokens=10, max_tokens=12, num_cut_texts=0,
     num_cut_tokens=0, num_unlearnable=0,
@@ -38,14 +40,14 @@ TEXTS = TextMetrics(
 
 def write(folder: Path, config: FinetuneConfig, texts: TextMetrics | None) -> None:
     base = BaseModel("/home/anna/models/mine", folder, "abc123", 512, 0)
-    data = Prepared(
-        train=(EXAMPLE,) * 2, validation=(EXAMPLE,), train_texts=(), validation_texts=(),
+    data = PreparedData(
+        train=(EXAMPLE,) * 2, validation=(EXAMPLE,), encoded_train=(), encoded_validation=(),
         is_packed=False,
         files=(
             DataFile("train.csv", "both", "ab" * 32, 40),
             DataFile("multi_x_science_sum", "validation", "", 10),
         ),
-        holdout=HoldoutReport(Repeats(2), Repeats(1), Repeats(4)),
+        holdout=HoldoutReport(Duplicates(2), Duplicates(1), Duplicates(4)),
         train_counts=COUNTS, validation_counts=COUNTS,
         format="question_answer", fingerprint="f",
     )  # fmt: skip
@@ -58,19 +60,20 @@ def write(folder: Path, config: FinetuneConfig, texts: TextMetrics | None) -> No
         "before": Metrics(7, Score(90.0, 30, 120), texts),
         "after": Metrics(7, Score(60.0, 30, 120), texts),
     }
-    write_report(folder, config, base, data, history, metrics, "2 CPU cores (x86_64, AVX2)")
+    hardware = "2 CPU cores (x86_64, AVX2)"
+    write_report(folder, FinetuningResult(config, base, data, history, metrics, hardware))
 
 
 def read(folder: Path) -> Provenance:
-    said: list[str] = []
-    found = read_provenance([folder], said.append)
-    assert said == []
+    problems: list[str] = []
+    found = read_provenance([folder], problems.append)
+    assert problems == []
     return found
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize("texts", [TEXTS, None])
-def test_what_is_written_is_read_whole(
+def test_a_worker_reads_every_field_that_is_written(
     tmp_path: Path, method: str, texts: TextMetrics | None
 ) -> None:
     config = FinetuneConfig.model_validate(
@@ -79,7 +82,7 @@ def test_what_is_written_is_read_whole(
     write(tmp_path, config, texts)
     card = read(tmp_path).card_markdown
     assert card is not None
-    assert "/home/anna" not in card  # it is shown to everybody
+    assert "/home/anna" not in card  # the card is public
     assert "Read as question" in card
     assert 'format = "question_answer"' in (tmp_path / "finetune.toml").read_text()
     found = read(tmp_path).finetuning
@@ -102,13 +105,13 @@ def test_what_is_written_is_read_whole(
     assert stored_finetuning(as_document(found)) == found
 
 
-def test_worker_and_fine_tuning_mean_the_same_files() -> None:
+def test_the_worker_reads_the_same_file_names() -> None:
     written = (export.FINETUNE_FILE, export.CURVE_FILE, export.CARD_FILE)
     read = (provenance.FINETUNE_FILE, provenance.CURVE_FILE, provenance.CARD_FILE)
     assert written == read
 
 
-def test_curve_and_card_are_shown_as_they_were_written(tmp_path: Path) -> None:
+def test_curve_and_card_are_read_unchanged(tmp_path: Path) -> None:
     hostile = 'a <script>alert(1)</script> & "b"'
     config = FinetuneConfig(
         base="mine", name="tuned", description=hostile, data=DataOptions(train=("train.csv",))
@@ -120,7 +123,7 @@ def test_curve_and_card_are_shown_as_they_were_written(tmp_path: Path) -> None:
     assert "![Loss over the steps](loss.svg)" in found.card_markdown
 
 
-def test_a_copy_to_another_disk_that_was_interrupted_is_made_again(
+def test_an_interrupted_copy_to_another_file_system_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work, folder = tmp_path / "state" / "weights", tmp_path / "models" / "faq"
@@ -142,17 +145,17 @@ def test_a_copy_to_another_disk_that_was_interrupted_is_made_again(
     assert os.listdir(folder.parent) == ["faq"]
 
 
-def test_what_came_to_lie_in_the_output_meanwhile_is_not_touched(tmp_path: Path) -> None:
+def test_an_output_folder_created_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     work, folder = tmp_path / "weights", tmp_path / "faq"
     for path in (work, folder):
         path.mkdir()
     (folder / "thesis.txt").touch()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         move_into_place(work, folder)
     assert work.is_dir()
 
 
-def test_an_output_that_cannot_be_made_is_refused_before_anything_is_trained(
+def test_an_output_folder_that_cannot_be_created_is_refused_before_training(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()

@@ -1,4 +1,4 @@
-"""Formats: every one read well, every one read badly, and what is detected."""
+"""Formats: valid and invalid files of each one, and their detection."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 
 from textmill.finetune.config import DataOptions
 from textmill.finetune.errors import ConfigError, DataError
-from textmill.finetune.examples import Part, Place
-from textmill.finetune.formats import detect, format_read, read_examples
+from textmill.finetune.examples import Location, Part
+from textmill.finetune.formats import describe_format, detect, read_examples
 
 
 def lines(*records: object) -> str:
@@ -20,7 +20,7 @@ def lines(*records: object) -> str:
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:
-    """A file, gzipped where its name says so."""
+    """Write a file, compressed if its name ends with ``.gz``."""
     path = folder / name
     raw = content.encode() if isinstance(content, str) else content
     path.write_bytes(gzip.compress(raw) if name.lower().endswith(".gz") else raw)
@@ -39,11 +39,11 @@ def read(path: str, **given: Any) -> list[list[tuple[str, bool]]]:
     ]
 
 
-def asked(prompt: str, completion: str) -> list[tuple[str, bool]]:
+def answered(prompt: str, completion: str) -> list[tuple[str, bool]]:
     return [(prompt, False), (completion, True)]
 
 
-def said(text: str) -> list[tuple[str, bool]]:
+def plain(text: str) -> list[tuple[str, bool]]:
     return [(text, True)]
 
 
@@ -72,7 +72,7 @@ PAPER_ROWS = PAPER | {
         {"cite_N": "@cite_1", "mid": "1", "abstract": "Oldest trees."},
     ]
 }
-PAPER_READ = asked(
+PAPER_READ = answered(
     "Abstract: We study trees.\n\n@cite_16: Older trees.\n@cite_1: Oldest trees.\n\nRelated work:",
     " As in @cite_1 and @cite_16.",
 )
@@ -92,33 +92,38 @@ CHAT_READ = [
     (" Bye.", True),
 ]
 ARXIV = {"arxiv_id": "1", "title": "On X", "abstract": "We.", "categories": ["cs.CL"]}
-ARXIV_READ = asked("Title: On X\nAbstract:", " We.")
+ARXIV_READ = answered("Title: On X\nAbstract:", " We.")
 FOX = "the fox, the dog"
 
 GOOD = [
-    ("plain", "a.txt", "One\n two\n\n \n\nThree\r\nfour", [said("One\n two"), said("Three\nfour")]),
-    ("plain", "a.txt.gz", "\ufeffOne\n", [said("One")]),
-    ("text", "a.jsonl", lines({"text": "A\n"}, {"text": "B", "n": 1}), [said("A\n"), said("B")]),
-    ("text", "a.ndjson", "\ufeff\n" + lines({"text": "A\u2028B"}) + "\n", [said("A\u2028B")]),
-    ("text", "A.JSONL.GZ", '{"text": "ä"}\r\n', [said("ä")]),
-    ("text", "a.csv", f'id,text\n1,"{FOX}"\n2,B\n', [said(FOX), said("B")]),
-    ("text", "a.csv", '\ufeff"text"\r\n"say ""A""\nB"\r\n\r\n', [said('say "A"\nB')]),
-    ("text", "a.tsv", f"text\tid\n{FOX}\t1\n", [said(FOX)]),
-    ("text", "a.json", '[{"text": "A"}, {"text": "B"}]', [said("A"), said("B")]),
-    ("text", "a.json", '\n [\n {"text": "A"}\n]', [said("A")]),
-    ("text", "a.json", lines({"text": "A"}, {"text": "B"}), [said("A"), said("B")]),
+    (
+        "plain",
+        "a.txt",
+        "One\n two\n\n \n\nThree\r\nfour",
+        [plain("One\n two"), plain("Three\nfour")],
+    ),
+    ("plain", "a.txt.gz", "\ufeffOne\n", [plain("One")]),
+    ("text", "a.jsonl", lines({"text": "A\n"}, {"text": "B", "n": 1}), [plain("A\n"), plain("B")]),
+    ("text", "a.ndjson", "\ufeff\n" + lines({"text": "A\u2028B"}) + "\n", [plain("A\u2028B")]),
+    ("text", "A.JSONL.GZ", '{"text": "ä"}\r\n', [plain("ä")]),
+    ("text", "a.csv", f'id,text\n1,"{FOX}"\n2,B\n', [plain(FOX), plain("B")]),
+    ("text", "a.csv", '\ufeff"text"\r\n"say ""A""\nB"\r\n\r\n', [plain('say "A"\nB')]),
+    ("text", "a.tsv", f"text\tid\n{FOX}\t1\n", [plain(FOX)]),
+    ("text", "a.json", '[{"text": "A"}, {"text": "B"}]', [plain("A"), plain("B")]),
+    ("text", "a.json", '\n [\n {"text": "A"}\n]', [plain("A")]),
+    ("text", "a.json", lines({"text": "A"}, {"text": "B"}), [plain("A"), plain("B")]),
     (
         "prompt_completion",
         "a.jsonl",
         lines({"prompt": "2 + 2 =", "completion": " 4"}, {"prompt": "a", "completion": "b"}),
-        [asked("2 + 2 =", " 4"), asked("a", "b")],
+        [answered("2 + 2 =", " 4"), answered("a", "b")],
     ),
-    ("prompt_completion", "a.csv.gz", "prompt, completion\nA,B\n", [asked("A", "B")]),
+    ("prompt_completion", "a.csv.gz", "prompt, completion\nA,B\n", [answered("A", "B")]),
     (
         "question_answer",
         "a.csv",
         "question,answer\nWho?,I\n",
-        [asked("Question: Who?\nAnswer:", " I")],
+        [answered("Question: Who?\nAnswer:", " I")],
     ),
     ("messages", "a.jsonl", lines(CHAT), [CHAT_READ]),
     ("messages", "a.json.gz", json.dumps([CHAT]), [CHAT_READ]),
@@ -131,7 +136,7 @@ GOOD = [
         "multi_xscience",
         "a.json",
         json.dumps([PAPER | {"ref_abstract": {"@cite_1": {"mid": "1", "abstract": " "}}}]),
-        [asked("Abstract: We study trees.\n\nRelated work:", " As in @cite_1 and @cite_16.")],
+        [answered("Abstract: We study trees.\n\nRelated work:", " As in @cite_1 and @cite_16.")],
     ),
 ]
 
@@ -146,19 +151,19 @@ def test_a_format_is_detected_and_read(
 
 
 BAD_FILES = [
-    ("a.txt", "", ": holds nothing to learn from."),
-    ("a.txt", " \n\n", ": holds nothing to learn from."),
-    ("a.jsonl", "\n", ": holds nothing to learn from."),
-    ("a.json", "", ": holds nothing to learn from."),
-    ("a.json", "[]", ": holds nothing to learn from."),
-    ("a.csv", "text\n", ": holds nothing to learn from."),
-    ("a.parquet", "PAR1", ": the extension tells no kind of file that is known. Known are .txt,"),
-    ("README", "A", ": the extension tells no kind of file that is known."),
-    ("a.txt", b"A\n\nB\xff", ", line 3: is not UTF-8: the byte 0xff at place 2 of the line."),
+    ("a.txt", "", ": contains no examples."),
+    ("a.txt", " \n\n", ": contains no examples."),
+    ("a.jsonl", "\n", ": contains no examples."),
+    ("a.json", "", ": contains no examples."),
+    ("a.json", "[]", ": contains no examples."),
+    ("a.csv", "text\n", ": contains no examples."),
+    ("a.parquet", "PAR1", ": the extension is unknown. Known extensions are .txt,"),
+    ("README", "A", ": the extension is unknown."),
+    ("a.txt", b"A\n\nB\xff", ", line 3: is not UTF-8: the byte 0xff at position 2 of the line."),
     (
         "a.jsonl",
         b'{"text": "A"}\n\xe9',
-        ", line 2: is not UTF-8: the byte 0xe9 at place 1 of the line.",
+        ", line 2: is not UTF-8: the byte 0xe9 at position 1 of the line.",
     ),
     ("a.jsonl", lines({"text": "A"}) + "{'text'}", ", line 2: is not valid JSON: Expecting prop"),
     ("a.jsonl", '\n{"text": "A" 1}', ", line 2: is not valid JSON: Expecting ',' delimiter (col"),
@@ -167,34 +172,38 @@ BAD_FILES = [
     ("a.jsonl", "[" * 100_000, ", line 1: cannot be read as JSON: "),
     ("a.jsonl", '{"text": ' + "1" * 5000 + "}", ", line 1: cannot be read as JSON: "),
     ("a.json", '[{"text": "A"},\n\n {]', ", line 3: is not valid JSON: Expecting property name "),
-    ("a.json", '{\n "text": "A"}', "A .json file holds a list of objects, or one object a line."),
+    (
+        "a.json",
+        '{\n "text": "A"}',
+        "A .json file contains a list of objects, or one object per line.",
+    ),
     ("a.json", '[{"text": "A"}, 7]', ", item 2: must be a JSON object with fields, but is a num"),
     (
         "a.csv",
         'text,id\n"A\nB",1\nC,D,2\n',
-        ", line 4: the row and the header differ: 3 cells, 2 names.",
+        ", line 4: the row has 3 cells, the header has 2 names.",
     ),
-    ("a.csv", "text,id\nA\n", ", line 2: the row and the header differ: 1 cells, 2 names."),
+    ("a.csv", "text,id\nA\n", ", line 2: the row has 1 cells, the header has 2 names."),
     ("a.csv", 'text\nA\n"B', ", line 3: is not a valid table: unexpected end of data."),
     ("a.csv", 'text\n"A"B\n', ", line 2: is not a valid table: "),
-    ("a.csv", "text,text\nA,B\n", ", line 1, field 'text': stands twice in the header."),
+    ("a.csv", "text,text\nA,B\n", ", line 1, field 'text': occurs twice in the header."),
     (
         "a.csv",
         ",frage\n0,Wer?\n",
-        ", line 2: its fields, (no name), frage, fit no format (text: text; prompt_completion:"
+        ", line 2: its fields, (no name), frage, match no format (text: text; prompt_completion:"
         " prompt, completion; ",
     ),
     (
         "a.jsonl",
         lines({"text": "A", "question": "Q", "answer": "A"}),
-        ", line 1: its fields, text, question, answer, fit several formats",
+        ", line 1: its fields, text, question, answer, match several formats",
     ),
-    ("a.jsonl", lines({"content": "A"}), "Choose one with --format, or name fields in templates:"),
+    ("a.jsonl", lines({"content": "A"}), "Choose a format with --format, or use templates"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BAD_FILES)
-def test_a_file_that_cannot_be_read_is_named_with_the_line(
+def test_an_error_about_an_invalid_file_names_it_and_the_line(
     tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     path = write(tmp_path, name, content)
@@ -214,13 +223,13 @@ BAD_FIELDS = [
     ("a.jsonl", lines({"text": "A"}) + "\n" + lines({"text": " "}), 3, "text", "is blank; fill"),
     ("a.jsonl", lines({"text": 7}), 1, "text", "must be text, but is a number."),
     ("a.json", json.dumps([{"text": "A"}, {"text": None}]), 2, "text", "must be text, but is null"),
-    ("a.csv", 'text,id\n"A\nB",1\n,2\n', 4, "text", "is blank; fill it, or take the line out."),
+    ("a.csv", 'text,id\n"A\nB",1\n,2\n', 4, "text", "is blank; fill it, or remove the line."),
     (
         "a.jsonl",
         lines({"prompt": "A", "completion": ""}),
         1,
         "completion",
-        "is blank; fill it, or take the line out.",
+        "is blank; fill it, or remove the line.",
     ),
     (
         "a.jsonl",
@@ -238,7 +247,7 @@ BAD_FIELDS = [
         "messages",
         "must be a list of messages, but is m",
     ),
-    ("a.jsonl", messages(), 2, "messages", "holds no message."),
+    ("a.jsonl", messages(), 2, "messages", "contains no message."),
     ("a.jsonl", messages("Hi"), 2, "messages[0]", "must be an object, but is text."),
     ("a.jsonl", messages({"content": "Hi"}), 2, "messages[0].role", "is missing."),
     ("a.jsonl", messages(USER, {"role": "assistant"}), 2, "messages[1].content", "is missing."),
@@ -275,7 +284,7 @@ BAD_FIELDS = [
         json.dumps([PAPER, PAPER | {"related_work": ""}]),
         2,
         "related_work",
-        "is blank; fill it, or take the item out.",
+        "is blank; fill it, or remove the item.",
     ),
     (
         "a.json",
@@ -310,7 +319,7 @@ BAD_FIELDS = [
         json.dumps([PAPER | {"ref_abstract": {"cite_N": ["1"], "abstract": []}}]),
         1,
         "ref_abstract.abstract",
-        "must be a list, as long as that of cite_N.",
+        "must be a list of the same length as cite_N.",
     ),
     (
         "a.json",
@@ -323,7 +332,7 @@ BAD_FIELDS = [
 
 
 @pytest.mark.parametrize(("name", "content", "line", "field", "message"), BAD_FIELDS)
-def test_a_field_that_cannot_be_used_is_named_with_its_file_and_line(
+def test_an_error_about_an_invalid_field_names_file_line_and_field(
     tmp_path: Path, name: str, content: str, line: int, field: str, message: str
 ) -> None:
     path = write(tmp_path, name, content)
@@ -337,10 +346,10 @@ def test_a_field_that_cannot_be_used_is_named_with_its_file_and_line(
 @pytest.mark.parametrize(
     "name", ["missing.jsonl", "missing.txt.gz", "./owner/missing", "../missing.md", "a/b/c"]
 )
-def test_a_file_that_is_missing_is_not_looked_for_on_the_hub(name: str) -> None:
+def test_a_missing_file_is_not_looked_up_on_the_hub(name: str) -> None:
     with pytest.raises(DataError) as caught:
         read(name)
-    assert str(caught.value) == f"{name}: there is no such file. Mend the path."
+    assert str(caught.value) == f"{name}: the file does not exist. Correct the path."
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "data"])
@@ -358,32 +367,34 @@ def test_a_folder_is_refused(tmp_path: Path, name: str) -> None:
         (gzip.compress(lines({"text": "A"}).encode())[:12] + b"\xff" * 20, None),
     ],
 )
-def test_a_gzip_file_that_is_broken_is_named(tmp_path: Path, raw: bytes, line: int | None) -> None:
+def test_an_error_about_a_corrupt_gzip_file_names_it(
+    tmp_path: Path, raw: bytes, line: int | None
+) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(raw)
-    with pytest.raises(DataError, match="the gzip file is broken or cut off: ") as caught:
+    with pytest.raises(DataError, match="the gzip file is corrupt or truncated: ") as caught:
         read(str(path))
     assert line is None or caught.value.line == line
 
 
-def test_a_cell_may_be_longer_than_csv_allows_by_itself(tmp_path: Path) -> None:
+def test_a_cell_may_be_longer_than_the_default_limit_of_csv(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "text\n" + "long " * 50_000 + "\n")
     assert len(read(path)[0][0][0]) == 250_000
 
 
-def test_places_are_the_lines_where_records_begin(tmp_path: Path) -> None:
+def test_the_location_of_a_record_is_its_first_line(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", 'text\n\n"A\nB"\nC\n')
     plain = write(tmp_path, "a.txt", "\nA\nB\n\n\nC\n")
     examples = read_examples([path, plain], options())
-    assert [example.place for example in examples] == [
-        Place(path, 3),
-        Place(path, 5),
-        Place(plain, 2),
-        Place(plain, 6),
+    assert [example.location for example in examples] == [
+        Location(path, 3),
+        Location(path, 5),
+        Location(plain, 2),
+        Location(plain, 6),
     ]
 
 
-def test_files_of_several_formats_are_read_in_order_up_to_the_limit(tmp_path: Path) -> None:
+def test_files_of_different_formats_are_read_in_order_up_to_the_limit(tmp_path: Path) -> None:
     first = write(tmp_path, "a.txt", "A\n\nB")
     second = write(tmp_path, "b.jsonl", lines(ARXIV, ARXIV))
     third = write(tmp_path, "c.jsonl", "broken")
@@ -393,59 +404,57 @@ def test_files_of_several_formats_are_read_in_order_up_to_the_limit(tmp_path: Pa
 
 def test_any_file_can_be_read_as_plain_text(tmp_path: Path) -> None:
     path = write(tmp_path, "notes.md", "# A\n\nB")
-    assert read(path, format="plain") == [said("# A"), said("B")]
+    assert read(path, format="plain") == [plain("# A"), plain("B")]
 
 
-def test_the_format_that_is_given_settles_what_fits_several(tmp_path: Path) -> None:
+def test_an_explicit_format_resolves_ambiguity(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", lines({"text": "A", "question": "Q", "answer": "A"}))
-    assert read(path, format="question_answer") == [asked("Question: Q\nAnswer:", " A")]
+    assert read(path, format="question_answer") == [answered("Question: Q\nAnswer:", " A")]
 
 
 class TestTemplates:
-    def test_they_name_any_column_whatever_the_format(self, tmp_path: Path) -> None:
+    def test_they_may_use_any_column(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.csv", "Frage,Antwort\nWer?,Ich\n")
         given = {"prompt": "F: {Frage}\nA:", "completion": " {Antwort}"}
-        assert read(path, **given) == [asked("F: Wer?\nA:", " Ich")]
+        assert read(path, **given) == [answered("F: Wer?\nA:", " Ich")]
 
-    def test_a_completion_alone_is_learned_as_a_whole(self, tmp_path: Path) -> None:
+    def test_without_a_prompt_the_whole_completion_is_learned(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.jsonl", lines(ARXIV))
-        assert read(path, completion="{title}\n{abstract}") == [said("On X\nWe.")]
+        assert read(path, completion="{title}\n{abstract}") == [plain("On X\nWe.")]
 
-    def test_a_prompt_alone_has_the_completion_of_the_format(self, tmp_path: Path) -> None:
+    def test_a_prompt_is_combined_with_the_completion_of_the_format(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.jsonl", lines(ARXIV))
-        assert read(path, prompt="{title}:") == [asked("On X:", " We.")]
-        assert read(path, prompt="") == [said(" We.")]
+        assert read(path, prompt="{title}:") == [answered("On X:", " We.")]
+        assert read(path, prompt="") == [plain(" We.")]
 
-    def test_they_may_show_the_references_of_a_paper(self, tmp_path: Path) -> None:
+    def test_they_may_use_the_references_of_a_paper(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.jsonl", lines(PAPER_COLUMNS))
         assert read(path, prompt="{references}", completion="{abstract}") == [
-            asked("@cite_16: Older trees.\n@cite_1: Oldest trees.\n\n", "We study trees.")
+            answered("@cite_16: Older trees.\n@cite_1: Oldest trees.\n\n", "We study trees.")
         ]
 
-    def test_they_go_over_the_paragraphs_of_plain_text(self, tmp_path: Path) -> None:
+    def test_they_are_applied_to_the_paragraphs_of_plain_text(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.txt", "A\n\nB")
-        assert read(path, completion="{text}\n") == [said("A\n"), said("B\n")]
+        assert read(path, completion="{text}\n") == [plain("A\n"), plain("B\n")]
 
-    def test_a_column_that_is_missing_is_named(self, tmp_path: Path) -> None:
+    def test_an_error_names_a_missing_column(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.csv", "Frage,Antwort\nWer?,Ich\n")
         with pytest.raises(DataError, match=r"line 2, field 'Anwort': is missing; the line has"):
             read(path, completion="{Anwort}")
 
-    def test_a_prompt_does_not_go_with_messages(self, tmp_path: Path) -> None:
+    def test_a_prompt_cannot_be_combined_with_messages(self, tmp_path: Path) -> None:
         path = write(tmp_path, "a.jsonl", lines(CHAT))
-        with pytest.raises(ConfigError, match=r"data\.prompt does not go with messages"):
+        with pytest.raises(ConfigError, match=r"data\.prompt cannot be combined with messages"):
             read(path, prompt="{messages}")
 
     @pytest.mark.parametrize("given", [{"completion": "{text"}, {"completion": ""}])
-    def test_a_completion_that_is_written_wrongly_is_refused(
-        self, tmp_path: Path, given: dict[str, str]
-    ) -> None:
+    def test_an_invalid_completion_is_refused(self, tmp_path: Path, given: dict[str, str]) -> None:
         path = write(tmp_path, "a.jsonl", lines({"text": "A"}))
         with pytest.raises(ConfigError, match=r"data\.completion"):
             read(path, **given)
 
 
-def test_an_example_of_a_chat_has_its_last_answer_as_completion(tmp_path: Path) -> None:
+def test_the_completion_of_a_chat_is_its_last_message(tmp_path: Path) -> None:
     (example,) = read_examples([write(tmp_path, "a.jsonl", lines(CHAT))], options())
     assert example.parts[-1] == Part(" Bye.", is_learned=True)
     assert example.completion == " Bye."
@@ -460,10 +469,10 @@ def test_an_example_of_a_chat_has_its_last_answer_as_completion(tmp_path: Path) 
         ({"completion": " {answer}"}, "template"),
     ],
 )
-def test_how_files_are_read_is_said_in_a_word(
+def test_the_format_of_the_files_is_described(
     tmp_path: Path, options: dict[str, str], expected: str
 ) -> None:
     (tmp_path / "a.jsonl").write_text('{"title": "A", "abstract": "B"}\n')
     (tmp_path / "b.csv").write_text("question,answer\nWho?,I.\n")
     given = {"train": (str(tmp_path / "a.jsonl"),), "validation": (str(tmp_path / "b.csv"),)}
-    assert format_read(DataOptions.model_validate(given | options)) == expected
+    assert describe_format(DataOptions.model_validate(given | options)) == expected

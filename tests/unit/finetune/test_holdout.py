@@ -1,4 +1,4 @@
-"""The holdout: repeats, overlaps and the share, each against what was counted by hand."""
+"""The holdout: duplicates, overlaps and the share, against counts made by hand."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import random
 import pytest
 
 from textmill.finetune.errors import DataError
-from textmill.finetune.examples import Example, Part, Place
-from textmill.finetune.holdout import Repeat, Repeats, hold_out
+from textmill.finetune.examples import Example, Location, Part
+from textmill.finetune.holdout import Duplicate, Duplicates, hold_out
 
 LONG = " because the abstract is as long as this one and even longer."
 
@@ -16,14 +16,16 @@ LONG = " because the abstract is as long as this one and even longer."
 def texts(*given: str, path: str = "data/train.csv") -> list[Example]:
     """Plain examples, the first at line 2, below a header."""
     return [
-        Example((Part(text, is_learned=True),), Place(path, line))
+        Example((Part(text, is_learned=True),), Location(path, line))
         for line, text in enumerate(given, 2)
     ]
 
 
 def answers(*given: tuple[str, str], path: str = "train.csv") -> list[Example]:
     return [
-        Example((Part(prompt, is_learned=False), Part(completion, is_learned=True)), Place(path, n))
+        Example(
+            (Part(prompt, is_learned=False), Part(completion, is_learned=True)), Location(path, n)
+        )
         for n, (prompt, completion) in enumerate(given, 2)
     ]
 
@@ -42,47 +44,47 @@ def read(examples: list[Example]) -> list[str]:
         ("a\u00a0b", "a b"),
     ],
 )
-def test_texts_that_differ_in_case_space_or_composition_alone_are_repeats(
+def test_texts_that_differ_only_in_case_space_or_composition_are_duplicates(
     first: str, second: str
 ) -> None:
     train, _, report = hold_out(
         texts(first, "other", second), texts("held", path="v.csv"), share=0.1, seed=0
     )
     assert read(train) == [first, "other"]
-    assert report.train_repeats == Repeats(
-        1, (Repeat(Place("data/train.csv", 4), Place("data/train.csv", 2)),)
+    assert report.train_duplicates == Duplicates(
+        1, (Duplicate(Location("data/train.csv", 4), Location("data/train.csv", 2)),)
     )
     assert report.sentences() == (
-        "1 example dropped from train as repeats: train.csv:4 repeats train.csv:2.",
+        "1 example dropped from train as duplicates: train.csv:4 duplicates train.csv:2.",
     )
 
 
-def test_the_same_text_repeats_however_it_is_cut_into_parts() -> None:
+def test_the_same_text_is_a_duplicate_however_it_is_split_into_parts() -> None:
     train, _, _ = hold_out(
         [*answers(("Q: a", " b")), *texts("Q: a b")], texts("held", path="v"), share=0.1, seed=0
     )
     assert len(train) == 1
 
 
-def test_a_report_counts_every_repeat_and_shows_three() -> None:
+def test_a_report_counts_every_duplicate_and_shows_three() -> None:
     _, _, report = hold_out(texts(*"aaaaab"), texts("held", path="v"), share=0.1, seed=0)
-    assert report.train_repeats.count == 4
-    assert [repeat.place.line for repeat in report.train_repeats.samples] == [3, 4, 5]
-    assert report.sentences()[0].endswith("train.csv:5 repeats train.csv:2, ….")
+    assert report.train_duplicates.count == 4
+    assert [one.location.line for one in report.train_duplicates.samples] == [3, 4, 5]
+    assert report.sentences()[0].endswith("train.csv:5 duplicates train.csv:2, ….")
 
 
-def test_train_gives_way_where_validation_has_the_same_text() -> None:
+def test_a_text_in_both_sets_is_dropped_from_train() -> None:
     train, validation, report = hold_out(
         texts("a", "b", "c"), texts("B", "d", path="v.csv"), share=0.1, seed=0
     )
     assert (read(train), read(validation)) == (["a", "c"], ["B", "d"])
     assert report.sentences() == (
-        "1 example dropped from train because validation has the same:"
-        " train.csv:3 repeats v.csv:2.",
+        "1 example dropped from train because they are also in validation:"
+        " train.csv:3 duplicates v.csv:2.",
     )
 
 
-def test_train_gives_way_where_validation_has_the_same_long_completion() -> None:
+def test_a_long_completion_in_both_sets_is_dropped_from_train() -> None:
     train, _, report = hold_out(
         answers(("Q1", LONG), ("Q2", " yes"), ("Q3", LONG[:50])),
         answers(("Q4", LONG.upper()), ("Q5", " yes"), ("Q6", LONG[:50]), path="v.csv"),
@@ -90,33 +92,35 @@ def test_train_gives_way_where_validation_has_the_same_long_completion() -> None
         seed=0,
     )
     assert [example.prompt for example in train] == ["Q2", "Q3"]
-    assert report.overlaps == Repeats(1, (Repeat(Place("train.csv", 2), Place("v.csv", 2)),))
+    assert report.overlaps == Duplicates(
+        1, (Duplicate(Location("train.csv", 2), Location("v.csv", 2)),)
+    )
 
 
-def test_repeats_within_validation_are_dropped_and_counted_apart() -> None:
+def test_duplicates_within_validation_are_dropped_and_counted_separately() -> None:
     _, validation, report = hold_out(
         texts("a"), texts("b", "b", "c", path="v.csv"), share=0.1, seed=0
     )
     assert read(validation) == ["b", "c"]
-    assert (report.train_repeats.count, report.validation_repeats.count) == (0, 1)
+    assert (report.train_duplicates.count, report.validation_duplicates.count) == (0, 1)
 
 
-def test_without_anything_dropped_there_is_nothing_to_say() -> None:
+def test_the_report_is_empty_if_nothing_was_dropped() -> None:
     _, _, report = hold_out(texts("a"), texts("b", path="v"), share=0.1, seed=0)
     assert report.sentences() == ()
 
 
-def test_a_share_is_held_out_after_repeats_are_gone_and_both_sides_keep_their_order() -> None:
+def test_a_share_is_held_out_after_duplicates_are_dropped_and_both_sets_keep_their_order() -> None:
     given = texts(*(str(number % 40) for number in range(80)))
     train, validation, report = hold_out(given, [], share=0.25, seed=7)
     assert (len(train), len(validation)) == (30, 10)
     assert {*read(train), *read(validation)} == {str(number) for number in range(40)}
     for side in (train, validation):
-        assert [e.place.line for e in side] == sorted(e.place.line for e in side)
-    assert (report.train_repeats.count, report.overlaps.count) == (40, 0)
+        assert [e.location.line for e in side] == sorted(e.location.line for e in side)
+    assert (report.train_duplicates.count, report.overlaps.count) == (40, 0)
 
 
-def test_the_same_data_and_seed_give_the_same_split_in_whatever_order() -> None:
+def test_the_same_data_and_seed_give_the_same_split_in_any_order() -> None:
     given = texts(*map(str, range(100)))
     shuffled = random.Random(1).sample(given, k=len(given))
     splits = [
@@ -127,13 +131,15 @@ def test_the_same_data_and_seed_give_the_same_split_in_whatever_order() -> None:
     assert splits[0] != splits[3]
 
 
-def test_this_split_stays_what_it_was() -> None:
+def test_the_split_of_a_seed_never_changes() -> None:
     _, validation, _ = hold_out(texts(*map(str, range(20))), [], share=0.2, seed=0)
     assert read(validation) == ["2", "4", "8", "15"]
 
 
 @pytest.mark.parametrize("num_alike", [2, 4, 50])
-def test_what_completes_alike_is_held_out_together_and_nothing_is_lost(num_alike: int) -> None:
+def test_examples_with_equal_completions_are_held_out_together_and_none_is_lost(
+    num_alike: int,
+) -> None:
     given = answers(*((f"Q{number}", LONG + str(number // num_alike)) for number in range(1000)))
     train, validation, report = hold_out(given, [], share=0.05, seed=0)
     assert not {e.completion for e in train} & {e.completion for e in validation}
@@ -142,19 +148,19 @@ def test_what_completes_alike_is_held_out_together_and_nothing_is_lost(num_alike
     assert report.overlaps.count == 0
 
 
-def test_a_group_larger_than_the_share_is_held_out_where_all_are() -> None:
+def test_if_all_groups_are_larger_than_the_share_the_smallest_is_held_out() -> None:
     given = answers(*((f"Q{number}", LONG + str(number > 30)) for number in range(100)))
     train, validation, _ = hold_out(given, [], share=0.05, seed=0)
     assert (len(train), len(validation)) == (69, 31)
 
 
-def test_one_answer_to_everything_cannot_be_shared_out() -> None:
+def test_data_with_a_single_completion_cannot_be_split() -> None:
     given = answers(*((f"Q{number}", LONG) for number in range(9)))
     with pytest.raises(DataError, match="all examples have the same completion"):
         hold_out(given, [], share=0.1, seed=0)
 
 
-def test_an_answer_that_many_prompts_share_is_no_copy_of_validations() -> None:
+def test_a_completion_that_many_prompts_share_is_not_an_overlap() -> None:
     given = answers(*((f"Q{number}", LONG + str(number // 4)) for number in range(8)))
     held = answers(("Q", LONG + "0"), path="v.csv")
     train, _, report = hold_out(given, held, share=0.1, seed=0)
@@ -167,11 +173,11 @@ def test_a_share_has_at_least_one_example(count: int, held: int) -> None:
     assert (len(train), len(validation)) == (count - held, held)
 
 
-def test_a_single_text_cannot_be_shared_out() -> None:
-    with pytest.raises(DataError, match=r"train\.csv: holds a single text, of which no share"):
+def test_a_single_text_cannot_be_split() -> None:
+    with pytest.raises(DataError, match=r"train\.csv: contains only one text, so no share"):
         hold_out(texts("a", "A"), [], share=0.1, seed=0)
 
 
-def test_train_that_is_all_in_validation_is_refused() -> None:
-    with pytest.raises(DataError, match=r"train\.csv: every example stands in validation too"):
+def test_a_train_set_that_is_entirely_in_validation_is_refused() -> None:
+    with pytest.raises(DataError, match=r"train\.csv: every example is also in validation"):
         hold_out(texts("a", "b"), texts("b", "a", path="v"), share=0.1, seed=0)

@@ -1,4 +1,4 @@
-"""Datasets of the Hub: what counts as a name, and a dataset's rows from a folder in its place."""
+"""Hub datasets: which names are Hub ids, and reading rows, from a folder instead of the Hub."""
 
 from __future__ import annotations
 
@@ -47,13 +47,11 @@ def _offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("", False),
     ],
 )
-def test_a_name_of_the_hub_is_told_from_a_path(name: str, is_name: bool) -> None:
+def test_hub_ids_are_distinguished_from_paths(name: str, is_name: bool) -> None:
     assert is_hub_name(name) == is_name
 
 
-def test_what_lies_here_is_no_name_of_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_existing_path_is_not_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "squad").mkdir()
     assert not is_hub_name("squad")
@@ -61,7 +59,7 @@ def test_what_lies_here_is_no_name_of_the_hub(
 
 @pytest.fixture
 def papers(tmp_path: Path) -> Path:
-    """A dataset in a folder, which ``datasets`` loads as it does one of the Hub."""
+    """A dataset in a folder, which ``datasets`` loads like one from the Hub."""
     folder = tmp_path / "multi_x_science_sum"
     folder.mkdir()
     for split, count in (("train", 2), ("validation", 1)):
@@ -70,9 +68,9 @@ def papers(tmp_path: Path) -> Path:
     return folder
 
 
-def test_rows_come_from_the_split_with_their_numbers(papers: Path) -> None:
+def test_rows_of_a_split_are_numbered(papers: Path) -> None:
     records = list(read_hub_records(str(papers), "train"))
-    assert [(r.place.path, r.place.line, r.unit) for r in records] == [
+    assert [(r.location.path, r.location.line, r.unit) for r in records] == [
         (f"{papers}:train", 1, "row"),
         (f"{papers}:train", 2, "row"),
     ]
@@ -81,7 +79,7 @@ def test_rows_come_from_the_split_with_their_numbers(papers: Path) -> None:
 
 @pytest.fixture
 def hub(papers: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The folder stands for every name of the Hub; what was asked for is kept."""
+    """Every Hub id loads the folder; the arguments are recorded in ``asked``."""
     asked: list[tuple[str, dict[str, Any]]] = []
     fetch = datasets.load_dataset
 
@@ -107,36 +105,38 @@ def read(name: str, split: str) -> list[Example]:
         ("owner/name:validation", "train", ("owner/name", "validation"), 1),
     ],
 )
-def test_multi_xscience_is_read_by_its_name(
+def test_multi_xscience_is_read_by_its_hub_id(
     hub: SimpleNamespace, name: str, split: str, asked: tuple[str, str], count: int
 ) -> None:
     examples = read(name, split)
     assert hub.asked == [(asked[0], {"split": asked[1]})]
     assert [[(p.text, p.is_learned) for p in e.parts] for e in examples] == [PAPER_READ] * count
-    assert examples[0].place.path == ":".join(asked)
+    assert examples[0].location.path == ":".join(asked)
     assert detect(name, split=split) == "multi_xscience"
 
 
-def test_a_dataset_that_came_as_a_script_is_read_from_its_converted_rows(
+def test_a_dataset_published_as_a_script_is_read_from_its_converted_rows(
     hub: SimpleNamespace,
 ) -> None:
     assert len(read("old/script", "train")) == 2
     assert [how.get("revision") for _, how in hub.asked] == [None, "refs/convert/parquet"]
 
 
-def test_a_split_that_is_not_there_is_named(hub: SimpleNamespace) -> None:
+def test_an_error_names_an_unknown_split(hub: SimpleNamespace) -> None:
     with pytest.raises(DataError, match=r'owner/name:dev: .*Unknown split "dev"'):
         read("owner/name:dev", "train")
 
 
-def test_a_hub_that_cannot_be_reached_is_named_with_what_to_check() -> None:
+def test_an_error_about_an_unreachable_hub_says_what_to_check() -> None:
     with pytest.raises(DataError) as caught:
         read("owner/name", "train")
-    assert str(caught.value).startswith("owner/name:train: is no file here, and loading it from")
+    assert str(caught.value).startswith(
+        "owner/name:train: is not a local file, and loading it from"
+    )
     assert str(caught.value).endswith("Check the path, or the name, the split and the network.")
 
 
-def test_rows_that_changed_under_the_same_name_are_another_training(
+def test_changed_rows_of_the_same_dataset_change_the_fingerprint(
     papers: Path, hub: SimpleNamespace
 ) -> None:
     base = BaseModel("base", tiny_model("llama"), "revision", 256, 0)

@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte, against numbers by hand and against transformers."""
+"""Loss, perplexity and bits per byte, against hand-computed values and transformers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tests.tiny_models import tiny_model
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.models.loading import LoadedModel, load
 from textmill.finetune.errors import ConfigError, TrainingError
-from textmill.finetune.examples import Example, Part, Place
+from textmill.finetune.examples import Example, Location, Part
 from textmill.finetune.scoring import CHUNK_ROWS, Encode, Score, score
 
 
 def example(*parts: str | tuple[str, bool]) -> Example:
-    """A part alone is learned; ``(text, False)`` is not."""
+    """A string is a learned part; ``(text, False)`` is a part that is not learned."""
     made = [Part(part, True) if isinstance(part, str) else Part(*part) for part in parts]
-    return Example(tuple(made), Place("data.jsonl", 1))
+    return Example(tuple(made), Location("data.jsonl", 1))
 
 
 def encoder(model: LoadedModel) -> Encode:
@@ -43,7 +43,7 @@ def scored(model: LoadedModel, *examples: Example, max_tokens: int = 1000) -> Sc
 
 
 def half_on(character: str) -> Any:
-    """Logits that give one character one half, and the others the rest in equal shares."""
+    """Logits with probability 1/2 for one character, and equal shares for the others."""
     logits = torch.zeros(VOCABULARY_SIZE)
     logits[ord(character)] = math.log(VOCABULARY_SIZE - 1)
     return lambda ids: logits
@@ -52,7 +52,7 @@ def half_on(character: str) -> Any:
 EVEN = fake_model(lambda ids: torch.zeros(VOCABULARY_SIZE))[0]
 
 
-def test_a_model_that_knows_nothing_needs_seven_bits_for_each_of_128_characters() -> None:
+def test_a_uniform_model_needs_seven_bits_for_each_of_128_characters() -> None:
     found = scored(EVEN, example(("ab", False), "cde"))
     assert (found.num_tokens, found.num_bytes) == (3, 3)
     assert found.loss_nats == pytest.approx(3 * math.log(128))
@@ -61,7 +61,7 @@ def test_a_model_that_knows_nothing_needs_seven_bits_for_each_of_128_characters(
     assert found.bits_per_byte == pytest.approx(7)
 
 
-def test_only_learned_parts_count_and_each_by_the_logits_before_it() -> None:
+def test_only_learned_parts_count_and_each_token_is_predicted_from_those_before_it() -> None:
     model, _ = fake_model(half_on("x"))
     found = scored(model, example(("xx", False), "xy", ("xxx", False), "x"))
     assert (found.num_tokens, found.num_bytes) == (3, 3)
@@ -73,7 +73,7 @@ def test_the_first_token_of_a_text_without_prompt_is_not_counted() -> None:
     assert scored(EVEN, example(("p", False), "abc")).num_tokens == 3
 
 
-def test_what_comes_after_the_bound_is_neither_computed_nor_counted() -> None:
+def test_tokens_after_the_limit_are_neither_computed_nor_counted() -> None:
     seen: list[int] = []
 
     def logits_of(ids: list[int]) -> Any:
@@ -87,7 +87,7 @@ def test_what_comes_after_the_bound_is_neither_computed_nor_counted() -> None:
     assert max(seen) == 6  # the model's context
 
 
-def test_examples_add_up_and_one_without_learned_tokens_is_passed_over() -> None:
+def test_examples_add_up_and_one_without_learned_tokens_is_skipped() -> None:
     one, other = example(("a", False), "bc"), example(("ab", False), "c")
     prompt_alone = example(("abcdefgh", False), "i")
     found = scored(EVEN, one, prompt_alone, other, max_tokens=5)
@@ -95,32 +95,32 @@ def test_examples_add_up_and_one_without_learned_tokens_is_passed_over() -> None
     assert found.perplexity == pytest.approx(128)
 
 
-def test_a_text_longer_than_a_chunk_loses_nothing() -> None:
+def test_a_text_longer_than_a_chunk_is_counted_in_full() -> None:
     text = "x" * (2 * CHUNK_ROWS + 3)
     model, _ = fake_model(half_on("x"))
     found = scored(model, example(("p", False), text))
     assert found.loss_nats == pytest.approx(len(text) * math.log(2))
 
 
-def test_nothing_to_count_says_what_to_change() -> None:
-    with pytest.raises(ConfigError, match=r"within 4 tokens; raise data\.max_tokens"):
+def test_an_error_without_countable_tokens_says_which_option_to_change() -> None:
+    with pytest.raises(ConfigError, match=r"within the first 4 tokens; raise data\.max_tokens"):
         scored(EVEN, example(("abcd", False), "e"), max_tokens=4)
 
 
-def test_numbers_that_are_not_finite_name_the_place() -> None:
+def test_an_error_about_logits_that_are_not_finite_names_the_location() -> None:
     model, _ = fake_model(lambda ids: torch.full((VOCABULARY_SIZE,), math.nan))
     with pytest.raises(TrainingError, match=r"data\.jsonl, line 1.*lower learning rate"):
         scored(model, example(("a", False), "b"))
 
 
-def test_the_slot_is_given_back() -> None:
+def test_the_slot_is_released() -> None:
     model, runner = fake_model(lambda ids: torch.zeros(VOCABULARY_SIZE))
     scored(model, example("abc"))
     assert runner.released == [0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neo", "opt"])
-def test_the_loss_is_that_of_transformers(family: str, tmp_path: Path) -> None:
+def test_the_loss_equals_that_of_transformers(family: str, tmp_path: Path) -> None:
     folder = tiny_model(family)
     model = load(
         ModelSpec("tiny", str(folder), None, "float32", True, ""),
