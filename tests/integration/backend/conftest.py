@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from tests.conftest import _execute, _with_database
 from tests.servers import RedisServer
 from textmill.backend.app import create_app
-from textmill.backend.services.services import Services
+from textmill.backend.services.container import Services
 from textmill.core.catalog.served_models import ServedModel, store_served_model
 from textmill.core.database.connections import reading
 from textmill.core.database.tables import Job, Run

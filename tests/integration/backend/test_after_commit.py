@@ -107,7 +107,7 @@ def test_an_estimate_that_hangs_is_not_waited_for(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging = threading.Event()
-    monkeypatch.setattr(site.services, "places", lambda jobs: hanging.wait(60))
+    monkeypatch.setattr(site.services.positions, "read", lambda jobs: hanging.wait(60))
     made = timed(lambda: site.client.post(JOBS, json={"prompt": "a"}), 202)
     assert made.get_json()["queue"] == UNKNOWN
     for _ in range(20):  # the next ones do not even ask
@@ -121,7 +121,7 @@ def test_tickets_that_cannot_be_published_leave_the_answer_alone(
     def fail(model: str) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(site.services._tickets, "publish", fail)
+    monkeypatch.setattr(site.services.tickets, "publish", fail)
     timed(lambda: site.client.post(JOBS, json={"prompt": "a"}), 202)
     timed(lambda: site.client.post(RUNS, json=RUN), 202)
 

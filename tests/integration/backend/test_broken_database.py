@@ -109,7 +109,7 @@ def test_a_schema_that_was_not_migrated_is_503_everywhere_and_says_what_to_run(
 ) -> None:
     engine = broken.services.store.engine
     is_sqlite = engine.dialect.name == "sqlite"
-    broken.services._cards_until = 0.0
+    broken.services.models._served_until = 0.0
     with engine.connect() as connection:
         for table in ("job_traces", "jobs", "runs", "workers", "model_cards", "job_events"):
             cascade = "" if is_sqlite else " CASCADE"

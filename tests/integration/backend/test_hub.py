@@ -14,11 +14,11 @@ from tests.integration.backend.test_events_api import rebuild
 from tests.servers import RedisServer
 from textmill.backend.server.threads import Threads
 from textmill.backend.streams import hub as hub_module
-from textmill.backend.streams import watchers as watchers_module
+from textmill.backend.streams import subscribers as subscribers_module
 from textmill.backend.streams.hub import Hub
-from textmill.backend.streams.job_follower import Place
-from textmill.backend.streams.sse import Wait, WaitOrder, Watch, WatchOrder
-from textmill.backend.streams.watchers import View, Watcher
+from textmill.backend.streams.positions import StreamPosition
+from textmill.backend.streams.sse import EventStream, JobWait, StreamSpec, WaitSpec
+from textmill.backend.streams.subscribers import JobSnapshot, Subscriber
 from textmill.core.events import StreamEntry, done, make_redis, started
 from textmill.core.jobs.records import JobRecord
 
@@ -36,7 +36,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_hub(site: Site, work: Callable[[Hub], Awaitable[T]]) -> T:
     async def run() -> T:
         threads = Threads("hub", 2)
-        hub = Hub(site.services, site.services.reader(), threads)
+        services = site.services
+        hub = Hub(services.history, services.positions, services.event_reader(), threads)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 return await work(hub)
@@ -49,14 +50,15 @@ def with_hub(site: Site, work: Callable[[Hub], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def order_of(site: Site, job_id: str, place: Place | None = None) -> WatchOrder:
+def spec_of(site: Site, job_id: str, place: StreamPosition | None = None) -> StreamSpec:
     read_at = time.monotonic()
-    job = site.services.job(job_id)
-    return WatchOrder((job,), (place or Place(),), site.services.places([job]), False, read_at)
+    job = site.services.jobs.record(job_id)
+    position = place or StreamPosition()
+    return StreamSpec((job,), (position,), site.services.positions.read([job]), False, read_at)
 
 
-async def events_of(watch: Watch, is_enough: Callable[[list[Any]], bool]) -> list[Any]:
-    said, texts = "", watch.texts()
+async def events_of(watch: EventStream, is_enough: Callable[[list[Any]], bool]) -> list[Any]:
+    said, texts = "", watch.chunks()
     async for text in texts:
         said += text
         if is_enough(parse_events(said)):
@@ -85,15 +87,15 @@ def test_a_job_that_does_not_change_is_told_once_whoever_joins(site: Site) -> No
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> list[Any]:
-        order = order_of(site, job_id)
-        Wait(hub, WaitOrder(site.services.job(job_id), 30))  # it has read the row later
-        watch = Watch(hub, order)
+        order = spec_of(site, job_id)
+        JobWait(hub, WaitSpec(site.services.jobs.record(job_id), 30))  # it has read the row later
+        watch = EventStream(hub, order)
         telling = asyncio.create_task(events_of(watch, never))
         for _ in range(3):
-            Wait(hub, WaitOrder(site.services.job(job_id), 30))
-            Watch(hub, order_of(site, job_id))
+            JobWait(hub, WaitSpec(site.services.jobs.record(job_id), 30))
+            EventStream(hub, spec_of(site, job_id))
             await asyncio.sleep(0.15)  # several looks at the row
-        watch.leave()
+        watch.close()
         return await telling
 
     assert [name for _, name, _ in with_hub(site, work)] == ["status"]
@@ -111,7 +113,7 @@ def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
     site.services.history.briefs = noting  # type: ignore[method-assign]
 
     async def work(hub: Hub) -> list[list[Any]]:
-        watches = [Watch(hub, order_of(site, job_id)) for _ in range(30)]
+        watches = [EventStream(hub, spec_of(site, job_id)) for _ in range(30)]
         telling = [asyncio.create_task(events_of(w, never)) for w in watches]
         held = site.claim()
         site.services.bus.publish([started(held.id, 1), token(held, 2, " b")])
@@ -135,11 +137,11 @@ def test_a_late_watcher_of_a_running_job_gets_what_the_row_does_not_have_yet(
 
     async def work(hub: Hub) -> tuple[list[Any], list[Any]]:
         first = asyncio.create_task(
-            events_of(Watch(hub, order_of(site, job_id)), lambda e: rebuild(e) == "abc")
+            events_of(EventStream(hub, spec_of(site, job_id)), lambda e: rebuild(e) == "abc")
         )
         site.services.bus.publish([started(held.id, 1), token(held, 2, "ab"), token(held, 3, "c")])
         early = await first
-        late = Watch(hub, order_of(site, job_id))
+        late = EventStream(hub, spec_of(site, job_id))
         return early, await events_of(late, lambda e: rebuild(e) == "abc")
 
     early, late = with_hub(site, work)
@@ -151,7 +153,7 @@ def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None
     held = site.claim()
 
     async def work(hub: Hub) -> list[Any]:
-        telling = asyncio.create_task(events_of(Watch(hub, order_of(site, job_id)), never))
+        telling = asyncio.create_task(events_of(EventStream(hub, spec_of(site, job_id)), never))
         site.save(held, " b")
         await asyncio.sleep(0.2)
         site.finish(held, " b c")
@@ -163,16 +165,16 @@ def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None
 def test_a_watcher_that_does_not_read_is_kept_small_and_has_the_whole_text_later(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchers_module, "MAX_WAITING", 10)
+    monkeypatch.setattr(subscribers_module, "MAX_PENDING", 10)
     job_id = site.submit()["id"]
     held = site.claim()
 
     async def work(hub: Hub) -> list[Any]:
-        watch = Watch(hub, order_of(site, job_id))
+        watch = EventStream(hub, spec_of(site, job_id))
         entries = [token(held, end) for end in range(1, 101)]
         site.services.bus.publish([started(held.id, 1), *entries])
         await asyncio.sleep(0.2)
-        assert len(watch._watcher._waiting) <= 11
+        assert len(watch._subscriber._pending) <= 11
         site.finish(held, "x" * 100)
         site.services.bus.publish([done(held.id, 1, 100, 100)])
         await asyncio.sleep(0.2)
@@ -191,7 +193,7 @@ def test_after_a_restart_of_redis_the_streams_are_live_again(
     held = site.claim()
 
     async def work(hub: Hub) -> list[Any]:
-        watch = Watch(hub, order_of(site, job_id))
+        watch = EventStream(hub, spec_of(site, job_id))
         said: list[Any] = []
         telling = asyncio.create_task(
             events_of(watch, lambda e: bool(said.append(e)) or rebuild(e) == "ab")
@@ -218,7 +220,7 @@ def test_a_wait_comes_back_at_the_end_at_a_deletion_and_when_its_time_is_up(site
 
     async def timed(hub: Hub, job_id: str, seconds: float) -> float:
         began = time.monotonic()
-        await Wait(hub, WaitOrder(site.services.job(job_id), seconds)).over()
+        await JobWait(hub, WaitSpec(site.services.jobs.record(job_id), seconds)).finished()
         return time.monotonic() - began
 
     async def work(hub: Hub) -> list[float]:
@@ -240,13 +242,13 @@ def test_who_leaves_is_forgotten_with_the_jobs_that_nobody_else_watches(site: Si
     one, two = site.submit()["id"], site.submit()["id"]
 
     async def work(hub: Hub) -> None:
-        first, second = Watch(hub, order_of(site, one)), Watch(hub, order_of(site, one))
-        wait = Wait(hub, WaitOrder(site.services.job(two), 30))
+        first, second = EventStream(hub, spec_of(site, one)), EventStream(hub, spec_of(site, one))
+        wait = JobWait(hub, WaitSpec(site.services.jobs.record(two), 30))
         assert hub.num_jobs == 2
-        first.leave()
+        first.close()
         assert hub.num_jobs == 2
-        second.leave()
-        wait.leave()
+        second.close()
+        wait.close()
         assert hub.num_jobs == 0
 
     with_hub(site, work)
@@ -256,11 +258,11 @@ def test_a_row_that_was_read_before_a_new_attempt_began_is_not_told(site: Site) 
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> None:
-        watcher = Watcher(hub.part, wants_entries=True)
-        job = site.services.job(job_id)
-        hub.join(watcher, View(job, None, 1.0), (0, 0))
-        channel = hub._channels[job_id]
-        hub._take_entries([StreamEntry(job_id, 2, 0, "", 0, "started")])
+        subscriber = Subscriber(hub.unsubscribe, wants_entries=True)
+        job = site.services.jobs.record(job_id)
+        hub.subscribe(subscriber, JobSnapshot(job, None, 1.0), (0, 0))
+        channel = hub._followed[job_id]
+        hub._deliver_entries([StreamEntry(job_id, 2, 0, "", 0, "started")])
         assert channel.is_stale(job, channel.entry_at - 1)
         assert not channel.is_stale(job, channel.entry_at + 1)  # the database has the last word
         assert channel.is_stale(job, 0.5)

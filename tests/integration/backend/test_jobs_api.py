@@ -193,7 +193,7 @@ def test_what_is_left_out_is_told_with_its_reason_everywhere(
     for subject, reason in subjects.items():
         report(engine, subject, reason, 60.0)
     broken = "The models file models.toml is not valid TOML."
-    monkeypatch.setattr(type(site.services._live_catalog), "problem", broken)
+    monkeypatch.setattr(type(site.services.queue._catalog), "problem", broken)
     ready = site.client.get("/readyz")
     assert ready.status_code == 200
     sentences = [
@@ -212,7 +212,7 @@ def test_what_is_left_out_is_told_with_its_reason_everywhere(
     assert all(str(escape(sentence)) in page for sentence in sentences)
     for subject in subjects:
         solve(engine, subject)
-    monkeypatch.setattr(type(site.services._live_catalog), "problem", None)
+    monkeypatch.setattr(type(site.services.queue._catalog), "problem", None)
     assert "problems" not in site.client.get("/readyz").get_json()
     assert site.client.get("/api/v1/queue").get_json()["problems"] == []
     assert 'id="problems" hidden' in site.client.get("/queue").text

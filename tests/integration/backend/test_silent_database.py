@@ -57,7 +57,7 @@ def test_a_frozen_server_ends_every_request_with_503_in_time(
         site.services.store.engine.dispose()
     else:
         assert {status for status, _ in ask_all(site, [(JOBS, "GET")] * 8)} == {200}
-    site.services._cards_until = 0.0
+    site.services.models._served_until = 0.0
     proxy.freeze()
     asked = [(path, "GET") for path in READS] + [(JOBS, "POST")] * 30
     ended = ask_all(site, asked)
@@ -134,7 +134,7 @@ def test_many_statements_of_one_request_share_one_deadline(
     site, _, _ = proxied
     holder = make_engine(postgres_url, pool_size=1, patience_seconds=None)
     for table in ("workers", "model_cards"):
-        site.services._cards_until = 0.0
+        site.services.models._served_until = 0.0
         with writing(holder) as connection:
             connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
             for path in ("/", "/readyz"):
@@ -169,7 +169,7 @@ def test_a_locked_file_ends_every_request_in_time(
     site: Site, database_url: str, against_readers: bool
 ) -> None:
     job_id = site.submit()["id"]
-    site.services._cards_until = 0.0
+    site.services.models._served_until = 0.0
     site.services.store.engine.dispose()  # the lock is met when connecting, too
     with locked(database_url, against_readers=against_readers):
         asked = [(path, "GET") for path in READS] + [(JOBS, "POST")] * 20

@@ -40,7 +40,7 @@ def register(site: Site, tokenizer_json: str, context_length: int = 1000) -> Non
         tokenizer_json,
     )
     store_served_model(site.services.store.engine, card)
-    site.services._cards_until = 0.0  # as two seconds later
+    site.services.models._served_until = 0.0  # as two seconds later
 
 
 def test_the_texts_of_tokens_join_to_the_text(shared_site: Site) -> None:

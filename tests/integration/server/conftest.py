@@ -30,23 +30,23 @@ class Stream:
         self.queue: asyncio.Queue[str | None] = asyncio.Queue()
         self.has_left = threading.Event()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self.has_left.set()
         self.queue.put_nowait(None)
 
-    async def texts(self) -> AsyncIterator[str]:
+    async def chunks(self) -> AsyncIterator[str]:
         while (text := await self.queue.get()) is not None:
             yield text
 
-    async def over(self) -> None:
+    async def finished(self) -> None:
         """A stream is its own answer."""
 
 
 class Wait(Stream):
-    def texts(self) -> None:  # type: ignore[override]
+    def chunks(self) -> None:  # type: ignore[override]
         """Nothing is sent."""
 
-    async def over(self) -> None:
+    async def finished(self) -> None:
         await self.queue.get()
 
 
@@ -60,8 +60,8 @@ class App:
     held: list[Any] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
-    def open(self, order: object) -> Stream:
-        made = Wait() if order == "wait" else Stream()
+    def open(self, spec: object) -> Stream:
+        made = Wait() if spec == "wait" else Stream()
         self.held.append(made)
         return made
 
@@ -78,7 +78,7 @@ class App:
             except TooManyHeld:
                 start("503 Service Unavailable", [("Retry-After", "5")])
                 return [b"full"]
-            hold.order = path[1:]
+            hold.spec = path[1:]
             start("200 OK", [("Content-Type", "text/event-stream")])
             return iter(())
         if path == "/export":

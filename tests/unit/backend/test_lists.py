@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.unit.backend.stub_services import as_services
 from textmill.backend.errors import register_errors
 from textmill.backend.openapi import openapi_document
-from textmill.backend.pages.api_docs import groups
-from textmill.backend.pages.lists import PAGE_SIZE, register
-from textmill.backend.pages.template_filters import (
-    ago,
-    columns_of,
-    divergence,
-    number_in_words,
-    parameters_in_words,
-    request_of_run,
-    seconds_in_words,
-)
-from textmill.backend.pages.views import render_error
-from textmill.backend.serializers import strategy_document
+from textmill.backend.pages import pages
+from textmill.backend.pages.comparison import columns_of, run_request
+from textmill.backend.pages.docs import groups
+from textmill.backend.pages.formats import ago, compact_number, parameter_summary
+from textmill.backend.pages.history import PAGE_SIZE
+from textmill.backend.pages.responses import render_error
 from textmill.core.errors import NotFound
 from textmill.core.instants import parse_instant
 from textmill.core.jobs.history import Filters, encode_cursor
-from textmill.core.strategies import STRATEGIES
 
 WEB = Path(__file__).resolve().parents[3] / "web"
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -194,9 +187,6 @@ class StubServices:
         }  # fmt: skip
         return [known | ({} if self.workers else {"loaded_by": 0}), unknown]
 
-    def list_strategies(self) -> list[dict[str, Any]]:
-        return [strategy_document(spec) for spec in STRATEGIES]
-
     def has_workers(self) -> bool:
         return bool(self.workers)
 
@@ -208,18 +198,13 @@ class StubServices:
             "redis": "ok",
         }  # fmt: skip
 
-    def openapi(self) -> dict[str, Any]:
-        return openapi_document()
-
 
 def make_app(services: StubServices) -> Flask:
     app = Flask(
         "backend", static_folder=str(WEB / "static"), template_folder=str(WEB / "templates")
     )
-    app.extensions["textmill"] = services
-    blueprint = Blueprint("lists", __name__)
-    register(blueprint)
-    app.register_blueprint(blueprint)
+    app.extensions["textmill"] = as_services(services)
+    app.register_blueprint(pages)
     register_errors(app, render_error)
     return app
 
@@ -274,7 +259,7 @@ def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
     assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in answer.text
     assert "differs from Greedy after 35 characters" in answer.text
     assert "3 of 4" not in answer.text
-    assert "2 of 4 texts have ended" in answer.text
+    assert "2 of 4 jobs have ended" in answer.text
 
 
 def test_a_carriage_return_stays_one(client: FlaskClient, services: StubServices) -> None:
@@ -286,7 +271,7 @@ def test_an_ended_run_does_not_refresh_itself(client: FlaskClient, services: Stu
     services.run = make_run(jobs=[make_job("a", variant_index=0), make_job("b", variant_index=1)])
     page = client.get("/runs/run-1").text
     assert "http-equiv" not in page
-    assert "All 2 texts have ended" in page
+    assert "All 2 jobs have ended" in page
     assert "the same text as Greedy" in page
 
 
@@ -316,7 +301,7 @@ def test_run_again_sends_the_variants_without_their_seeds(
 def test_chosen_jobs_stand_side_by_side(client: FlaskClient) -> None:
     page = client.get("/compare?id=a&id=d&id=gone&id=a").text
     assert re.findall(r'data-job="([^"]*)"', page) == ["a", "d"]
-    assert "1 of the chosen texts is not stored any more" in page
+    assert "1 of the selected jobs is not stored any more" in page
     assert "data-events" not in page
     assert client.get("/compare").headers["Location"] == "/history"
 
@@ -364,11 +349,11 @@ def test_bad_filters_are_named_beside_what_was_typed(client: FlaskClient) -> Non
 def test_an_empty_history_offers_an_example(client: FlaskClient, services: StubServices) -> None:
     services.jobs = {}
     page = client.get("/history").text
-    assert "Nothing has been written yet" in page
+    assert "No jobs yet" in page
     assert re.search(
         r'<form method="post" action="/generate"><input type="hidden" name="prompt"', page
     )
-    assert "No text matches" in client.get("/history?q=absent").text
+    assert "No job matches" in client.get("/history?q=absent").text
 
 
 def test_selected_jobs_are_deleted_and_the_filters_stay(
@@ -433,49 +418,23 @@ def test_the_python_snippets_are_python_and_no_snippet_holds_a_blank_to_fill_in(
             assert "{run_id}" not in operation["curl"] + operation["python"]
 
 
-# ---- words ----------------------------------------------------------------------------------
+# ---- formats ----------------------------------------------------------------------------------
 
 
-def test_words() -> None:
-    assert number_in_words(134_515_008) == "135 million"
-    assert number_in_words(1_100_000_000) == "1.1 billion"
-    assert number_in_words(999_960) == "1 million"
-    assert number_in_words(None) == "–"
-    assert seconds_in_words(0.04) == "40 ms"
-    assert seconds_in_words(2.44) == "2.4 s"
+def test_numbers_times_and_parameters_are_formatted_for_readers() -> None:
+    assert compact_number(134_515_008) == "135 million"
+    assert compact_number(1_100_000_000) == "1.1 billion"
+    assert compact_number(999_960) == "1 million"
+    assert compact_number(None) == "–"
     assert ago(moment(61), NOW) == "1 minute ago"
     assert ago(moment(-3), NOW) == "just now"
-    assert parameters_in_words({"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}) == (
+    assert parameter_summary({"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}) == (
         "temperature 0.7 · repetition penalty 1.2"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "other", "status", "expected"),
-    [
-        ("one two three", "one ten three", "succeeded", ("one ", "two", " three")),
-        ("the words mean", "the wording is", "succeeded", ("the ", "words", " mean")),
-        ("a word then", "a wording then", "succeeded", ("a ", "word", " then")),
-        ("a word\nthen", "a word then", "succeeded", ("a word", "\nthen", "")),
-        ("to attend", "to attention", "running", ("to ", "attend", "")),
-        (f"{'字' * 30}甲", f"{'字' * 30}乙", "succeeded", ("字" * 30, "甲", "")),
-        ("one two", "one two three", "running", ("one two", "", "")),
-        ("one two three", "one two", "succeeded", ("one two", " three", "")),
-        ("one two three", "one two", "running", ("one two three", "", "")),
-        ("🙂a", "🙃a", "succeeded", ("", "🙂a", "")),
-        ("", "x", "succeeded", ("", "", "")),
-    ],
-)
-def test_the_first_divergence(
-    text: str, other: str, status: str, expected: tuple[str, str, str]
-) -> None:
-    found = divergence(make_job("b", text=text), make_job("a", status, text=other), "Greedy")
-    assert (found["same"], found["mark"], found["rest"]) == expected
-    assert found["same"] + found["mark"] + found["rest"] == text
 
 
 def test_chosen_jobs_of_one_variant_get_a_column_each() -> None:
     jobs = [make_job("a", variant_index=0), make_job("b", variant_index=0)]
     assert len(columns_of(jobs, {}, by_variant=False)) == 2
     assert len(columns_of(jobs, {}, by_variant=True)) == 1
-    assert request_of_run({"prompt": "p", "jobs": jobs})["variants"][0]["samples"] == 2
+    assert run_request({"prompt": "p", "jobs": jobs})["variants"][0]["samples"] == 2

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.finetunings import finetune_document
-from textmill.backend.pages.models import MAX_FILES_SHOWN, compared, duration_in_words, groups_of
-from textmill.backend.pages.models import _origin as origin_of
+from textmill.backend.pages.finetuning import MAX_FILES_SHOWN, describe_finetuning, score_rows
+from textmill.backend.pages.formats import long_duration
+from textmill.backend.pages.model_groups import group_models
 
 
 def model(name: str, base: str | None = None) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def model(name: str, base: str | None = None) -> dict[str, Any]:
 
 
 def names(models: list[dict[str, Any]]) -> list[list[str]]:
-    return [[one["name"] for one in group] for group in groups_of(models)]
+    return [[one["name"] for one in group] for group in group_models(models)]
 
 
 def test_models_that_are_no_family_stand_in_one_grid() -> None:
@@ -53,7 +54,7 @@ def scores(**changes: Any) -> dict[str, Any]:
 def test_figures_are_compared_as_they_are_shown() -> None:
     before = scores(bits_per_byte=0.8656, perplexity=1_234.5)
     after = scores(bits_per_byte=0.7213, perplexity=1_234.504)
-    rows = {row["label"]: row for row in compared(before, after)}
+    rows = {row["label"]: row for row in score_rows(before, after)}
     assert rows["Bits per byte"] == {
         "label": "Bits per byte", "note": "lower is better", "before": "0.866", "after": "0.721",
         "change": "−0.145",
@@ -65,27 +66,27 @@ def test_figures_are_compared_as_they_are_shown() -> None:
 
 
 def test_a_model_that_wrote_no_texts_has_no_figures_of_texts() -> None:
-    rows = compared(scores(), scores(texts=None))
+    rows = score_rows(scores(), scores(texts=None))
     assert [row["label"] for row in rows] == ["Bits per byte", "Perplexity"]
 
 
 def test_an_origin_is_told_in_words() -> None:
-    found = origin_of(finetune_document() | {"base_model": None})
+    found = describe_finetuning(finetune_document() | {"base_model": None})
     assert (found["base"], found["is_base_served"]) == ("org/tiny", False)
     assert found["method"].startswith("LoRA")
     assert found["files"] == [
         "train.jsonl.gz (26,827 rows, training)", "held.jsonl.gz (1,000 rows, held out)",
     ]  # fmt: skip
-    assert found["examples"] == "26,000 examples learned, 990 held out"
+    assert found["examples"] == "26,000 training examples, 990 held out"
     assert found["training"] == (
         "1,500 steps, 6 million tokens, 90 min on 2 CPU cores (x86_64, AVX2)"
     )
-    assert origin_of(finetune_document() | {"base_model": "tiny"})["base"] == "tiny"
+    assert describe_finetuning(finetune_document() | {"base_model": "tiny"})["base"] == "tiny"
 
 
 def test_of_many_files_the_first_are_named() -> None:
     file = finetune_document()["data"]["files"][0]
-    found = origin_of(finetune_document(data__files=[file] * 20) | {"base_model": None})
+    found = describe_finetuning(finetune_document(data__files=[file] * 20) | {"base_model": None})
     assert len(found["files"]) == MAX_FILES_SHOWN + 1
     assert found["files"][-1] == "12 more"
 
@@ -95,4 +96,4 @@ def test_of_many_files_the_first_are_named() -> None:
     [(0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "120 min"), (11_520, "3.2 h")],
 )
 def test_durations(seconds: float, words: str) -> None:
-    assert duration_in_words(seconds) == words
+    assert long_duration(seconds) == words

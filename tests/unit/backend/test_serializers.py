@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.finetunings import finetune_json
-from textmill.backend.serializers import base_names, model_document
+from textmill.backend.serializers import base_names, model_view
 from textmill.core.catalog.finetunings import parse_finetuning
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.core.catalog.served_models import ServedModel
@@ -49,15 +49,13 @@ def test_models_of_no_fine_tuning_have_no_base() -> None:
 
 def test_a_document_says_where_a_model_comes_from() -> None:
     found = card("tuned", "r9", base_revision="r1")
-    document = model_document(
-        spec("tuned", adapter="a"), found, 1, is_default=False, base_model="base"
-    )
+    document = model_view(spec("tuned", adapter="a"), found, 1, is_default=False, base_model="base")
     assert document["finetuning"]["base_model"] == "base"
     assert document["finetuning"]["metrics"]["after"]["bits_per_byte"] == 0.7213
     assert document["links"] == {"curve": None, "card": None}
 
 
 def test_a_model_that_nobody_has_loaded_has_no_origin_and_no_links() -> None:
-    document = model_document(spec("base"), None, 0, is_default=True)
+    document = model_view(spec("base"), None, 0, is_default=True)
     assert document["finetuning"] is None
     assert document["links"] == {"curve": None, "card": None}

@@ -48,10 +48,10 @@ def test_one_address_may_hold_two_thousand_by_default() -> None:
 
 def test_an_allowance_counts_each_visitor_and_all() -> None:
     allowance = Allowance(total=3, per_visitor=2)
-    assert [allowance.take("a") for _ in range(3)] == [True, True, False]
-    assert [allowance.take("b") for _ in range(2)] == [True, False]
-    allowance.give_back("a")
-    assert allowance.take("b")
+    assert [allowance.acquire("a") for _ in range(3)] == [True, True, False]
+    assert [allowance.acquire("b") for _ in range(2)] == [True, False]
+    allowance.release("a")
+    assert allowance.acquire("b")
     assert allowance.num_open == 3
 
 
