@@ -1,4 +1,4 @@
-"""The hub over a real Redis and both databases: one look for all, nothing lost or said twice."""
+"""The hub with a real Redis and both databases: one read for all, nothing lost or duplicated."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def token(job: JobRecord, end: int, text: str = "x") -> StreamEntry:
     return StreamEntry(job.id, job.attempt, end, text, end, "token")
 
 
-def test_a_job_that_does_not_change_is_told_once_whoever_joins(site: Site) -> None:
+def test_an_unchanged_job_is_delivered_once_whoever_subscribes(site: Site) -> None:
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> list[Any]:
@@ -101,7 +101,7 @@ def test_a_job_that_does_not_change_is_told_once_whoever_joins(site: Site) -> No
     assert [name for _, name, _ in with_hub(site, work)] == ["status"]
 
 
-def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
+def test_many_subscribers_of_one_job_cost_one_read(site: Site) -> None:
     job_id = site.submit()["id"]
     asked: list[list[str]] = []
     briefs = site.services.history.briefs
@@ -128,7 +128,7 @@ def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
     assert all(job_ids == [job_id] for job_ids in asked)
 
 
-def test_a_late_watcher_of_a_running_job_gets_what_the_row_does_not_have_yet(
+def test_a_late_subscriber_of_a_running_job_gets_the_text_that_the_row_lacks(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "ROW_SECONDS", 60.0)  # the stream alone can tell
@@ -148,7 +148,7 @@ def test_a_late_watcher_of_a_running_job_gets_what_the_row_does_not_have_yet(
     assert rebuild(early) == rebuild(late) == "abc"
 
 
-def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None:
+def test_a_job_without_announcements_is_read_from_its_rows(site: Site) -> None:
     job_id = site.submit()["id"]
     held = site.claim()
 
@@ -162,7 +162,7 @@ def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None
     assert rebuild(with_hub(site, work)) == " b c"
 
 
-def test_a_watcher_that_does_not_read_is_kept_small_and_has_the_whole_text_later(
+def test_a_subscriber_that_does_not_read_stays_small_and_gets_the_whole_text_later(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subscribers_module, "MAX_PENDING", 10)
@@ -215,7 +215,7 @@ def test_after_a_restart_of_redis_the_streams_are_live_again(
     assert rebuild(with_hub(site, work)) == "ab"
 
 
-def test_a_wait_comes_back_at_the_end_at_a_deletion_and_when_its_time_is_up(site: Site) -> None:
+def test_a_wait_ends_with_the_job_with_its_deletion_or_when_the_time_is_up(site: Site) -> None:
     one, two, three = (site.submit()["id"] for _ in range(3))
 
     async def timed(hub: Hub, job_id: str, seconds: float) -> float:
@@ -238,7 +238,7 @@ def test_a_wait_comes_back_at_the_end_at_a_deletion_and_when_its_time_is_up(site
     assert taken[2] >= 0.2
 
 
-def test_who_leaves_is_forgotten_with_the_jobs_that_nobody_else_watches(site: Site) -> None:
+def test_a_closed_subscriber_is_forgotten_with_the_jobs_that_it_alone_followed(site: Site) -> None:
     one, two = site.submit()["id"], site.submit()["id"]
 
     async def work(hub: Hub) -> None:
@@ -254,7 +254,7 @@ def test_who_leaves_is_forgotten_with_the_jobs_that_nobody_else_watches(site: Si
     with_hub(site, work)
 
 
-def test_a_row_that_was_read_before_a_new_attempt_began_is_not_told(site: Site) -> None:
+def test_a_row_that_was_read_before_a_new_attempt_is_stale(site: Site) -> None:
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> None:

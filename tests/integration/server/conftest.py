@@ -1,4 +1,4 @@
-"""The server around an application of the tests' own, on a loop in a thread; sockets are real."""
+"""The server with a test application, on a loop in a thread, over real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_BODY_BYTES = 256 * 1024
 
 
 class Stream:
-    """A stream that says what the test puts, until it or the client ends it."""
+    """A stream that sends what the test puts, until the test or the client ends it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -39,12 +39,12 @@ class Stream:
             yield text
 
     async def finished(self) -> None:
-        """A stream is its own answer."""
+        """Return at once: a stream is a response of its own."""
 
 
 class Wait(Stream):
     def chunks(self) -> None:  # type: ignore[override]
-        """Nothing is sent."""
+        """Return ``None``: the application is called again."""
 
     async def finished(self) -> None:
         await self.queue.get()
@@ -52,7 +52,7 @@ class Wait(Stream):
 
 @dataclass
 class App:
-    """What the tests ask of an application, by path."""
+    """An application with one behaviour for each path."""
 
     gate: threading.Event = field(default_factory=threading.Event)
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -107,11 +107,11 @@ class App:
 
 
 class Panic(BaseException):
-    """As native code raises it."""
+    """Stands in for a panic of native code."""
 
 
 class Pieces:
-    """A body without an end that knows when it was closed."""
+    """An endless body that records when it was closed."""
 
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
@@ -146,7 +146,7 @@ class Site:
         return made
 
     def exchange(self, data: bytes, *, then_end: bool = False) -> bytes:
-        """Everything that comes back until the server closes."""
+        """Return everything received until the server closes."""
         with self.connect() as client:
             client.sendall(data)
             if then_end:
@@ -168,7 +168,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def read_answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer with a Content-Length: status, headers in lower case, body."""
+    """Read a response with a Content-Length; returns status, headers in lower case, and body."""
     found = b""
     while b"\r\n\r\n" not in found:
         piece = client.recv(65_536)

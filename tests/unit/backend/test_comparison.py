@@ -22,14 +22,14 @@ def job(number: int, strategy: str, model: str, text: str = "a text") -> dict[st
     }
 
 
-def test_with_one_model_a_column_is_called_by_its_strategy() -> None:
+def test_with_one_model_a_column_is_titled_by_its_strategy() -> None:
     columns = columns_of(
         [job(0, "greedy", "tiny"), job(1, "top_k", "tiny")], TITLES, by_variant=True
     )
     assert [(c.title, c.model) for c in columns] == [("Greedy", "tiny"), ("Top-k", "tiny")]
 
 
-def test_with_several_models_a_column_is_called_by_its_model_too() -> None:
+def test_with_several_models_a_column_title_contains_the_model() -> None:
     jobs = [job(0, "greedy", "tiny"), job(1, "greedy", "faq", "another"), job(2, "top_k", "tiny")]
     for by_variant in (True, False):
         columns = columns_of(jobs, TITLES, by_variant=by_variant)

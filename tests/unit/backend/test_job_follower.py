@@ -1,4 +1,4 @@
-"""What a watcher sees, whatever happened to the worker, to Redis and to the connection."""
+"""The events that a reader gets, whatever happens to the worker, to Redis and to the connection."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_position_is_parsed_back_from_its_id(position: StreamPosition) -> None
 @pytest.mark.parametrize(
     "text", ["", "x", "1", "1-", "-1-1", "1-2-3", "1-2-DONE", "1-2,3-4", "1" * 20 + "-1", "١-٢"]
 )
-def test_what_is_no_id_is_refused(text: str) -> None:
+def test_an_invalid_event_id_is_rejected(text: str) -> None:
     with pytest.raises(ValidationFailed):
         parse_event_id(text)
     with pytest.raises(ValidationFailed):
@@ -71,19 +71,19 @@ def test_what_is_no_id_is_refused(text: str) -> None:
 # ---- one job ------------------------------------------------------------------------------------
 
 
-def test_a_job_that_has_ended_is_told_in_order() -> None:
+def test_an_ended_job_sends_its_events_in_order() -> None:
     events = JobFollower("j", StreamPosition()).on_row(row("succeeded", 1, "abc"))
     assert seen(events) == [("status", ""), ("token", "abc"), ("done", "")]
     assert [str(event.position) for event in events] == ["1-0", "1-3", "1-3-done"]
 
 
-def test_who_was_told_everything_hears_nothing_more() -> None:
+def test_a_reader_that_has_everything_gets_no_more_events() -> None:
     final = row("succeeded", 1, "abc")
     assert has_everything(final, end_position(final))
     assert JobFollower("j", end_position(final)).on_row(final) == []
 
 
-def test_a_text_streamed_one_character_beyond_the_last_row_is_not_taken_for_the_end() -> None:
+def test_a_text_streamed_one_character_beyond_the_last_row_is_not_the_end() -> None:
     # The worker was lost after it had streamed "abcd"; the row kept "abc", and was then canceled.
     final = row("canceled", 1, "abc")
     assert not has_everything(final, StreamPosition(1, 4))
@@ -91,7 +91,7 @@ def test_a_text_streamed_one_character_beyond_the_last_row_is_not_taken_for_the_
     assert seen(events) == [("reset", ""), ("status", ""), ("token", "abc"), ("done", "")]
 
 
-def test_an_entry_that_overlaps_is_cut_and_one_beyond_a_gap_waits_for_the_row() -> None:
+def test_an_overlapping_entry_is_trimmed_and_one_beyond_a_gap_waits_for_the_row() -> None:
     follower = JobFollower("j", StreamPosition())
     follower.on_row(row())
     assert seen(follower.on_entry(token(1, 2, "ab"))[0]) == [("token", "ab")]
@@ -116,7 +116,7 @@ def test_a_reader_at_an_impossible_position_restarts(position: StreamPosition) -
     assert seen(events) == [("reset", ""), ("status", ""), ("token", "abc")]
 
 
-def test_a_watcher_without_text_is_not_told_to_drop_any() -> None:
+def test_a_reader_without_text_gets_no_reset() -> None:
     follower = JobFollower("j", StreamPosition(1, 0))
     assert seen(follower.on_row(row(attempt=2, text="x"))) == [("status", ""), ("token", "x")]
 
@@ -126,7 +126,7 @@ def test_a_watcher_without_text_is_not_told_to_drop_any() -> None:
 
 @dataclass
 class World:
-    """One job as worker, sweeper, Redis and the database leave it, one step at a time."""
+    """A simulation of one job by worker, sweeper, Redis and database, step by step."""
 
     number: int
     job: JobRecord = JOB
@@ -148,13 +148,13 @@ class World:
             self.add(token(self.job.attempt, len(self.written), text))
 
     def repeat(self, back: int) -> None:
-        """A retried write with another cut: it overlaps what Redis has, or repeats it."""
+        """Retry a write with other boundaries: it overlaps or repeats an entry in Redis."""
         if self.job.status == "running" and self.written:
             text = self.written[-1 - back % len(self.written) :]
             self.add(token(self.job.attempt, len(self.written), text))
 
     def haunt(self, text: str) -> None:
-        """A worker that lost the job writes on; it may be first to say anything of it."""
+        """Let a worker that lost the job write; its entry may be the first of the attempt."""
         if self.job.status == "queued" and self.job.attempt:
             self.written += text
             self.add(token(self.job.attempt, len(self.written), text))
@@ -174,7 +174,7 @@ class World:
         self.entries.clear()
 
     def finish(self) -> None:
-        """The worker ends it; a job that waits is canceled with what the row has."""
+        """End the job; a queued one is canceled with the text of its row."""
         if self.job.status == "running":
             self.job = row("succeeded", self.job.attempt, self.written)
             self.add(done("j", self.job.attempt, len(self.written), 1))
@@ -182,7 +182,7 @@ class World:
             self.job = row("canceled", self.job.attempt, self.job.text)
 
     def add(self, entry: StreamEntry) -> None:
-        """As Redis does: an id that is not above the last one is refused."""
+        """Append like Redis: an id that is not above the last one is rejected."""
         last = self.entries[-1] if self.entries else None
         if last is None or (entry.attempt, entry.end) > (last.attempt, last.end):
             self.entries.append(entry)
@@ -193,7 +193,7 @@ class World:
 
 @dataclass
 class Client:
-    """Knows what any reader of the docs knows: append, drop at reset, resume by the last id."""
+    """A client by the docs: it appends, discards at reset, and resumes by the last id."""
 
     texts: dict[int, str] = field(default_factory=dict)
     num_done: dict[int, int] = field(default_factory=dict)
@@ -233,7 +233,7 @@ class Connection:
         }
 
     def look(self, at_most: int) -> bool:
-        """Read the rows; deliver at most so many events; false when it was cut there."""
+        """Read the rows and deliver up to a number of events; false if the connection was cut."""
         for world in self.worlds:
             events = self.followers[world.number].on_row(world.job)
             if not self._deliver(world.number, events, at_most):
@@ -287,7 +287,7 @@ def act(world: World, step: tuple[Any, ...]) -> None:
 def play(
     client: Client, worlds: list[World], steps: list[tuple[int, tuple[Any, ...]]], *, is_run: bool
 ) -> Connection | None:
-    """Take the steps; whatever cuts an answer short ends the connection, and the next resumes."""
+    """Do the steps; a cut response ends the connection, and the next one resumes."""
     connection: Connection | None = None
     for which, step in steps:
         if step[0] == "disconnect":
@@ -305,7 +305,7 @@ def play(
 def end(
     client: Client, worlds: list[World], connection: Connection | None, *, is_run: bool
 ) -> None:
-    """Every job ends at last, and the client comes back until there is nothing more to hear."""
+    """Every job ends, and the client reconnects until it has all events."""
     for world in worlds:
         world.claim()
         world.finish()

@@ -1,4 +1,4 @@
-"""The pages that list and compare, on a stub of the services with everything odd in it."""
+"""The run, history, models, queue and API pages, on a stub of the services with hostile data."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def moment(seconds: float) -> str:
 
 
 def just_seen() -> str:
-    """Five seconds before now; the suite takes longer than that from its first import."""
+    """Return five seconds before now; NOW is older, because the suite imports this module early."""
     seen = datetime.now(UTC) - timedelta(seconds=5)
     return seen.isoformat(timespec="milliseconds")[:-6] + "Z"
 
@@ -226,7 +226,7 @@ PAGES = (
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_no_page_holds_foreign_markup_or_anything_inline(client: FlaskClient, path: str) -> None:
+def test_no_page_contains_foreign_markup_or_inline_scripts(client: FlaskClient, path: str) -> None:
     page = client.get(path).text
     assert HOSTILE not in page
     assert "<script>alert" not in page
@@ -248,7 +248,7 @@ def test_a_run_says_that_a_worker_was_lost(client: FlaskClient, services: StubSe
     assert hidden not in client.get("/runs/run-1").text
 
 
-def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
+def test_a_run_has_one_column_for_each_variant(client: FlaskClient) -> None:
     answer = client.get("/runs/run-1")
     assert answer.status_code == 200
     assert re.findall(r'data-title="([^"]*)"', answer.text) == ["Greedy", "Sampling", "Top-k"]
@@ -262,7 +262,7 @@ def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
     assert "2 of 4 jobs have ended" in answer.text
 
 
-def test_a_carriage_return_stays_one(client: FlaskClient, services: StubServices) -> None:
+def test_a_carriage_return_survives_html(client: FlaskClient, services: StubServices) -> None:
     services.run = make_run(jobs=[make_job("a", text="one\r\ntwo<\r")])
     assert "one&#13;\ntwo&lt;&#13;</span>" in client.get("/runs/run-1").text
 
@@ -298,7 +298,7 @@ def test_run_again_sends_the_variants_without_their_seeds(
     assert not any("seed" in variant for variant in body["variants"])
 
 
-def test_chosen_jobs_stand_side_by_side(client: FlaskClient) -> None:
+def test_selected_jobs_are_shown_side_by_side(client: FlaskClient) -> None:
     page = client.get("/compare?id=a&id=d&id=gone&id=a").text
     assert re.findall(r'data-job="([^"]*)"', page) == ["a", "d"]
     assert "1 of the selected jobs is not stored any more" in page
@@ -334,7 +334,7 @@ def test_the_history_shows_rows_and_keeps_the_filters(
     )
 
 
-def test_bad_filters_are_named_beside_what_was_typed(client: FlaskClient) -> None:
+def test_bad_filters_are_named_and_their_values_kept(client: FlaskClient) -> None:
     answer = client.get("/history?since=yesterday&status=odd&strategy=%3Cb%3E&q=kept")
     assert answer.status_code == 422
     assert 'id="since-error"' in answer.text
@@ -368,7 +368,7 @@ def test_selected_jobs_are_deleted_and_the_filters_stay(
 @pytest.mark.parametrize(
     "headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}]
 )
-def test_forms_of_other_sites_are_refused(
+def test_forms_of_other_sites_are_rejected(
     client: FlaskClient, services: StubServices, path: str, headers: dict[str, str]
 ) -> None:
     assert client.post(path, data={"id": "a"}, headers=headers).status_code == 403
@@ -380,7 +380,7 @@ def test_forms_of_other_sites_are_refused(
 # ---- models, queue, API ---------------------------------------------------------------------
 
 
-def test_the_models_say_what_they_are(client: FlaskClient, services: StubServices) -> None:
+def test_the_models_page_describes_each_model(client: FlaskClient, services: StubServices) -> None:
     page = client.get("/models").text
     for words in ("135 million", "8,192 tokens", "Default", "Loaded by 1 worker", "Not loaded"):
         assert words in page
@@ -401,7 +401,7 @@ def test_the_queue_is_drawn(client: FlaskClient, services: StubServices) -> None
     assert 'id="no-worker" hidden' not in client.get("/queue").text
 
 
-def test_the_docs_hold_every_operation(client: FlaskClient) -> None:
+def test_the_api_page_contains_every_operation(client: FlaskClient) -> None:
     page = client.get("/docs").text
     for path, methods in openapi_document()["paths"].items():
         assert f'<code class="operation__path">{path}</code>' in page
@@ -410,7 +410,7 @@ def test_the_docs_hold_every_operation(client: FlaskClient) -> None:
     assert "http://localhost/api/v1/jobs" in page
 
 
-def test_the_python_snippets_are_python_and_no_snippet_holds_a_blank_to_fill_in() -> None:
+def test_the_python_snippets_compile_and_no_snippet_has_a_placeholder() -> None:
     for group in groups(openapi_document(), "http://localhost:8000"):
         for operation in group["operations"]:
             compile(operation["python"], operation["id"], "exec")

@@ -1,4 +1,4 @@
-"""The page of models: who stands beside whom, and the numbers in words."""
+"""The models page: groups of models, and the labels of a fine-tuning."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def names(models: list[dict[str, Any]]) -> list[list[str]]:
     return [[one["name"] for one in group] for group in group_models(models)]
 
 
-def test_models_that_are_no_family_stand_in_one_grid() -> None:
+def test_models_without_relatives_share_a_group() -> None:
     assert names([model("a"), model("b"), model("c")]) == [["a", "b", "c"]]
     assert names([]) == []
 
 
-def test_a_base_stands_first_before_all_that_descends_from_it() -> None:
+def test_a_base_precedes_its_descendants() -> None:
     models = [model("x"), model("child", "base"), model("y"), model("base"), model("z", "child")]
     assert names(models) == [["x"], ["base", "child", "z"], ["y"]]
 
@@ -40,7 +40,7 @@ def test_a_base_that_is_not_served_leaves_its_child_alone() -> None:
 
 
 @pytest.mark.parametrize("others", [[], ["tail"]])
-def test_a_circle_which_only_lies_can_make_is_a_family_too(others: list[str]) -> None:
+def test_a_cycle_of_bases_is_one_group(others: list[str]) -> None:
     models = [model("b", "a"), model("a", "b"), *(model(name, "b") for name in others)]
     assert names(models) == [["a", "b", *others]]
     assert names([model("a", "a")]) == [["a"]]
@@ -51,7 +51,7 @@ def scores(**changes: Any) -> dict[str, Any]:
     return found
 
 
-def test_figures_are_compared_as_they_are_shown() -> None:
+def test_scores_are_compared_as_they_are_shown() -> None:
     before = scores(bits_per_byte=0.8656, perplexity=1_234.5)
     after = scores(bits_per_byte=0.7213, perplexity=1_234.504)
     rows = {row["label"]: row for row in score_rows(before, after)}
@@ -65,12 +65,12 @@ def test_figures_are_compared_as_they_are_shown() -> None:
     assert rows["Memorised 8-grams"]["note"] == "held-out text itself: 1.70\xa0%"
 
 
-def test_a_model_that_wrote_no_texts_has_no_figures_of_texts() -> None:
+def test_a_model_without_generated_texts_has_no_text_scores() -> None:
     rows = score_rows(scores(), scores(texts=None))
     assert [row["label"] for row in rows] == ["Bits per byte", "Perplexity"]
 
 
-def test_an_origin_is_told_in_words() -> None:
+def test_a_fine_tuning_is_described_in_labels() -> None:
     found = describe_finetuning(finetune_document() | {"base_model": None})
     assert (found["base"], found["is_base_served"]) == ("org/tiny", False)
     assert found["method"].startswith("LoRA")
@@ -84,7 +84,7 @@ def test_an_origin_is_told_in_words() -> None:
     assert describe_finetuning(finetune_document() | {"base_model": "tiny"})["base"] == "tiny"
 
 
-def test_of_many_files_the_first_are_named() -> None:
+def test_the_first_of_many_files_are_named() -> None:
     file = finetune_document()["data"]["files"][0]
     found = describe_finetuning(finetune_document(data__files=[file] * 20) | {"base_model": None})
     assert len(found["files"]) == MAX_FILES_SHOWN + 1
@@ -92,8 +92,8 @@ def test_of_many_files_the_first_are_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"),
+    ("seconds", "text"),
     [(0.4, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "120 min"), (11_520, "3.2 h")],
 )
-def test_durations(seconds: float, words: str) -> None:
-    assert long_duration(seconds) == words
+def test_the_duration_of_a_training(seconds: float, text: str) -> None:
+    assert long_duration(seconds) == text

@@ -157,7 +157,7 @@ def send(client: FlaskClient, **changes: Any) -> TestResponse:
 
 
 class Policy(HTMLParser):
-    """Collects what a strict content security policy would block, and ids used twice."""
+    """Collects what a strict content security policy would block, and duplicate ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -182,7 +182,7 @@ class Policy(HTMLParser):
 @pytest.mark.parametrize(
     "address", ["/", f"/?prompt={quote(NASTY)}", "/?from=j1", "/jobs/j1", "/jobs/queued", "/nope"]
 )
-def test_nothing_that_the_policy_blocks_and_no_dangling_reference(
+def test_a_page_has_nothing_that_the_policy_blocks_and_no_dangling_reference(
     client: FlaskClient, address: str
 ) -> None:
     page = client.get(address).text
@@ -278,7 +278,7 @@ def test_one_strategy_on_two_models_is_a_run(client: FlaskClient, services: Stub
     assert [v["model"] for v in services.submitted[0]["variants"]] == ["tiny", "other"]
 
 
-def test_models_are_ticked_where_there_are_several_and_chosen_where_there_is_one(
+def test_several_models_are_checkboxes_and_a_single_one_is_a_radio_button(
     client: FlaskClient, services: StubServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = client.get("/").text
@@ -293,7 +293,7 @@ def test_models_are_ticked_where_there_are_several_and_chosen_where_there_is_one
     ]
 
 
-def test_a_refused_form_keeps_every_model_and_says_how_many_texts_it_asks_for(
+def test_a_rejected_form_keeps_every_model_and_the_number_of_texts(
     client: FlaskClient,
 ) -> None:
     page = send(
@@ -303,7 +303,7 @@ def test_a_refused_form_keeps_every_model_and_says_how_many_texts_it_asks_for(
     assert "Generate 8" in page  # greedy once a model, top-k three times
 
 
-def test_a_fault_of_one_variant_stands_beside_its_strategy(client: FlaskClient) -> None:
+def test_an_error_of_one_variant_is_shown_at_its_strategy(client: FlaskClient) -> None:
     changes = {"top_k.top_k": "0", "model": ["", "tiny", "other"]}
     answer = send(client, strategy=["greedy", "top_k"], **changes)
     assert answer.status_code == 422
@@ -311,21 +311,21 @@ def test_a_fault_of_one_variant_stands_beside_its_strategy(client: FlaskClient) 
     assert 'id="error-strategy"' not in answer.text
 
 
-def test_more_columns_than_a_run_has_are_refused_in_words(client: FlaskClient) -> None:
+def test_more_columns_than_a_run_can_have_are_rejected_with_a_message(client: FlaskClient) -> None:
     every = [spec.name for spec in STRATEGIES]
     answer = send(client, strategy=every, model=["", "tiny", "other", "third"])
     assert answer.status_code == 422
     assert "7 strategies on 3 models are 21 columns" in answer.text
 
 
-def test_a_form_without_a_field_for_models_means_the_default_one(
+def test_a_form_without_a_model_field_means_the_default_model(
     client: FlaskClient, services: StubServices
 ) -> None:
     client.post("/generate", data={"prompt": "Hello", "strategy": "greedy"})
     assert services.submitted[0]["model"] == "tiny"
 
 
-def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> None:
+def test_rejected_input_is_kept_and_every_bad_field_is_named(client: FlaskClient) -> None:
     answer = send(
         client,
         prompt="keep <me>",
@@ -368,7 +368,7 @@ def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> N
         ({"greedy.repetition_penalty": "0.5"}, "greedy.repetition_penalty"),
     ],
 )
-def test_a_bad_field_has_its_message_beside_it(
+def test_an_invalid_field_has_its_message_beside_it(
     client: FlaskClient, services: StubServices, changes: dict[str, Any], name: str
 ) -> None:
     answer = send(client, **changes)
@@ -384,7 +384,7 @@ def test_a_bad_field_has_its_message_beside_it(
         (RateLimited("You have enough waiting.", retry_after_seconds=12), 429),
     ],
 )
-def test_busy_says_when_to_come_back_and_keeps_the_prompt(
+def test_a_busy_server_says_when_to_try_again_and_keeps_the_prompt(
     client: FlaskClient, services: StubServices, refusal: Exception, status: int
 ) -> None:
     services.refusal = refusal
@@ -395,7 +395,7 @@ def test_busy_says_when_to_come_back_and_keeps_the_prompt(
     assert "kept text" in answer.text
 
 
-def test_the_prompt_is_kept_while_the_database_is_away(
+def test_the_prompt_is_kept_during_a_database_outage(
     client: FlaskClient, services: StubServices
 ) -> None:
     services.is_away = True
@@ -405,11 +405,11 @@ def test_the_prompt_is_kept_while_the_database_is_away(
     assert "kept text" in answer.text
     assert re.search(r'name="model" value="other"[^>]* checked', answer.text)
     assert re.findall(r'name="strategy" value="(\w+)" checked', answer.text) == ["top_k"]
-    assert "not loaded" not in answer.text  # nobody knows
+    assert "not loaded" not in answer.text  # it is unknown
 
 
 @pytest.mark.parametrize("address", ["/", "/jobs/j1"])
-def test_a_page_without_its_database_says_when_to_come_back(
+def test_a_page_without_its_database_says_when_to_try_again(
     client: FlaskClient, services: StubServices, address: str
 ) -> None:
     services.is_away = True
@@ -421,7 +421,7 @@ def test_a_page_without_its_database_says_when_to_come_back(
     assert ">Try again</a>" in answer.text
 
 
-def test_again_on_a_full_queue_says_when_to_come_back(
+def test_repeating_a_job_on_a_full_queue_says_when_to_try_again(
     client: FlaskClient, services: StubServices
 ) -> None:
     services.refusal = QueueFull("The queue is full.", retry_after_seconds=12)
@@ -462,7 +462,7 @@ def test_a_page_gives_the_browser_its_owner_cookie(client: FlaskClient) -> None:
     assert "Set-Cookie" not in client.get("/").headers
 
 
-def test_no_worker_is_said(client: FlaskClient, services: StubServices) -> None:
+def test_a_page_says_that_no_worker_is_running(client: FlaskClient, services: StubServices) -> None:
     hidden = re.compile(r'id="no-worker" hidden')
     assert hidden.search(client.get("/").text)
     assert hidden.search(client.get("/jobs/queued").text)
@@ -478,12 +478,12 @@ def test_a_job_page_refreshes_without_javascript_until_the_end(client: FlaskClie
     assert refresh not in client.get("/jobs/j1").text
 
 
-def test_a_queued_job_says_its_place(client: FlaskClient) -> None:
+def test_a_queued_job_shows_its_position(client: FlaskClient) -> None:
     page = client.get("/jobs/queued").text
     assert "Number 3 in the queue; about 4 s" in page
 
 
-def test_a_text_that_is_being_written_says_how_far_and_how_fast(
+def test_a_running_job_shows_its_progress_and_rate(
     client: FlaskClient, services: StubServices
 ) -> None:
     began = datetime.now(UTC) - timedelta(seconds=10)
@@ -503,7 +503,7 @@ def test_a_text_that_is_being_written_says_how_far_and_how_fast(
         ("succeeded", 2, False),
     ],
 )
-def test_a_text_that_starts_again_says_so(
+def test_a_restarted_job_says_so(
     client: FlaskClient, services: StubServices, status: str, attempt: int, is_told: bool
 ) -> None:
     services.jobs["odd"] = job("odd", status, attempt=attempt)
@@ -534,11 +534,13 @@ def test_the_form_starts_from_a_job(client: FlaskClient) -> None:
     assert "not stored any more" in gone.text
 
 
-def test_a_reload_of_a_refused_form_finds_the_form(client: FlaskClient) -> None:
+def test_reloading_a_rejected_form_shows_the_form(client: FlaskClient) -> None:
     assert client.get("/generate").location == "/"
 
 
-def test_again_makes_the_same_with_a_new_seed(client: FlaskClient, services: StubServices) -> None:
+def test_run_again_repeats_the_job_with_a_new_seed(
+    client: FlaskClient, services: StubServices
+) -> None:
     answer = client.post("/jobs/j1/again")
     assert (answer.status_code, answer.location) == (303, "/jobs/new")
     [made] = services.submitted
@@ -547,7 +549,7 @@ def test_again_makes_the_same_with_a_new_seed(client: FlaskClient, services: Stu
     assert made["top_k"] == 10
 
 
-def test_cancel_and_delete_lead_on(client: FlaskClient, services: StubServices) -> None:
+def test_cancel_and_delete_redirect(client: FlaskClient, services: StubServices) -> None:
     assert client.post("/jobs/queued/cancel").location == "/jobs/queued"
     assert client.post("/jobs/j1/cancel").location == "/jobs/j1"  # it ended first: no error
     assert client.post("/jobs/j1/delete").location == "/history"
