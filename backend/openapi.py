@@ -16,8 +16,6 @@ from pydantic.json_schema import JsonSchemaMode
 from textmill.backend.bodies import MAX_BODY_BYTES
 from textmill.backend.request_models import (
     JOB_REQUESTS,
-    MAX_SAMPLES,
-    MAX_VARIANTS,
     TokenizeRequest,
 )
 from textmill.backend.response_models import (
@@ -31,6 +29,7 @@ from textmill.backend.response_models import (
     Tokens,
     TraceView,
 )
+from textmill.backend.run_requests import MAX_SAMPLES, MAX_VARIANTS
 from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT
 from textmill.core.statuses import STATUSES
 from textmill.core.strategies import STRATEGIES, STRATEGIES_BY_NAME

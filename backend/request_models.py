@@ -1,4 +1,4 @@
-"""Validates requests: one request model for each strategy, and runs of several variants.
+"""Validates job and tokenize requests, with one request model for each strategy.
 
 The request models are built from ``core.strategies``, which defines every range. Limits that depend
 on a model (its vocabulary, its context) are in a ``RequestContext``, which the caller passes as the
@@ -37,13 +37,9 @@ from textmill.core.strategies import (
     STRATEGIES_BY_NAME,
     ParameterSpec,
     StrategySpec,
-    is_deterministic,
 )
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
-MAX_VARIANTS = 16
-MAX_SAMPLES = 16
-MAX_JOBS_PER_RUN = 64
 MAX_TOKENIZE_CHARACTERS = 65_536
 
 
@@ -93,7 +89,7 @@ def _check_storable(text: str) -> str:
     return text
 
 
-def _integral(value: object) -> object:
+def integral(value: object) -> object:
     """Convert a float like 64.0 to an integer: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -123,11 +119,11 @@ class JobRequestBase(BaseModel):
     strategy: str
     max_new_tokens: Annotated[
         int,
-        BeforeValidator(_integral),
+        BeforeValidator(integral),
         Field(ge=1, description=MAX_NEW_TOKENS.description),
     ] = int(MAX_NEW_TOKENS.default)
     seed: Annotated[
-        Annotated[int, BeforeValidator(_integral), Field(ge=0, le=MAX_SEED)] | None,
+        Annotated[int, BeforeValidator(integral), Field(ge=0, le=MAX_SEED)] | None,
         Field(description="If omitted, a random seed is stored."),
     ] = None
     stop: Annotated[
@@ -218,7 +214,7 @@ def _field_of(parameter: ParameterSpec) -> tuple[Any, Any]:
     if parameter.maximum is not None:
         bounds["le"] = parameter.maximum
     if parameter.type == "integer":
-        kind: Any = Annotated[int, BeforeValidator(_integral), Field(**bounds)]
+        kind: Any = Annotated[int, BeforeValidator(integral), Field(**bounds)]
     else:
         kind = Annotated[float, Field(**bounds)]
     return (kind, parameter.default)
@@ -355,126 +351,6 @@ def _unknown_field(name: str, strategy: str | None) -> str:
         names = ", ".join(sorted(spec.parameter_names))
         return f"strategy {spec.name} does not use this field; its parameters are {names}"
     return "there is no such field"
-
-
-class RunRequestBase(BaseModel):
-    """The body of ``POST /runs``: one prompt, several variants.
-
-    A variant has the fields of a job request, and inherits those that it omits from the run.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    prompt: Annotated[str, Field(min_length=1)]
-    model: str | None = None
-    variants: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_VARIANTS)]
-    samples: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_SAMPLES)] = 1
-    max_new_tokens: Any = None
-    seed: Any = None
-    stop: Any = None
-    trace: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedJob:
-    """One job of a run before it is stored."""
-
-    request: JobRequestBase
-    parameters: dict[str, Any]
-    variant_index: int
-    sample_index: int
-
-
-_COMMON = ("prompt", "model", "max_new_tokens", "seed", "stop", "trace")
-
-
-def parse_run_request(payload: object, context: RequestContext | None = None) -> list[PlannedJob]:
-    """Validate the body of ``POST /runs``; returns its jobs, by variant, then by sample.
-
-    Raises:
-        ValidationFailed: it names every invalid field, a variant's as ``variants.INDEX.FIELD``.
-    """
-    if not isinstance(payload, Mapping):
-        raise ValidationFailed([FieldError("", "the body must be a JSON object")])
-    payload = without_nulls(payload, "samples")
-    errors: list[FieldError] = []
-    try:
-        run = RunRequestBase.model_validate(dict(payload))
-    except ValidationError as error:
-        errors = field_errors(error)
-        variants = payload.get("variants")
-        if not isinstance(variants, list) or not 1 <= len(variants) <= MAX_VARIANTS:
-            raise ValidationFailed(errors) from None
-        run = None
-    common = {name: payload[name] for name in _COMMON if name in payload}
-    planned: list[PlannedJob] = []
-    for index, variant in enumerate(payload["variants"]):
-        planned += _plan_variant(index, variant, common, run, context, errors)
-    if len(planned) > MAX_JOBS_PER_RUN:
-        errors.append(FieldError("samples", f"a run has at most {MAX_JOBS_PER_RUN} jobs"))
-    if errors:
-        raise ValidationFailed(list(dict.fromkeys(errors)))
-    return planned
-
-
-def _plan_variant(
-    index: int,
-    variant: object,
-    common: Mapping[str, Any],
-    run: RunRequestBase | None,
-    context: RequestContext | None,
-    errors: list[FieldError],
-) -> list[PlannedJob]:
-    prefix = f"variants.{index}"
-    if not isinstance(variant, Mapping):
-        if run is not None:
-            errors.append(FieldError(prefix, "a variant must be a JSON object"))
-        return []
-    own = without_nulls(variant, "samples", "prompt")
-    num_samples = _integral(own.pop("samples", run.samples if run else 1))
-    if (
-        isinstance(num_samples, bool)
-        or not isinstance(num_samples, int)
-        or not 1 <= num_samples <= MAX_SAMPLES
-    ):
-        errors.append(
-            FieldError(f"{prefix}.samples", f"must be a whole number from 1 to {MAX_SAMPLES}")
-        )
-        num_samples = 1
-    try:
-        if "prompt" in own:
-            own.pop("prompt")
-            errors.append(FieldError(f"{prefix}.prompt", "a run has one prompt; omit it here"))
-        request = parse_job_request({**common, **own}, context)
-    except ValidationFailed as failed:
-        errors += [
-            item
-            if item.field.split(".")[0] in common.keys() - own.keys() or item.field == "prompt"
-            else FieldError(f"{prefix}.{item.field}", item.message)
-            for item in failed.errors
-        ]
-        return []
-    if _is_deterministic(request):
-        num_samples = 1
-    return [
-        PlannedJob(
-            request, request.resolved_parameters(_sample_seed(request, sample)), index, sample
-        )
-        for sample in range(num_samples)
-    ]
-
-
-def _is_deterministic(request: JobRequestBase) -> bool:
-    """Return whether all samples of a variant have the same text."""
-    temperature, top_k = getattr(request, "temperature", None), getattr(request, "top_k", None)
-    return is_deterministic(request.strategy, temperature, top_k)
-
-
-def _sample_seed(request: JobRequestBase, sample: int) -> int | None:
-    """Return seed + *i* for sample *i*; a seed that is exact in JavaScript stays so."""
-    if request.seed is None:
-        return None
-    return (request.seed + sample) % (DRAWN_SEEDS if request.seed < DRAWN_SEEDS else MAX_SEED + 1)
 
 
 class TokenizeRequest(BaseModel):

@@ -22,8 +22,8 @@ from textmill.backend.pages.generate_form import (
 from textmill.backend.pages.origin import refuse_cross_site
 from textmill.backend.pages.phrases import Phrase
 from textmill.backend.pages.responses import EXAMPLE_PROMPT, see_other
-from textmill.backend.request_models import MAX_SAMPLES
 from textmill.backend.response_models import ParameterView, QueueView, StrategyView
+from textmill.backend.run_requests import MAX_SAMPLES
 from textmill.backend.serializers import strategy_views
 from textmill.core.errors import NotFound, Unavailable, ValidationFailed
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from textmill.backend.request_models import MAX_VARIANTS
 from textmill.backend.response_models import JobView, ParameterView, StrategyView
+from textmill.backend.run_requests import MAX_VARIANTS
 from textmill.core.errors import FieldError
 from textmill.core.strategies import MAX_NEW_TOKENS, is_deterministic
 

@@ -10,9 +10,9 @@ from textmill.backend.request_models import (
     JobRequestBase,
     RequestContext,
     parse_job_request,
-    parse_run_request,
 )
 from textmill.backend.response_models import JobView, RunView
+from textmill.backend.run_requests import parse_run_request
 from textmill.backend.services.idempotency import body_hash, checked_key
 from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.models import ModelService

@@ -17,7 +17,8 @@ from tests.unit.backend.stub_services import as_services
 from textmill.backend.errors import register_errors
 from textmill.backend.pages import pages
 from textmill.backend.pages.responses import render_error
-from textmill.backend.request_models import parse_job_request, parse_run_request
+from textmill.backend.request_models import parse_job_request
+from textmill.backend.run_requests import parse_run_request
 from textmill.backend.serializers import strategy_views
 from textmill.core.errors import Conflict, NotFound, QueueFull, RateLimited, StorageUnavailable
 from textmill.core.strategies import STRATEGIES

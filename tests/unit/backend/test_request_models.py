@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from textmill.backend.request_models import (
     JOB_REQUESTS,
-    MAX_JOBS_PER_RUN,
-    MAX_SAMPLES,
-    MAX_VARIANTS,
     ModelLimits,
     RequestContext,
     parse_job_request,
+)
+from textmill.backend.run_requests import (
+    MAX_JOBS_PER_RUN,
+    MAX_SAMPLES,
+    MAX_VARIANTS,
     parse_run_request,
 )
 from textmill.core.errors import ValidationFailed
