@@ -48,7 +48,9 @@ check: dev-environment ## lint, format, types, import rules
 		for file in $$(find web/static -name '*.js'); do \
 			echo "node --check $$file"; \
 			node --input-type=module --check - < "$$file" || exit 1; done; \
-	else echo "No Node.js on PATH: the syntax of the scripts is left to the browser tests."; fi
+	else echo "No Node.js on PATH: the scripts are checked by the browser tests alone."; fi
+	@if command -v tsc >/dev/null; then echo "tsc -p web/jsconfig.json"; tsc -p web/jsconfig.json; \
+	else echo "No tsc on PATH: the types of the scripts are not checked."; fi
 
 format: dev-environment ## rewrite the sources in the house format
 	$(BIN)/ruff check --fix .

@@ -1,4 +1,4 @@
-"""The web side: HTTP API and pages.
+"""The web process: HTTP API and pages.
 
-May import core and Flask; never worker, torch or transformers.
+Imports core, tokenizing and Flask; never engine, worker, torch or transformers.
 """

@@ -1,21 +1,23 @@
-"""The Flask application: parts put together, headers on every answer. No work at import."""
+"""The Flask application: its blueprints, error handlers, and the headers of every response."""
 
 from __future__ import annotations
 
-import importlib.util
 import time
 
 import structlog
 from flask import Flask, Response, g, request
 
-from textmill.backend.api import events, jobs, meta, runs
+from textmill.backend.api import api
 from textmill.backend.bodies import MAX_BODY_BYTES, refuse_body
-from textmill.backend.errors import PageRenderer, register_errors
+from textmill.backend.current import EXTENSION
+from textmill.backend.errors import register_errors
 from textmill.backend.health import health
 from textmill.backend.metrics import WebMetrics
+from textmill.backend.pages import pages
+from textmill.backend.pages.responses import render_error
 from textmill.backend.server.wsgi import ARRIVED_KEY
-from textmill.backend.services.services import Services
-from textmill.backend.streams.holding import is_placeholder
+from textmill.backend.services.container import Services, make_services
+from textmill.backend.streams.responses import is_placeholder
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.database import deadlines
 from textmill.core.database.connections import REQUEST_SECONDS, make_engine
@@ -28,12 +30,12 @@ PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-DATABASE_CONNECTIONS = 20  # as many again under load; PostgreSQL has 100 for all processes
+DATABASE_CONNECTIONS = 20  # twice as many under load; PostgreSQL allows 100 for all processes
 log = structlog.get_logger(__name__)
 
 
 def create_app(settings: Settings) -> Flask:
-    """Make the application.
+    """Build the application.
 
     Raises:
         SettingsError: the models file or the database's folder cannot be used.
@@ -44,14 +46,13 @@ def create_app(settings: Settings) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["MAX_FORM_MEMORY_SIZE"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    services = make_services(settings)
+    services = services_of(settings)
     metrics = WebMetrics(services)
-    app.extensions["textmill"] = services
+    app.extensions[EXTENSION] = services
     app.extensions["textmill_metrics"] = metrics
-    for blueprint in (jobs.blueprint, runs.blueprint, events.blueprint, meta.blueprint):
-        app.register_blueprint(blueprint, url_prefix="/api/v1")
-    app.register_blueprint(health)
-    register_errors(app, _register_pages(app))
+    for blueprint in (api, pages, health):
+        app.register_blueprint(blueprint)
+    register_errors(app, render_error)
     app.before_request(_note_time)
     app.before_request(_refuse_body)
     app.after_request(_end_deadline)
@@ -61,13 +62,13 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def make_services(settings: Settings) -> Services:
-    """The services as the settings have them."""
+def services_of(settings: Settings) -> Services:
+    """Build the services that the settings describe."""
     limits = Limits.from_settings(settings)
     engine = make_engine(
         settings.database_url, pool_size=DATABASE_CONNECTIONS, patience_seconds=REQUEST_SECONDS
     )
-    return Services(
+    return make_services(
         store=JobStore(engine, limits),
         bus=EventBus(settings.redis_url),
         tickets=TicketPublisher(make_celery(settings)) if settings.redis_url else None,
@@ -75,27 +76,18 @@ def make_services(settings: Settings) -> Services:
     )
 
 
-def _register_pages(app: Flask) -> PageRenderer | None:
-    if importlib.util.find_spec("textmill.backend.pages.views") is None:
-        return None
-    from textmill.backend.pages.views import pages, render_error  # noqa: PLC0415
-
-    app.register_blueprint(pages)
-    return render_error
-
-
 def _note_time() -> None:
     g.started = request.environ.get(ARRIVED_KEY) or time.perf_counter()
-    deadlines.begin(REQUEST_SECONDS)  # for all its statements together
+    deadlines.begin(REQUEST_SECONDS)  # one deadline for all statements of the request
 
 
 def _end_deadline(response: Response) -> Response:
-    deadlines.end()  # a stream goes on, with the engine's patience for each look
+    deadlines.end()  # a stream continues, with a time limit for each of its queries
     return response
 
 
 def _forget_deadline(_error: BaseException | None) -> None:
-    deadlines.end()  # whatever happened: the thread serves others
+    deadlines.end()  # after an error too: the thread serves other requests next
 
 
 def _refuse_body() -> None:

@@ -1,6 +1,6 @@
-"""Reads JSON bodies: strict JSON, bounded, and no surprise from a parser's depth or number size.
+"""Reads JSON bodies: strict JSON with bounded size, depth and numbers.
 
-A name that occurs twice in an object is refused, at any depth.
+An object that contains a name twice is rejected, at any depth.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ MAX_BODY_BYTES = 256 * 1024
 
 
 class EncodedBody(ClientError):
-    """The body is compressed, or encoded in another way."""
+    """The body has a content encoding."""
 
     code = "unsupported_encoding"
     http_status = 415
 
 
 def refuse_body(request: Request) -> None:
-    """Refuse a body over the limit, of which nothing was kept, and one that is encoded.
+    """Reject a body that is too large, which the server has discarded, or encoded.
 
     Raises:
-        RequestEntityTooLarge, EncodedBody: it is such a body.
+        RequestEntityTooLarge: the body is larger than ``MAX_BODY_BYTES``.
+        EncodedBody: the body has a content encoding.
     """
     if request.environ.get(TOO_LARGE_KEY):
         raise RequestEntityTooLarge
     codings = request.headers.get("Content-Encoding", "") if request.content_length else ""
     if any(coding.strip().lower() not in {"", "identity"} for coding in codings.split(",")):
-        raise EncodedBody("Send the body as it is, without Content-Encoding.")
+        raise EncodedBody("Send the body without Content-Encoding.")
 
 
 def read_json(request: Request) -> Any:
-    """The parsed body.
+    """Return the parsed body.
 
     Raises:
-        UnsupportedMediaType: it does not say that it is JSON.
-        BadRequest: it is not JSON.
+        UnsupportedMediaType: the content type is not JSON.
+        BadRequest: the body is not JSON.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
@@ -50,7 +51,7 @@ def read_json(request: Request) -> Any:
     if not data.strip():
         raise BadRequest("The body is empty; send a JSON object.")
     try:
-        # A byte-order mark, which some editors and shells write, is no part of the text (RFC 8259).
+        # Some editors and shells write a byte-order mark, which parsers may ignore (RFC 8259).
         return json.loads(
             data.decode("utf-8-sig"),
             parse_constant=_refuse_constant,
@@ -63,7 +64,7 @@ def read_json(request: Request) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names are all different: of two values, which one is meant is a guess."""
+    """Return an object; a name that occurs twice is rejected, because its value is ambiguous."""
     found = dict(pairs)
     if len(found) < len(pairs):
         seen: set[str] = set()
@@ -73,7 +74,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 def _safe(text: str) -> str:

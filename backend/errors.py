@@ -1,6 +1,6 @@
-"""Every error as an RFC 9457 problem document; for the pages' addresses, as a page.
+"""Error handlers: problem documents of RFC 9457, and HTML pages for the addresses of pages.
 
-``except Exception`` at the HTTP edge is here: it answers 500, logs, and tells the client nothing.
+The handler of ``Exception`` is the HTTP edge: it logs the error and answers 500 without details.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ API_PREFIX = "/api/"
 _PLAIN_PATHS = {"/healthz", "/readyz", "/metrics"}
 _DETAILS = {
     404: "There is nothing at this address.",
-    405: "This address does not take this method.",
-    413: "The body is over 256 KiB; send less.",
+    405: "This address does not support this method.",
+    413: "The body is larger than 256 KiB.",
     415: "Send the body as application/json.",
 }
 PageRenderer = Callable[[int, str, str, Sequence[FieldError]], Response]
@@ -34,13 +34,13 @@ def problem(
     detail: str,
     errors: Sequence[FieldError] | None = None,
 ) -> Response:
-    """A problem document as a response."""
+    """Return a problem document as a response."""
     text = problem_text(status, code, detail, errors)
     return Response(text, status, content_type=CONTENT_TYPE)
 
 
 def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None:
-    """Answer every error of the app; ``render_page`` makes the page for people."""
+    """Register the error handlers; ``render_page`` renders the errors of pages."""
 
     def answer(
         status: int, code: str, detail: str, errors: Sequence[FieldError] | None = None
@@ -80,4 +80,4 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
             complaints.complain(problem.kind, error)
             return on_client_error(problem.error)
         log.error("request_failed", path=request.path, method=request.method, exc_info=error)
-        return answer(500, "internal", "An error on our side; it has been logged. Try again later.")
+        return answer(500, "internal", "Internal error. It was logged; try again later.")

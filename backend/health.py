@@ -8,35 +8,38 @@ from flask import Blueprint, Response, current_app, jsonify
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import update
 
-from textmill.backend.services.services import Services
+from textmill.backend.current import services
+from textmill.backend.services.container import Services
 from textmill.core.database.connections import now_ms, writing
 from textmill.core.database.deadlines import within
 from textmill.core.database.tables import Worker
 from textmill.core.errors import ClientError
 from textmill.core.problems import in_words
-from textmill.core.workers import seen_workers
 
-READY_SECONDS = 2.5  # a probe usually waits no longer; Redis may take its time-out as well
-RETRY_SECONDS = 2  # as long as a worker or a database takes to come back at the soonest
+READY_SECONDS = 2.5  # for the database; probes rarely wait longer, and Redis may time out too
+RETRY_SECONDS = 2  # the shortest restart of a worker or a database
 health = Blueprint("health", __name__)
 
 
 @health.get("/healthz")
 def alive() -> Response:
-    """The process answers."""
+    """Answer 200: the process is alive."""
     return jsonify(status="ok")
 
 
 @health.get("/readyz")
 def ready() -> Response:
-    """The database takes writes, and a worker was seen; Redis down is only slower."""
-    services: Services = current_app.extensions["textmill"]
+    """Answer 200 if the database accepts writes and a worker was seen, else 503.
+
+    Without Redis the product is slower but works, so that is reported as degraded.
+    """
+    found = services()
     with within(READY_SECONDS):
-        database = _problem_of(lambda: _try_writing(services)) or "ok"
-        workers = _problem_of(lambda: _look_for_workers(services)) or "ok"
-    redis = "ok" if services.bus.ping() else "degraded"
+        database = _problem_of(lambda: _check_writing(found)) or "ok"
+        workers = _problem_of(lambda: _check_workers(found)) or "ok"
+    redis = "ok" if found.bus.ping() else "degraded"
     is_ready = database == workers == "ok"
-    left_out = _left_out(services) if database == "ok" else []
+    left_out = _left_out(found) if database == "ok" else []
     response = jsonify(
         status="ok" if is_ready else "unavailable",
         database=database,
@@ -51,34 +54,34 @@ def ready() -> Response:
 
 
 def _problem_of(check: Callable[[], str | None]) -> str | None:
-    """What a check says, or what kept it from saying anything."""
+    """Return the problem that a check found, or the error that it raised."""
     try:
         return check()
-    except ClientError as error:  # the database is away or refuses; the log says why
+    except ClientError as error:  # the database is unavailable, and the log says why
         return str(error)
 
 
-def _try_writing(services: Services) -> None:
-    # Touches no row, and yet needs the write lock and a writable file.
+def _check_writing(services: Services) -> None:
+    # This changes no row, but needs the write lock and a writable file.
     with writing(services.store.engine) as connection:
-        nobody = update(Worker).where(Worker.id == "nobody")
-        connection.execute(nobody.values(last_seen=now_ms()))
+        no_row = update(Worker).where(Worker.id == "nobody")
+        connection.execute(no_row.values(last_seen=now_ms()))
 
 
-def _look_for_workers(services: Services) -> str | None:
-    return None if seen_workers(services.store.engine) else "none seen within 30 s"
+def _check_workers(services: Services) -> str | None:
+    return None if services.queue.workers() else "none seen within 30 s"
 
 
 def _left_out(services: Services) -> list[str]:
-    """A sentence on each model, file or process that is left out."""
+    """Return a sentence for each model, file or process that is left out."""
     try:
-        return [in_words(item.kind, item.name, item.reason) for item in services.problems()]
+        return [in_words(item.kind, item.name, item.reason) for item in services.queue.problems()]
     except ClientError:
         return []
 
 
 @health.get("/metrics")
 def metrics() -> Response:
-    """Prometheus's text."""
+    """Return the metrics in Prometheus's text format."""
     registry = current_app.extensions["textmill_metrics"].registry
     return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

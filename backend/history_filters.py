@@ -1,4 +1,4 @@
-"""The history's filters as a query string gives them, for the API, the export and the page."""
+"""Parses the filters of the history from a query string, for the API, the export and the page."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _COMMON: dict[str, Reader] = {
     "until": lambda name, text: parse_instant(name, text, is_end=True),
 }
 _PAGES: dict[str, Reader] = {
-    "limit": whole(1, MAX_LIMIT, f"; {DEFAULT_LIMIT} if absent"),
+    "limit": whole(1, MAX_LIMIT, f"; {DEFAULT_LIMIT} by default"),
     "cursor": lambda _, text: decode_cursor(text),
 }
-_FIELDS = {"q": "query", "cursor": "before_number"}  # of ``Filters``, where it is named otherwise
+_FIELDS = {"q": "query", "cursor": "before_number"}  # fields of ``Filters`` with another name
 
 
 def parse_filters(given: Given, *, ignores_others: bool = False) -> Filters:
-    """The filters of a page of the history; an empty value is no filter.
+    """Parse the filters of a page of the history; an empty value means no filter.
 
     Args:
         given: the query string.
-        ignores_others: whether a parameter that is no filter is passed over, as on a page.
+        ignores_others: whether unknown parameters are ignored, as on a page.
 
     Raises:
-        ValidationFailed: names every bad one.
+        ValidationFailed: it names every bad parameter.
     """
     readers = _COMMON | _PAGES
     values = parse_query(given, readers, may_be_empty=readers.keys(), ignores_others=ignores_others)
@@ -46,10 +46,10 @@ def parse_filters(given: Given, *, ignores_others: bool = False) -> Filters:
 
 
 def parse_export(given: Given) -> tuple[str, Filters]:
-    """The format and the filters of an export, which has no pages.
+    """Parse the format and the filters of an export, which has no pages.
 
     Raises:
-        ValidationFailed: names every bad one.
+        ValidationFailed: it names every bad parameter.
     """
     formats: dict[str, Reader] = {"format": one_of(("jsonl", "csv"))}
     values = parse_query(given, _COMMON | formats, may_be_empty=_COMMON.keys())

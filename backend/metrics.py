@@ -1,4 +1,4 @@
-"""What the web side tells Prometheus: its own requests, and the queue as the database has it."""
+"""The Prometheus metrics of the web process: its requests, and the queue in the database."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from textmill.backend.services.services import Services
-from textmill.backend.streams.holding import is_placeholder
+from textmill.backend.services.container import Services
+from textmill.backend.streams.responses import is_placeholder
 from textmill.core.errors import ClientError
 from textmill.core.problems import KINDS
 
@@ -19,32 +19,32 @@ _SECONDS = (0.002, 0.005, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 
 
 class WebMetrics:
-    """The counters of the web process, in a registry of its own."""
+    """The metrics of the web process, in a registry of its own."""
 
     def __init__(self, services: Services) -> None:
-        """Make the counters; the queue is asked at every scrape."""
+        """Register the metrics; the queue is read at every scrape."""
         self.registry = CollectorRegistry()
         self._seconds = Histogram(
             "textmill_http_request_seconds",
-            "Time to the first byte of the answer, by route",
+            "Time to the first byte of the response, by route",
             ["method", "route"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         self._answers = Counter(
             "textmill_http_answers_total",
-            "Answers by route and status",
+            "Responses by route and status",
             ["method", "route", "status"],
             registry=self.registry,
         )
         self.registry.register(_Queue(services))
 
-    def watch(self, name: str, text: str, count: Callable[[], int]) -> None:
-        """Show a number of the server's at every scrape."""
+    def add_gauge(self, name: str, text: str, count: Callable[[], int]) -> None:
+        """Add a number that is read at every scrape."""
         Gauge(name, text, registry=self.registry).set_function(count)
 
     def observe(self, response: Response) -> Response:
-        """Count an answer; an address that no route has counts as one."""
+        """Count a response; all addresses without a route count as one."""
         if is_placeholder():
             return response
         route = str(request.url_rule) if request.url_rule else "none"
@@ -61,11 +61,11 @@ class _Queue(Collector):
         self._services = services
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The queue's numbers, or nothing but ``textmill_database_up 0``."""
+        """Yield the state of the queue, or ``textmill_database_up 0`` alone."""
         up = GaugeMetricFamily("textmill_database_up", "Whether the database answered this scrape")
         try:
-            queue = self._services.queue()
-            failures = self._services.history.failures()
+            queue = self._services.queue.state()
+            failures = self._services.queue.failures()
         except ClientError:
             up.add_metric([], 0)
             yield up
@@ -73,12 +73,12 @@ class _Queue(Collector):
         up.add_metric([], 1)
         yield up
         numbers = {
-            "textmill_queue_depth": ("Jobs that wait", queue["depth"]),
-            "textmill_jobs_running": ("Jobs that run", queue["running"]),
+            "textmill_queue_depth": ("Queued jobs", queue["depth"]),
+            "textmill_jobs_running": ("Running jobs", queue["running"]),
             "textmill_workers": ("Workers seen within 30 s", len(queue["workers"])),
             "textmill_redis_up": ("Whether Redis answered", int(queue["redis"] == "ok")),
             "textmill_recent_tokens_per_second": (
-                "Completion tokens a second over five minutes",
+                "Completion tokens per second in the last five minutes",
                 queue["throughput"]["tokens_per_second"],
             ),
             "textmill_recent_waiting_seconds": (
@@ -97,7 +97,7 @@ class _Queue(Collector):
             left_out.add_metric([kind], sum(p["kind"] == kind for p in queue["problems"]))
         yield left_out
         failed = GaugeMetricFamily(
-            "textmill_recent_failures", "Failed jobs of the last five minutes", labels=["code"]
+            "textmill_recent_failures", "Jobs that failed in the last five minutes", labels=["code"]
         )
         for code, count in failures.items():
             failed.add_metric([code], count)

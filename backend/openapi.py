@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document, from the Pydantic models that validate and present.
+"""Generates the OpenAPI 3.1 document from the types of requests and responses.
 
-An operation is one line of ``_OPERATIONS``; the schemas are never written by hand.
+An operation is one entry of ``_OPERATIONS``; the schemas are generated.
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
+from pydantic import BaseModel, TypeAdapter
+from pydantic.json_schema import JsonSchemaMode
 
 from textmill.backend.bodies import MAX_BODY_BYTES
 from textmill.backend.request_models import (
     JOB_REQUESTS,
-    MAX_SAMPLES,
-    MAX_VARIANTS,
     TokenizeRequest,
 )
 from textmill.backend.response_models import (
@@ -31,6 +29,7 @@ from textmill.backend.response_models import (
     Tokens,
     TraceView,
 )
+from textmill.backend.run_requests import MAX_SAMPLES, MAX_VARIANTS
 from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT
 from textmill.core.statuses import STATUSES
 from textmill.core.strategies import STRATEGIES, STRATEGIES_BY_NAME
@@ -41,7 +40,7 @@ _REF = "#/components/schemas/"
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One call: its answer's schema by name, or a media type with free content."""
+    """One operation; its response has a schema, or a media type with free content."""
 
     method: str
     path: str
@@ -81,7 +80,7 @@ _OPERATIONS = (
     Operation("get", "/models", "List the models", 200, "ModelView", is_list=True, problems=(503,)),
     Operation("get", "/strategies", "List the strategies", 200, "StrategyView", is_list=True),
     Operation("get", "/queue", "Read the state of the queue", 200, "QueueView", problems=(503,)),
-    Operation("post", "/tokenize", "Cut a text into tokens", 200, "Tokens",
+    Operation("post", "/tokenize", "Split a text into tokens", 200, "Tokens",
               body="TokenizeRequest", problems=(400, 413, 415, 422, 503)),
     Operation("get", "/openapi.json", "Read this document", 200),
 )  # fmt: skip
@@ -89,7 +88,7 @@ _OPERATIONS = (
 
 @functools.cache
 def openapi_document() -> Document:
-    """The whole document."""
+    """Return the document."""
     paths: dict[str, Document] = {}
     for operation in _OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
@@ -98,7 +97,7 @@ def openapi_document() -> Document:
         "info": {
             "title": "Textmill",
             "version": version("textmill"),
-            "summary": "Submit prompts, follow the texts being written, find them again.",
+            "summary": "Submit prompts, follow the generated text, find it again.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/api/v1"}],
@@ -150,13 +149,13 @@ def _responses(operation: Operation) -> Document:
         answer["description"] = _EXPORT
         answer["content"]["text/csv"] = {"schema": {"type": "string"}}
     if operation.body in {"JobRequest", "RunRequest"}:
-        location = {"description": "Address of what was made", "schema": {"type": "string"}}
+        location = {"description": "Address of the new job or run", "schema": {"type": "string"}}
         answer["headers"] = {"Location": location}
     responses = {str(operation.status): answer}
     if "If-None-Match" in operation.parameters:
         responses["304"] = {"description": "Unchanged"}
     if operation.media == "text/event-stream":
-        responses["204"] = {"description": "Everything was told before; do not come back"}
+        responses["204"] = {"description": "All events were sent before; do not reconnect"}
     for status in operation.problems:
         responses[str(status)] = _problem(status)
     return responses
@@ -180,24 +179,27 @@ def _header(name: str, schema: Document, text: str) -> Document:
 
 
 _EXPORT = (
-    "All jobs that the filters pick, newest first, one a line. `queue` may be null in an export for"
-    " a job that is queued: the line moves while the export is read."
+    "All jobs that match the filters, newest first, one per line. `queue` may be null for a queued"
+    " job: positions change while the export is read."
 )
 _TEXT: Document = {"type": "string"}
 _PARAMETERS = {
     "Idempotency-Key": _header(
         "Idempotency-Key",
         {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
-        "The same key with the same body gives the same job.",
+        "The same key with the same body returns the same job.",
     ),
-    "If-None-Match": _header("If-None-Match", _TEXT, "An ETag; 304 when nothing changed."),
+    "If-None-Match": _header("If-None-Match", _TEXT, "An ETag; 304 if nothing has changed."),
     "Last-Event-ID": _header(
         "Last-Event-ID",
         _TEXT,
-        "The last event seen; resumes after it. One that is none starts anew with `reset`.",
+        "The id of the last event received; the stream resumes after it. An invalid id restarts the"
+        " text with `reset`.",
     ),
     "after": _query(
-        "after", _TEXT, "The last event seen, or a job's or a run's cursor; 422 when it is none."
+        "after",
+        _TEXT,
+        "The id of the last event received, or the cursor of a job or a run; 422 if invalid.",
     ),
     "wait": _query(
         "wait", {"type": "number", "minimum": 0, "maximum": 30}, "Seconds to wait for the end."
@@ -205,24 +207,26 @@ _PARAMETERS = {
     "limit": _query(
         "limit",
         {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
-        "Jobs a page.",
+        "Jobs per page.",
     ),
-    "cursor": _query("cursor", _TEXT, "next_cursor of the page before."),
-    "q": _query("q", _TEXT, "Words in the prompt or the text, all of them."),
+    "cursor": _query("cursor", _TEXT, "`next_cursor` of the previous page."),
+    "q": _query("q", _TEXT, "Words that must all occur in the prompt or the text."),
     "status": _query(
         "status",
         {"type": "string", "enum": list(STATUSES)},
-        "Only jobs in this state.",
+        "Only jobs with this status.",
     ),
     "strategy": _query(
-        "strategy", {"type": "string", "enum": list(STRATEGIES_BY_NAME)}, "Only this strategy."
+        "strategy",
+        {"type": "string", "enum": list(STRATEGIES_BY_NAME)},
+        "Only jobs with this strategy.",
     ),
-    "model": _query("model", _TEXT, "Only this model."),
+    "model": _query("model", _TEXT, "Only jobs of this model."),
     "run_id": _query("run_id", _TEXT, "Only the jobs of this run."),
     "since": _query("since", _TEXT, "Created at or after this ISO 8601 date or date-time."),
     "until": _query("until", _TEXT, "Created at or before this ISO 8601 date or date-time."),
     "format": _query(
-        "format", {"type": "string", "enum": ["jsonl", "csv"], "default": "jsonl"}, "The form."
+        "format", {"type": "string", "enum": ["jsonl", "csv"], "default": "jsonl"}, "The format."
     ),
 }
 _PROMPT = "Title: Attention is all you need\nAbstract:"
@@ -239,17 +243,19 @@ _EXAMPLES: dict[str, Document] = {
 def _schemas() -> Document:
     inputs: list[type[BaseModel]] = [TokenizeRequest]
     requests = [JOB_REQUESTS[spec.name] for spec in STRATEGIES]
-    outputs: list[type[BaseModel]] = [
+    outputs: list[Any] = [
         JobView, JobPage, RunView, ModelView, StrategyView, QueueView, Tokens, TraceView, Problem,
     ]  # fmt: skip
-    models: Any = [(model, "validation") for model in inputs + requests]
-    models += [(model, "serialization") for model in outputs]
-    _, definitions = models_json_schema(models, ref_template=_REF + "{model}")
+    wanted: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
+        (model.__name__, "validation", TypeAdapter(model)) for model in inputs + requests
+    ]
+    wanted += [(view.__name__, "serialization", TypeAdapter(view)) for view in outputs]
+    _, definitions = TypeAdapter.json_schemas(wanted, ref_template=_REF + "{model}")
     schemas: Document = definitions["$defs"]
     for model in inputs + requests:
-        _take_nulls(schemas[model.__name__])
+        _allow_nulls(schemas[model.__name__])
     schemas["JobRequest"] = {
-        "description": "The fields depend on the strategy; greedy where none is named.",
+        "description": "The fields depend on the strategy, which is greedy by default.",
         "oneOf": [{"$ref": _REF + model.__name__} for model in requests],
     }
     schemas["RunRequest"] = _run_request()
@@ -257,7 +263,7 @@ def _schemas() -> Document:
 
 
 def _run_request() -> Document:
-    """A run, whose variants are job requests without a prompt."""
+    """Return the schema of a run, whose variants are job requests without a prompt."""
     greedy = JOB_REQUESTS["greedy"].model_json_schema()["properties"]
     common = {name: greedy[name] for name in ("model", "max_new_tokens", "seed", "stop", "trace")}
     samples = {"type": "integer", "minimum": 1, "maximum": MAX_SAMPLES, "default": 1}
@@ -274,7 +280,7 @@ def _run_request() -> Document:
         variants.append(variant | ({"required": required} if required else {}))
     run: Document = {
         "type": "object",
-        "description": "What a variant leaves out it takes from the run.",
+        "description": "A variant inherits the fields that it omits from the run.",
         "required": ["prompt", "variants"],
         "additionalProperties": False,
         "properties": {
@@ -290,12 +296,12 @@ def _run_request() -> Document:
         },
     }
     for schema in (run, *variants):
-        _take_nulls(schema)
+        _allow_nulls(schema)
     return run
 
 
-def _take_nulls(schema: Document) -> None:
-    """Let every field that may be left out be null, which means the same."""
+def _allow_nulls(schema: Document) -> None:
+    """Allow null in every optional field; null means that the field is omitted."""
     required = schema.get("required", ())
     for name, field in schema["properties"].items():
         is_null = any(choice == {"type": "null"} for choice in field.get("anyOf", ()))

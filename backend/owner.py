@@ -1,6 +1,6 @@
-"""Who asks: a random cookie for browsers, the address for the rest.
+"""Identifies clients: by a random cookie for browsers, otherwise by address.
 
-Used for the fair share of the queue and the scope of idempotency keys, never for access.
+The owner determines the fair share of the queue and the scope of idempotency keys, never access.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import secrets
 from flask import Request, Response
 
 COOKIE = "textmill_owner"
-COOKIE_SECONDS = 400 * 86_400  # the longest that browsers keep one
+COOKIE_SECONDS = 400 * 86_400  # the maximum that browsers allow
 _WELL_FORMED = re.compile(r"[0-9a-f]{32}")
 
 
 def owner_id(request: Request) -> str:
-    """The owner that a request belongs to."""
+    """Return the owner of a request."""
     cookie = request.cookies.get(COOKIE, "")
     if _WELL_FORMED.fullmatch(cookie):
         return f"cookie:{cookie}"
@@ -26,7 +26,7 @@ def owner_id(request: Request) -> str:
 
 
 def remember_owner(request: Request, response: Response) -> Response:
-    """Give a browser its cookie with its first page."""
+    """Set the cookie if the browser does not have one."""
     if not _WELL_FORMED.fullmatch(request.cookies.get(COOKIE, "")):
         response.set_cookie(
             COOKIE,

@@ -1,4 +1,4 @@
-"""Problem documents of RFC 9457 as text: one form for what Flask answers and what the server does.
+"""Formats problem documents of RFC 9457, for the application and for the server.
 
 Knows nothing of Flask.
 """
@@ -13,26 +13,26 @@ from textmill.core.errors import FieldError
 
 CONTENT_TYPE = "application/problem+json"
 _TITLES = {
-    400: "The request cannot be read",
-    403: "Refused",
+    400: "Bad request",
+    403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
-    408: "The request took too long",
+    408: "Request timeout",
     409: "Conflict",
     413: "Request too large",
     414: "Address too long",
     415: "Unsupported media type",
-    422: "The request has fields that cannot be used",
+    422: "Some fields are invalid",
     429: "Too many jobs waiting",
     431: "Headers too large",
-    500: "Something went wrong here",
+    500: "Internal error",
     501: "Not implemented",
-    503: "Not available right now",
+    503: "Temporarily unavailable",
 }
 
 
 def title_of(status: int) -> str:
-    """The title of a status, the same in every document and page."""
+    """Return the title of a status, for documents and pages."""
     return _TITLES.get(status, "Error")
 
 
@@ -42,7 +42,7 @@ def problem_text(
     detail: str,
     errors: Sequence[FieldError] | None = None,
 ) -> str:
-    """A problem document in ASCII."""
+    """Return a problem document as JSON in ASCII."""
     body: dict[str, Any] = {
         "type": f"urn:textmill:problem:{code}",
         "title": title_of(status),

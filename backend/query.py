@@ -1,9 +1,9 @@
-"""Query strings: the one parser of every parameter that a client may put behind the question mark.
+"""Parses query strings, for all addresses.
 
-A parameter is a name with a reader, which turns its text into a value or refuses it. All refusals
-of a request are collected and name their parameters. Numbers are plain ASCII decimals of bounded
-length: what Python's own ``int`` and ``float`` also take (signs, blanks, underscores, digits of
-other scripts, ``nan``, ``1e400``) is refused. Knows nothing of what the parameters mean.
+A parameter is a name with a reader, which converts its text or rejects it. The errors of a request
+are collected, each with the name of its parameter. Numbers are plain ASCII decimals of bounded
+length: signs, blanks, underscores, digits of other scripts, ``nan`` and ``1e400``, which Python's
+``int`` and ``float`` accept, are rejected. Knows nothing of the meaning of the parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WHOLE = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 _DECIMAL = re.compile(r"(?:0|[1-9][0-9]{0,8})(?:\.[0-9]{1,9})?", re.ASCII)
 
 Reader = Callable[[str, str], Any]
-"""Takes a parameter's name and its text; returns the value or raises ``ValidationFailed``."""
+"""Takes the name and the text of a parameter; returns its value or raises ``ValidationFailed``."""
 
 
 def parse_query(
@@ -30,17 +30,17 @@ def parse_query(
     may_be_empty: Collection[str] = (),
     ignores_others: bool = False,
 ) -> dict[str, Any]:
-    """The values of a query string, by name; a parameter that is absent is left out.
+    """Return the values of the parameters that are given, by name.
 
     Args:
         given: the query string, as Flask's ``request.args`` or as a plain mapping.
-        readers: the parameters that there are.
-        may_be_empty: those that an empty value leaves out, as a form sends them.
-        ignores_others: whether a parameter that does not exist is passed over instead of refused.
+        readers: the parameters that exist.
+        may_be_empty: parameters whose empty value means that they are absent, as forms send them.
+        ignores_others: whether unknown parameters are ignored instead of rejected.
 
     Raises:
-        ValidationFailed: names every parameter that is refused: a bad value, a name that came
-            more than once, or one that does not exist.
+        ValidationFailed: it names every parameter with a bad value, given more than once, or
+            unknown.
     """
     errors: list[FieldError] = []
     values: dict[str, Any] = {}
@@ -69,23 +69,23 @@ def _only_value(name: str, given: Mapping[str, str] | MultiDict[str, str]) -> st
 
 
 def checked_text(name: str, text: str) -> str:
-    """A text that the database can take.
+    """Return a text unchanged if the database can store it.
 
     Raises:
-        ValidationFailed: it is not.
+        ValidationFailed: the text contains NUL or a lone surrogate.
     """
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise refusal(name, "must be valid text, with no NUL in it")
+        raise refusal(name, "must be valid Unicode text without NUL")
     return text
 
 
 def refusal(name: str, message: str) -> ValidationFailed:
-    """What to raise about one parameter."""
+    """Return the error of one parameter."""
     return ValidationFailed([FieldError(name, message)])
 
 
 def text_of(max_characters: int) -> Reader:
-    """Any text that is not too long."""
+    """Return a reader of texts of bounded length."""
 
     def read(name: str, text: str) -> str:
         if len(text) > max_characters:
@@ -96,7 +96,7 @@ def text_of(max_characters: int) -> Reader:
 
 
 def whole(minimum: int, maximum: int, remark: str = "") -> Reader:
-    """A whole number within bounds of at most nine digits."""
+    """Return a reader of whole numbers within bounds, of at most nine digits."""
 
     def read(name: str, text: str) -> int:
         if not _WHOLE.fullmatch(text) or not minimum <= int(text) <= maximum:
@@ -107,7 +107,7 @@ def whole(minimum: int, maximum: int, remark: str = "") -> Reader:
 
 
 def decimal(minimum: float, maximum: float, unit: str) -> Reader:
-    """A number within bounds, with or without a fraction."""
+    """Return a reader of decimal numbers within bounds."""
 
     def read(name: str, text: str) -> float:
         if not _DECIMAL.fullmatch(text) or not minimum <= float(text) <= maximum:
@@ -118,7 +118,7 @@ def decimal(minimum: float, maximum: float, unit: str) -> Reader:
 
 
 def one_of(choices: Iterable[str]) -> Reader:
-    """One of some words."""
+    """Return a reader of one of several values."""
     known = tuple(choices)
 
     def read(name: str, text: str) -> str:

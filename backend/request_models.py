@@ -1,8 +1,8 @@
-"""What comes in over HTTP: one request model per strategy, and runs of several variants.
+"""Validates job and tokenize requests, with one request model for each strategy.
 
-The request models are built from ``core.strategies``, so that a range stands in one place. What
-depends on a model (its vocabulary, its context) is asked of a ``RequestContext``, which the caller
-passes as the validation context.
+The request models are built from ``core.strategies``, which defines every range. Limits that depend
+on a model (its vocabulary, its context) are in a ``RequestContext``, which the caller passes as the
+validation context.
 """
 
 from __future__ import annotations
@@ -37,35 +37,31 @@ from textmill.core.strategies import (
     STRATEGIES_BY_NAME,
     ParameterSpec,
     StrategySpec,
-    is_deterministic,
 )
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
-MAX_VARIANTS = 16
-MAX_SAMPLES = 16
-MAX_JOBS_PER_RUN = 64
 MAX_TOKENIZE_CHARACTERS = 65_536
 
 
 class TokenCounting(Protocol):
-    """Counts the tokens of prompts; asked again for the same one, it answers at once."""
+    """Counts the tokens of prompts; the second call for the same prompt is free."""
 
     def __call__(self, text: str) -> int:
-        """How many tokens a text has.
+        """Return the number of tokens of a text.
 
         Raises:
-            TokenizerFault: the model's tokenizer cannot read it.
+            TokenizerFault: the model's tokenizer cannot process it.
         """
         ...
 
     def least(self, text: str) -> int:
-        """How many it has at least, in no time; 0 where that cannot be told."""
+        """Return a lower bound without tokenizing; 0 if there is none."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
-    """What a loaded model allows; a number is ``None`` until a worker has loaded the model."""
+    """The limits of a model; they are ``None`` until a worker has loaded it."""
 
     context_length: int | None
     vocabulary_size: int | None
@@ -74,36 +70,36 @@ class ModelLimits:
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What validation must know of the models: their names and their limits."""
+    """The models, by name, with their limits."""
 
     default_model: str
     limits: Mapping[str, ModelLimits]
 
 
-def _refuse(message: str) -> PydanticCustomError:
+def _rejection(message: str) -> PydanticCustomError:
     return PydanticCustomError("refused", "{message}", {"message": message})
 
 
-def _is_storable(text: str) -> str:
-    """Refuse what PostgreSQL, JSON or UTF-8 cannot carry."""
+def _check_storable(text: str) -> str:
+    """Reject text that PostgreSQL, JSON or UTF-8 cannot represent."""
     if "\0" in text:
-        raise _refuse("must not contain the NUL character")
+        raise _rejection("must not contain the NUL character")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _refuse("must be valid Unicode text, with no lone surrogates")
+        raise _rejection("must be valid Unicode text without lone surrogates")
     return text
 
 
-def _integral(value: object) -> object:
-    """JSON has one kind of number: 64.0 is the integer 64."""
+def integral(value: object) -> object:
+    """Convert a float like 64.0 to an integer: JSON has one kind of number."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Text = Annotated[str, AfterValidator(_is_storable)]
+Text = Annotated[str, AfterValidator(_check_storable)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 
 
 class JobRequestBase(BaseModel):
-    """The fields that every strategy takes."""
+    """The fields that every strategy has."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -112,27 +108,31 @@ class JobRequestBase(BaseModel):
         allow_inf_nan=False,
     )
 
-    # ``model`` stands before the fields whose limits depend on it: validators see it in info.data.
+    # ``model`` precedes the fields whose limits depend on it, so validators find it in info.data.
     model: Annotated[
         str | None,
-        Field(validate_default=True, description="Name of the model; the default one if absent."),
+        Field(
+            validate_default=True, description="Name of the model; the default model if omitted."
+        ),
     ] = None
     prompt: Annotated[Text, Field(min_length=1, description="The text to continue.")]
     strategy: str
     max_new_tokens: Annotated[
         int,
-        BeforeValidator(_integral),
+        BeforeValidator(integral),
         Field(ge=1, description=MAX_NEW_TOKENS.description),
     ] = int(MAX_NEW_TOKENS.default)
     seed: Annotated[
-        Annotated[int, BeforeValidator(_integral), Field(ge=0, le=MAX_SEED)] | None,
-        Field(description="Drawn and stored when absent."),
+        Annotated[int, BeforeValidator(integral), Field(ge=0, le=MAX_SEED)] | None,
+        Field(description="If omitted, a random seed is stored."),
     ] = None
     stop: Annotated[
         list[StopString],
-        Field(max_length=MAX_STOP_STRINGS, description="The text ends before any of these."),
+        Field(
+            max_length=MAX_STOP_STRINGS, description="The text ends before any of these strings."
+        ),
     ] = []
-    trace: Annotated[bool, Field(description="Keep why each token was chosen.")] = False
+    trace: Annotated[bool, Field(description="Store why each token was chosen.")] = False
 
     @field_validator("model", mode="after")
     @classmethod
@@ -143,29 +143,29 @@ class JobRequestBase(BaseModel):
         name = context.default_model if name is None else name
         if name not in context.limits:
             known = ", ".join(context.limits)
-            raise _refuse(f"there is no model of that name; the models are: {known}")
+            raise _rejection(f"there is no model of that name; the models are: {known}")
         return name
 
     @field_validator("prompt", mode="after")
     @classmethod
     def _fits(cls, prompt: str, info: ValidationInfo) -> str:
         if not prompt.strip():
-            raise _refuse("must not be blank; write something for the model to continue")
+            raise _rejection("must not be blank; enter a text for the model to continue")
         limits = _limits(info)
         if limits is None or limits.count_tokens is None or limits.context_length is None:
             return prompt
         least = limits.count_tokens.least(prompt)
-        words = f"at least {least}"
+        count = f"at least {least}"
         if least < limits.context_length:
             try:
                 least = limits.count_tokens(prompt)
             except TokenizerFault as fault:
-                raise _refuse(str(fault)) from None
-            words = str(least)
+                raise _rejection(str(fault)) from None
+            count = str(least)
         if least >= limits.context_length:
-            raise _refuse(
-                f"the prompt has {words} tokens, and the model's context holds"
-                f" {limits.context_length}, the new tokens included; shorten the prompt"
+            raise _rejection(
+                f"the prompt has {count} tokens, and the model's context of"
+                f" {limits.context_length} must also hold the new tokens; shorten the prompt"
             )
         return prompt
 
@@ -174,7 +174,7 @@ class JobRequestBase(BaseModel):
     def _within_context(cls, number: int, info: ValidationInfo) -> int:
         limits = _limits(info)
         if limits and limits.context_length is not None and number > limits.context_length:
-            raise _refuse(f"must be at most {limits.context_length}, the model's context length")
+            raise _rejection(f"must be at most {limits.context_length}, the model's context length")
         return number
 
     @field_validator("top_k", mode="after", check_fields=False)
@@ -182,11 +182,13 @@ class JobRequestBase(BaseModel):
     def _within_vocabulary(cls, number: int, info: ValidationInfo) -> int:
         limits = _limits(info)
         if limits and limits.vocabulary_size is not None and number > limits.vocabulary_size:
-            raise _refuse(f"must be at most {limits.vocabulary_size}, the model's vocabulary size")
+            raise _rejection(
+                f"must be at most {limits.vocabulary_size}, the model's vocabulary size"
+            )
         return number
 
     def resolved_parameters(self, seed: int | None = None) -> dict[str, Any]:
-        """The strategy's parameters and the common ones, every default and the seed filled in."""
+        """Return all parameters of the job, with defaults and the seed filled in."""
         names = [parameter.name for parameter in STRATEGIES_BY_NAME[self.strategy].parameters]
         resolved = {name: getattr(self, name) for name in names}
         seed = self.seed if seed is None else seed
@@ -212,7 +214,7 @@ def _field_of(parameter: ParameterSpec) -> tuple[Any, Any]:
     if parameter.maximum is not None:
         bounds["le"] = parameter.maximum
     if parameter.type == "integer":
-        kind: Any = Annotated[int, BeforeValidator(_integral), Field(**bounds)]
+        kind: Any = Annotated[int, BeforeValidator(integral), Field(**bounds)]
     else:
         kind = Annotated[float, Field(**bounds)]
     return (kind, parameter.default)
@@ -239,10 +241,13 @@ _OPTIONAL = {
 
 
 def without_nulls(payload: Mapping[str, Any], *own: str) -> dict[str, Any]:
-    """A request without the optional fields that are null: null means "not given" in all of them.
+    """Remove the optional fields that are null, because null means "omitted".
 
-    A null under a name that is no field's stays, and is refused with the name. ``own`` are the
-    optional fields beside those of a job.
+    An unknown field that is null is kept, so that validation rejects it by name.
+
+    Args:
+        payload: the request.
+        own: optional fields in addition to those of a job.
     """
     optional = _OPTIONAL.union(own)
     return {
@@ -254,7 +259,7 @@ def parse_job_request(payload: object, context: RequestContext | None = None) ->
     """Validate the body of ``POST /jobs``.
 
     Raises:
-        ValidationFailed: names every field that cannot be used.
+        ValidationFailed: it names every invalid field.
     """
     if not isinstance(payload, Mapping):
         raise ValidationFailed([FieldError("", "the body must be a JSON object")])
@@ -273,13 +278,16 @@ def parse_job_request(payload: object, context: RequestContext | None = None) ->
         raise ValidationFailed(extra + field_errors(error, str(strategy))) from None
     if extra:
         raise ValidationFailed(extra)
-    return _with_defaults_in_reach(request, context)
+    return _with_lowered_defaults(request, context)
 
 
-def _with_defaults_in_reach(
+def _with_lowered_defaults(
     request: JobRequestBase, context: RequestContext | None
 ) -> JobRequestBase:
-    """Lower a default that nobody asked for to what a very small model allows."""
+    """Lower defaults to the limits of a very small model.
+
+    A value that the client gave is within the limits already.
+    """
     limits = context.limits.get(request.model or "") if context else None
     if limits is None:
         return request
@@ -293,17 +301,17 @@ def _with_defaults_in_reach(
 
 
 def _lenient(payload: Mapping[str, Any]) -> tuple[type[JobRequestBase], dict[str, Any]]:
-    """With the strategy unknown, still judge the fields that every strategy has."""
+    """Return what to validate if the strategy is unknown: the fields that every strategy has."""
     known = {p.name for spec in STRATEGIES for p in spec.parameters} | {"strategy"}
     return JOB_REQUESTS[DEFAULT_STRATEGY], {k: v for k, v in payload.items() if k not in known}
 
 
-# Pydantic's error types in our words; its ``ctx`` fills the braces.
+# Messages for Pydantic's error types; its ``ctx`` fills in the braces.
 _MESSAGES = {
-    "missing": "must be given",
+    "missing": "is required",
     "too_short": "must not be empty",
     "string_too_short": "must not be empty",
-    "too_long": "must be no longer than {max_length}",
+    "too_long": "must have at most {max_length} items",
     "string_too_long": "must have at most {max_length} characters",
     "greater_than": "must be more than {gt}",
     "greater_than_equal": "must be at least {ge}",
@@ -320,7 +328,7 @@ _MESSAGES = {
 
 
 def field_errors(error: ValidationError, strategy: str | None = None) -> list[FieldError]:
-    """Pydantic's findings in our words, one for each field."""
+    """Convert a Pydantic error to messages, one for each field."""
     found: dict[str, FieldError] = {}
     for item in error.errors(include_url=False, include_input=False):
         path = ".".join(_printable(part) for part in item["loc"])
@@ -340,129 +348,9 @@ def _unknown_field(name: str, strategy: str | None) -> str:
     spec = STRATEGIES_BY_NAME.get(strategy or "")
     users = [other.name for other in STRATEGIES if name in other.parameter_names]
     if spec is not None and users:
-        taken = ", ".join(sorted(spec.parameter_names))
-        return f"strategy {spec.name} does not use it; it takes {taken}"
+        names = ", ".join(sorted(spec.parameter_names))
+        return f"strategy {spec.name} does not use this field; its parameters are {names}"
     return "there is no such field"
-
-
-class RunRequestBase(BaseModel):
-    """The body of ``POST /runs``: one prompt, several variants.
-
-    A variant takes the fields of a job request; what it leaves out it takes from the run.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    prompt: Annotated[str, Field(min_length=1)]
-    model: str | None = None
-    variants: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_VARIANTS)]
-    samples: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_SAMPLES)] = 1
-    max_new_tokens: Any = None
-    seed: Any = None
-    stop: Any = None
-    trace: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedJob:
-    """One job of a run before it is stored."""
-
-    request: JobRequestBase
-    parameters: dict[str, Any]
-    variant_index: int
-    sample_index: int
-
-
-_COMMON = ("prompt", "model", "max_new_tokens", "seed", "stop", "trace")
-
-
-def parse_run_request(payload: object, context: RequestContext | None = None) -> list[PlannedJob]:
-    """Validate the body of ``POST /runs`` and lay out its jobs, variants first, then samples.
-
-    Raises:
-        ValidationFailed: names every bad field, a variant's as ``variants.INDEX.FIELD``.
-    """
-    if not isinstance(payload, Mapping):
-        raise ValidationFailed([FieldError("", "the body must be a JSON object")])
-    payload = without_nulls(payload, "samples")
-    errors: list[FieldError] = []
-    try:
-        run = RunRequestBase.model_validate(dict(payload))
-    except ValidationError as error:
-        errors = field_errors(error)
-        variants = payload.get("variants")
-        if not isinstance(variants, list) or not 1 <= len(variants) <= MAX_VARIANTS:
-            raise ValidationFailed(errors) from None
-        run = None
-    common = {name: payload[name] for name in _COMMON if name in payload}
-    planned: list[PlannedJob] = []
-    for index, variant in enumerate(payload["variants"]):
-        planned += _plan_variant(index, variant, common, run, context, errors)
-    if len(planned) > MAX_JOBS_PER_RUN:
-        errors.append(FieldError("samples", f"a run makes at most {MAX_JOBS_PER_RUN} texts"))
-    if errors:
-        raise ValidationFailed(list(dict.fromkeys(errors)))
-    return planned
-
-
-def _plan_variant(
-    index: int,
-    variant: object,
-    common: Mapping[str, Any],
-    run: RunRequestBase | None,
-    context: RequestContext | None,
-    errors: list[FieldError],
-) -> list[PlannedJob]:
-    prefix = f"variants.{index}"
-    if not isinstance(variant, Mapping):
-        if run is not None:
-            errors.append(FieldError(prefix, "a variant must be a JSON object"))
-        return []
-    own = without_nulls(variant, "samples", "prompt")
-    num_samples = _integral(own.pop("samples", run.samples if run else 1))
-    if (
-        isinstance(num_samples, bool)
-        or not isinstance(num_samples, int)
-        or not 1 <= num_samples <= MAX_SAMPLES
-    ):
-        errors.append(
-            FieldError(f"{prefix}.samples", f"must be a whole number from 1 to {MAX_SAMPLES}")
-        )
-        num_samples = 1
-    try:
-        if "prompt" in own:
-            own.pop("prompt")
-            errors.append(FieldError(f"{prefix}.prompt", "a run has one prompt; leave it out here"))
-        request = parse_job_request({**common, **own}, context)
-    except ValidationFailed as failed:
-        errors += [
-            item
-            if item.field.split(".")[0] in common.keys() - own.keys() or item.field == "prompt"
-            else FieldError(f"{prefix}.{item.field}", item.message)
-            for item in failed.errors
-        ]
-        return []
-    if _is_deterministic(request):
-        num_samples = 1
-    return [
-        PlannedJob(
-            request, request.resolved_parameters(_sample_seed(request, sample)), index, sample
-        )
-        for sample in range(num_samples)
-    ]
-
-
-def _is_deterministic(request: JobRequestBase) -> bool:
-    """Whether a second sample would be the same text."""
-    temperature, top_k = getattr(request, "temperature", None), getattr(request, "top_k", None)
-    return is_deterministic(request.strategy, temperature, top_k)
-
-
-def _sample_seed(request: JobRequestBase, sample: int) -> int | None:
-    """Sample *i* of a run gets seed + *i*; a seed that JavaScript can hold stays one."""
-    if request.seed is None:
-        return None
-    return (request.seed + sample) % (DRAWN_SEEDS if request.seed < DRAWN_SEEDS else MAX_SEED + 1)
 
 
 class TokenizeRequest(BaseModel):
@@ -476,9 +364,10 @@ class TokenizeRequest(BaseModel):
         Field(
             max_length=MAX_TOKENIZE_CHARACTERS,
             description=(
-                f"At most {MAX_TOKENIZE_CHARACTERS:,} characters. The texts of the tokens are"
-                " together this text: a character of several tokens is with the last of them, and"
-                " the others are empty, as are tokens that the model sets around a text."
+                f"At most {MAX_TOKENIZE_CHARACTERS:,} characters. The texts of the tokens"
+                " join to this text. The text of a character that spans several tokens belongs to"
+                " the last of them. The other ones, and tokens that the model adds around a text,"
+                " have an empty text."
             ),
         ),
     ]

@@ -1,14 +1,15 @@
-"""What goes out over HTTP: the job, the run, models, strategies, the queue, errors.
+"""The JSON documents that the API returns, as types.
 
-The OpenAPI document is generated from these and from ``backend.request_models``. Knows nothing of
-rows: ``backend.serializers`` fills these in.
+The type checker compares ``backend.serializers`` with these types, and the OpenAPI document is
+generated from them, so a document is described in one place.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field, GetPydanticSchema
+from typing_extensions import TypedDict
 
 from textmill.core.catalog.finetunings import Finetuning
 from textmill.core.statuses import Status
@@ -16,26 +17,26 @@ from textmill.core.statuses import Status
 FinishReason = Literal["stop", "length", "canceled", "deadline", "error"]
 
 
-class Usage(BaseModel):
-    """Tokens counted; ``prompt_tokens`` is null until a worker or the web side could count."""
+class Usage(TypedDict):
+    """Numbers of tokens; ``prompt_tokens`` is null until a worker has loaded the model."""
 
     prompt_tokens: int | None
     completion_tokens: int
 
 
-class QueuePlace(BaseModel):
-    """The place of a queued job in the line of its model.
+class QueuePlace(TypedDict):
+    """The position of a queued job among the queued jobs of its model.
 
-    ``eta_seconds`` is null while there is nothing to estimate it from. Both are null when they
-    could not be read in time.
+    ``eta_seconds`` is null while there is nothing to estimate it from. Both are null if they could
+    not be read in time.
     """
 
     position: int | None
     eta_seconds: float | None
 
 
-class Timings(BaseModel):
-    """Measured times of a job, in milliseconds from its creation where not said otherwise."""
+class Timings(TypedDict):
+    """Measured times of a job, in milliseconds since its creation, and its rate."""
 
     queued_ms: float | None
     first_token_ms: float | None
@@ -43,15 +44,15 @@ class Timings(BaseModel):
     tokens_per_second: float | None
 
 
-class JobError(BaseModel):
+class JobError(TypedDict):
     """Why a job failed: a stable code and a sentence."""
 
     code: str
     message: str
 
 
-class JobLinks(BaseModel):
-    """Addresses that belong to a job, as paths on this host."""
+class JobLinks(TypedDict):
+    """Addresses of a job, as paths on this host."""
 
     self: str
     events: str
@@ -60,7 +61,7 @@ class JobLinks(BaseModel):
     trace: str
 
 
-class JobView(BaseModel):
+class JobView(TypedDict):
     """A job as clients see it."""
 
     id: str
@@ -83,7 +84,8 @@ class JobView(BaseModel):
     variant_index: int | None
     sample_index: int | None
     cursor: Annotated[
-        str, Field(description="Pass it as ?after= to the events to get what follows this text.")
+        str,
+        Field(description="Pass it to the events as ?after= to get the text that follows."),
     ]
     created_at: str
     started_at: str | None
@@ -91,33 +93,34 @@ class JobView(BaseModel):
     links: JobLinks
 
 
-class TraceView(BaseModel):
+class TraceView(TypedDict):
     """Why each token of a job was chosen, in the order of the text.
 
-    The texts of the tokens are together the text, and the stop string that ended it: a character of
-    several tokens is with the last of them, the others and special tokens are empty.
+    The texts of the tokens join to the job's text and the stop string that ended it. The text of a
+    character that spans several tokens belongs to the last of them; the other ones, and special
+    tokens, have an empty text.
     """
 
     job_id: str
     tokens: list[dict[str, Any]]
 
 
-class JobPage(BaseModel):
+class JobPage(TypedDict):
     """A page of the history, newest first."""
 
     items: list[JobView]
     next_cursor: str | None
 
 
-class RunLinks(BaseModel):
-    """Addresses that belong to a run."""
+class RunLinks(TypedDict):
+    """Addresses of a run, as paths on this host."""
 
     self: str
     events: str
     page: str
 
 
-class RunView(BaseModel):
+class RunView(TypedDict):
     """One prompt decoded by several variants."""
 
     id: str
@@ -129,26 +132,26 @@ class RunView(BaseModel):
 
 
 class FinetuningView(Finetuning):
-    """Where a model comes from; ``base_model`` is the base's name where that is served too."""
+    """How a model was fine-tuned; ``base_model`` is the name of the base if it is served too."""
 
     base_model: str | None
 
 
-class ModelLinks(BaseModel):
-    """Pages that belong to a model, as paths on this host; null where it has none."""
+class ModelLinks(TypedDict):
+    """Pages of a model, as paths on this host; null where the model has none."""
 
     curve: str | None
     card: str | None
 
 
-class ModelView(BaseModel):
-    """A model of the models file; what its weights tell is null until a worker has loaded it."""
+class ModelView(TypedDict):
+    """A model of the models file. Fields known from the weights are null until it is loaded."""
 
     name: str
     description: str
     default: bool
     family: str | None
-    path: Annotated[str | None, Field(description="native or generic: which runtime serves it.")]
+    path: Annotated[str | None, Field(description="The runtime: native or generic.")]
     parameters: int | None
     context_length: int | None
     vocabulary_size: int | None
@@ -156,13 +159,14 @@ class ModelView(BaseModel):
     revision: str | None
     loaded_by: int
     finetuning: Annotated[
-        FinetuningView | None,
-        Field(description="What the folder of a fine-tuned model says of itself, else null."),
+        dict[str, Any] | None,  # a FinetuningView as JSON
+        GetPydanticSchema(lambda _source, handler: handler(FinetuningView | None)),
+        Field(description="What the folder of a fine-tuned model says about it; else null."),
     ]
     links: ModelLinks
 
 
-class ParameterView(BaseModel):
+class ParameterView(TypedDict):
     """A parameter of a strategy, for forms."""
 
     name: str
@@ -175,7 +179,7 @@ class ParameterView(BaseModel):
     description: str
 
 
-class StrategyView(BaseModel):
+class StrategyView(TypedDict):
     """A decoding strategy, for forms."""
 
     name: str
@@ -184,8 +188,8 @@ class StrategyView(BaseModel):
     parameters: list[ParameterView]
 
 
-class WorkerView(BaseModel):
-    """A worker seen lately."""
+class WorkerView(TypedDict):
+    """A worker seen in the last 30 s."""
 
     id: str
     models: list[str]
@@ -195,22 +199,22 @@ class WorkerView(BaseModel):
     tokens_per_second: float
 
 
-class Throughput(BaseModel):
-    """What was finished in the last five minutes, as rates."""
+class Throughput(TypedDict):
+    """Rates over the jobs that ended in the last five minutes."""
 
     jobs_per_minute: float
     tokens_per_second: float
 
 
-class Waiting(BaseModel):
+class Waiting(TypedDict):
     """How long recent jobs waited in the queue."""
 
     median_seconds: float | None
     p90_seconds: float | None
 
 
-class LeftOut(BaseModel):
-    """A model, a models file or a process that is left out, and why."""
+class LeftOut(TypedDict):
+    """A model, a models file or a process that is left out, and the reason."""
 
     host: str
     kind: Literal["model", "models_file", "worker"]
@@ -219,7 +223,7 @@ class LeftOut(BaseModel):
     at: str
 
 
-class QueueView(BaseModel):
+class QueueView(TypedDict):
     """The state of the queue."""
 
     depth: int
@@ -231,29 +235,40 @@ class QueueView(BaseModel):
     problems: list[LeftOut]
 
 
-class TokenView(BaseModel):
+class TokenView(TypedDict):
     """One token of a text."""
 
     id: int
     text: str
 
 
-class Tokens(BaseModel):
-    """A text cut into a model's tokens, whose texts are together that text.
+class Tokens(TypedDict):
+    """The tokens of a text. Their texts join to the text.
 
-    A character of several tokens is with the last of them, and the others are empty.
+    The text of a character that spans several tokens belongs to the last of them; the other ones
+    have an empty text.
     """
 
     tokens: list[TokenView]
     count: int
 
 
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it."""
+class ProblemField(TypedDict):
+    """A bad field of a request."""
 
+    field: str
+    message: str
+
+
+class _ProblemBase(TypedDict):
     type: str
     title: str
     status: int
     detail: str
     code: str
-    errors: list[dict[str, str]] | None = None
+
+
+class Problem(_ProblemBase, total=False):
+    """An error, as in RFC 9457."""
+
+    errors: list[ProblemField]

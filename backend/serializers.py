@@ -1,57 +1,73 @@
-"""From rows to what clients see. Asks nothing of the database; the callers give it all."""
+"""Converts records to the documents of ``backend.response_models``. Does no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import cast
 
-from textmill.backend.streams.job_follower import Place, run_id_of
+from textmill.backend.response_models import (
+    FinishReason,
+    JobError,
+    JobView,
+    ModelView,
+    ParameterView,
+    QueuePlace,
+    QueueView,
+    RunView,
+    StrategyView,
+    Timings,
+)
+from textmill.backend.streams.positions import StreamPosition, run_event_id
 from textmill.core.catalog.finetunings import as_document
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.core.catalog.served_models import ServedModel
+from textmill.core.jobs.history import QueueNumbers
 from textmill.core.jobs.records import JobRecord, RunRecord
+from textmill.core.problems import Kind, SeenProblem
+from textmill.core.statuses import Status
 from textmill.core.strategies import (
     MAX_NEW_TOKENS,
     MAX_SEED,
     MAX_STOP_STRINGS,
+    STRATEGIES,
     StrategySpec,
 )
+from textmill.core.workers import SeenWorker
 
-Document = dict[str, Any]
 
-
-def instant(ms: int | None) -> str | None:
-    """Milliseconds since 1970 as ISO 8601 in UTC."""
-    if ms is None:
-        return None
+def instant(ms: int) -> str:
+    """Format milliseconds since 1970 as ISO 8601 in UTC."""
     moment = datetime.fromtimestamp(ms / 1000, UTC)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{ms % 1000:03d}Z"
 
 
-def job_document(job: JobRecord, place: Document | None = None) -> Document:
-    """A job; ``place`` is its ``queue`` while it is queued."""
-    error = None
-    if job.error_code is not None:
-        error = {"code": job.error_code, "message": job.error_message or ""}
+def _optional_instant(ms: int | None) -> str | None:
+    return None if ms is None else instant(ms)
+
+
+# ---- jobs and runs --------------------------------------------------------------------------
+
+
+def job_view(job: JobRecord, position: QueuePlace | None = None) -> JobView:
+    """Present a job; ``position`` is used while the job is queued."""
     base = f"/api/v1/jobs/{job.id}"
     return {
         "id": job.id,
         "run_id": job.run_id,
-        "status": job.status,
+        "status": cast(Status, job.status),
         "model": job.model,
         "prompt": job.prompt,
         "strategy": job.strategy,
         "parameters": job.parameters,
         "text": job.text,
-        "finish_reason": job.finish_reason,
+        "finish_reason": cast("FinishReason | None", job.finish_reason),
         "usage": {
             "prompt_tokens": job.num_prompt_tokens,
             "completion_tokens": job.num_completion_tokens,
         },
-        "queue": place if job.status == "queued" else None,
-        "error": error,
+        "queue": position if job.status == "queued" else None,
+        "error": _error(job),
         "timings": _timings(job),
         "model_revision": job.model_revision,
         "attempt": job.attempt,
@@ -61,8 +77,8 @@ def job_document(job: JobRecord, place: Document | None = None) -> Document:
         "sample_index": job.sample_index,
         "cursor": job.cursor,
         "created_at": instant(job.created_at),
-        "started_at": instant(job.started_at),
-        "finished_at": instant(job.finished_at),
+        "started_at": _optional_instant(job.started_at),
+        "finished_at": _optional_instant(job.finished_at),
         "links": {
             "self": base,
             "events": f"{base}/events",
@@ -73,7 +89,13 @@ def job_document(job: JobRecord, place: Document | None = None) -> Document:
     }
 
 
-def _timings(job: JobRecord) -> Document:
+def _error(job: JobRecord) -> JobError | None:
+    if job.error_code is None:
+        return None
+    return {"code": job.error_code, "message": job.error_message or ""}
+
+
+def _timings(job: JobRecord) -> Timings:
     def since_creation(ms: int | None) -> int | None:
         return None if ms is None else max(0, ms - job.created_at)
 
@@ -90,12 +112,14 @@ def _timings(job: JobRecord) -> Document:
 
 
 def run_cursor(run: RunRecord) -> str:
-    """The place in a run's event stream that its jobs' texts reach."""
-    return run_id_of({job.number: Place(job.attempt, len(job.text)) for job in run.jobs})
+    """Return the event id that the texts of the run's jobs reach."""
+    return run_event_id(
+        {job.number: StreamPosition(job.attempt, len(job.text)) for job in run.jobs}
+    )
 
 
-def run_document(run: RunRecord, jobs: list[Document]) -> Document:
-    """A run with its jobs' documents."""
+def run_view(run: RunRecord, jobs: list[JobView]) -> RunView:
+    """Present a run with the views of its jobs."""
     base = f"/api/v1/runs/{run.id}"
     return {
         "id": run.id,
@@ -107,64 +131,128 @@ def run_document(run: RunRecord, jobs: list[Document]) -> Document:
     }
 
 
-def base_names(specs: Iterable[ModelSpec], cards: Mapping[str, ServedModel]) -> dict[str, str]:
-    """For each fine-tuned model whose base is served too, the name of that."""
+# ---- the queue ------------------------------------------------------------------------------
+
+
+def queue_view(
+    numbers: QueueNumbers,
+    workers: Sequence[SeenWorker],
+    problems: Sequence[SeenProblem],
+    *,
+    is_redis_up: bool,
+) -> QueueView:
+    """Present the state of the queue."""
+    waits = numbers.waiting_seconds
+    return {
+        "depth": numbers.depth,
+        "running": numbers.running,
+        "workers": [
+            {
+                "id": worker.id,
+                "models": list(worker.models),
+                "last_seen": instant(worker.last_seen),
+                "slots": worker.num_slots,
+                "active": worker.num_active,
+                "tokens_per_second": round(worker.tokens_per_second, 2),
+            }
+            for worker in workers
+        ],
+        "throughput": {
+            "jobs_per_minute": round(numbers.jobs_per_minute, 2),
+            "tokens_per_second": round(numbers.tokens_per_second, 2),
+        },
+        "waiting": {
+            "median_seconds": waits[len(waits) // 2] if waits else None,
+            "p90_seconds": waits[int(len(waits) * 0.9)] if waits else None,
+        },
+        "redis": "ok" if is_redis_up else "degraded",
+        "problems": [
+            {
+                "host": problem.host,
+                "kind": cast(Kind, problem.kind),
+                "name": problem.name,
+                "reason": problem.reason,
+                "at": instant(problem.at),
+            }
+            for problem in problems
+        ],
+    }
+
+
+# ---- models ---------------------------------------------------------------------------------
+
+
+def base_names(specs: Iterable[ModelSpec], served: Mapping[str, ServedModel]) -> dict[str, str]:
+    """Return the name of the base of each fine-tuned model whose base is served too."""
     known = list(specs)
     found = {}
     for spec in known:
-        card = cards.get(spec.name)
-        if card is None or card.finetuning is None:
-            continue
-        for other in known:
-            base = cards.get(other.name)
-            if base is None and other.adapter is not None:
-                continue  # its source alone would be another model
-            revision = base.revision if base else None
-            if other is not spec and card.finetuning.is_from(
-                source=other.source, revision=revision
-            ):
-                found[spec.name] = other.name
-                break
+        base = _base_of(spec, known, served)
+        if base is not None:
+            found[spec.name] = base
     return found
 
 
-def model_document(
+def _base_of(
+    spec: ModelSpec, known: Sequence[ModelSpec], served: Mapping[str, ServedModel]
+) -> str | None:
+    model = served.get(spec.name)
+    if model is None or model.finetuning is None:
+        return None
+    for other in known:
+        base = served.get(other.name)
+        if other is spec or (base is None and other.adapter is not None):
+            continue  # before it is loaded, a model with an adapter is known by its source alone
+        revision = base.revision if base else None
+        if model.finetuning.is_from(source=other.source, revision=revision):
+            return other.name
+    return None
+
+
+def model_view(
     spec: ModelSpec,
-    card: ServedModel | None,
+    served: ServedModel | None,
     num_loaded: int,
     *,
     is_default: bool,
     base_model: str | None = None,
-) -> Document:
-    """A model of the models file, with what a worker found out about it.
+) -> ModelView:
+    """Present a model of the models file.
 
-    ``base_model`` is the name of the model that it was fine-tuned from, where that is served.
+    Args:
+        spec: its entry in the models file.
+        served: what a worker reported when it loaded the model.
+        num_loaded: number of workers that have it loaded.
+        is_default: whether it is the default model.
+        base_model: the name of the served model that it was fine-tuned from.
     """
     finetuning = None
-    if card is not None and card.finetuning is not None:
-        finetuning = as_document(card.finetuning) | {"base_model": base_model}
+    if served is not None and served.finetuning is not None:
+        finetuning = as_document(served.finetuning) | {"base_model": base_model}
     page = f"/models/{spec.name}"
     return {
         "name": spec.name,
         "description": spec.description,
         "default": is_default,
-        "family": card.family if card else None,
-        "path": card.path if card else None,
-        "parameters": card.num_parameters if card else None,
-        "context_length": card.context_length if card else None,
-        "vocabulary_size": card.vocabulary_size if card else None,
-        "dtype": card.dtype if card else None,
-        "revision": card.revision if card else None,
+        "family": served.family if served else None,
+        "path": served.path if served else None,
+        "parameters": served.num_parameters if served else None,
+        "context_length": served.context_length if served else None,
+        "vocabulary_size": served.vocabulary_size if served else None,
+        "dtype": served.dtype if served else None,
+        "revision": served.revision if served else None,
         "loaded_by": num_loaded,
         "finetuning": finetuning,
         "links": {
-            "curve": f"{page}/loss.svg" if card is not None and card.has_curve else None,
-            "card": f"{page}/card" if card is not None and card.has_text else None,
+            "curve": f"{page}/loss.svg" if served is not None and served.has_curve else None,
+            "card": f"{page}/card" if served is not None and served.has_text else None,
         },
     }
 
 
-_COMMON: tuple[Document, ...] = (
+# ---- strategies -----------------------------------------------------------------------------
+
+_COMMON: tuple[ParameterView, ...] = (
     {
         "name": "max_new_tokens",
         "type": "integer",
@@ -183,7 +271,7 @@ _COMMON: tuple[Document, ...] = (
         "maximum": MAX_SEED,
         "exclusive_minimum": False,
         "title": "Seed",
-        "description": "The same seed gives the same text; drawn and stored when left out.",
+        "description": "The same seed gives the same text. Without one, a random seed is stored.",
     },
     {
         "name": "stop",
@@ -198,9 +286,26 @@ _COMMON: tuple[Document, ...] = (
 )
 
 
-def strategy_document(spec: StrategySpec) -> Document:
-    """A strategy with its own parameters and the common ones."""
-    own: list[Mapping[str, Any]] = [asdict(parameter) for parameter in spec.parameters]
+def strategy_views() -> list[StrategyView]:
+    """Present all strategies."""
+    return [strategy_view(spec) for spec in STRATEGIES]
+
+
+def strategy_view(spec: StrategySpec) -> StrategyView:
+    """Present a strategy with its own parameters and the common ones."""
+    own: list[ParameterView] = [
+        {
+            "name": parameter.name,
+            "type": parameter.type,
+            "default": parameter.default,
+            "minimum": parameter.minimum,
+            "maximum": parameter.maximum,
+            "exclusive_minimum": parameter.exclusive_minimum,
+            "title": parameter.title,
+            "description": parameter.description,
+        }
+        for parameter in spec.parameters
+    ]
     return {
         "name": spec.name,
         "title": spec.title,

@@ -1,4 +1,4 @@
-"""The web process: the application, the hub of those who watch, and the server around both."""
+"""The web process: the application, the hub of its event streams, and the HTTP server."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from flask import Flask
 
 from textmill.backend.app import create_app
 from textmill.backend.bodies import MAX_BODY_BYTES
+from textmill.backend.current import EXTENSION
 from textmill.backend.metrics import WebMetrics
 from textmill.backend.server.limits import ServerLimits
 from textmill.backend.server.listener import Server
 from textmill.backend.server.threads import Threads
-from textmill.backend.services.services import Services
+from textmill.backend.services.container import Services
 from textmill.backend.streams.hub import Hub
-from textmill.backend.streams.sse import Watching
+from textmill.backend.streams.sse import JobResponseOpener
 from textmill.core.errors import TextmillError
 from textmill.core.logs import configure_logs
 from textmill.core.settings import Settings
 
-SPARE_CONNECTIONS = 1_024  # for requests, while as many streams are open as may be
+SPARE_CONNECTIONS = 1_024  # for requests, beside the maximum number of streams
 SPARE_FILES = 256  # databases, Redis, logs, templates
-NUM_HUB_THREADS = 2  # they read the rows of what is watched; requests have threads of their own
+NUM_HUB_THREADS = 2  # for the hub's database queries; requests have their own threads
 log = structlog.get_logger(__name__)
 
 
 class CannotListen(TextmillError):
-    """The address cannot be listened on; ``__cause__`` is what the system says."""
+    """The server cannot listen on the address; ``__cause__`` is the system's error."""
 
     code = "cannot_listen"
 
@@ -40,7 +41,7 @@ def serve(settings: Settings) -> None:
 
     Raises:
         SettingsError: the models file or the database's folder cannot be used.
-        CannotListen: the address cannot be listened on.
+        CannotListen: the server cannot listen on the address.
     """
     configure_logs(settings)
     limits = limits_of(settings)
@@ -49,7 +50,7 @@ def serve(settings: Settings) -> None:
 
 
 def limits_of(settings: Settings) -> ServerLimits:
-    """The server's limits as the settings have them."""
+    """Return the server's limits for these settings."""
     per_visitor = min(settings.max_streams_per_visitor, settings.max_streams)
     return ServerLimits(
         max_body_bytes=MAX_BODY_BYTES,
@@ -61,7 +62,7 @@ def limits_of(settings: Settings) -> ServerLimits:
 
 
 def raise_open_files(num_wanted: int) -> None:
-    """Allow this process as many open files as it may need; warn where that is not possible."""
+    """Raise the limit of open files of this process, and warn if that is not possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     has_bound = hard != resource.RLIM_INFINITY
     num_possible = min(num_wanted, hard) if has_bound else num_wanted
@@ -79,11 +80,11 @@ def raise_open_files(num_wanted: int) -> None:
 
 
 async def _serve(app: Flask, settings: Settings, limits: ServerLimits) -> None:
-    services: Services = app.extensions["textmill"]
+    services: Services = app.extensions[EXTENSION]
     threads = Threads("hub", NUM_HUB_THREADS)
-    hub = Hub(services, services.reader(), threads)
-    server = Server(app.wsgi_app, limits, opener=Watching(hub), ready_paths=("/healthz",))
-    _show(app.extensions["textmill_metrics"], server, hub)
+    hub = Hub(services.history, services.positions, services.event_reader(), threads)
+    server = Server(app.wsgi_app, limits, opener=JobResponseOpener(hub), ready_paths=("/healthz",))
+    _add_gauges(app.extensions["textmill_metrics"], server, hub)
     try:
         await server.start(settings.host, settings.port)
     except OSError as error:
@@ -98,10 +99,16 @@ async def _serve(app: Flask, settings: Settings, limits: ServerLimits) -> None:
         log.info("web_stopped")
 
 
-def _show(metrics: WebMetrics, server: Server, hub: Hub) -> None:
-    metrics.watch("textmill_open_streams", "Event streams and waits", lambda: server.held.num_open)
-    metrics.watch("textmill_open_connections", "Connections", lambda: server.connections.num_open)
-    metrics.watch("textmill_watched_jobs", "Jobs that somebody watches", lambda: hub.num_jobs)
+def _add_gauges(metrics: WebMetrics, server: Server, hub: Hub) -> None:
+    metrics.add_gauge(
+        "textmill_open_streams", "Event streams and waits", lambda: server.held.num_open
+    )
+    metrics.add_gauge(
+        "textmill_open_connections", "Connections", lambda: server.connections.num_open
+    )
+    metrics.add_gauge(
+        "textmill_watched_jobs", "Jobs with at least one subscriber", lambda: hub.num_jobs
+    )
 
 
 async def _signalled() -> None:

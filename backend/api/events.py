@@ -1,4 +1,4 @@
-"""/jobs/{id}/events and /runs/{id}/events: server-sent events that resume where they were cut."""
+"""/jobs/{id}/events and /runs/{id}/events: server-sent events that a client can resume."""
 
 from __future__ import annotations
 
@@ -6,55 +6,57 @@ import time
 
 from flask import Blueprint, Response, request
 
-from textmill.backend.api import services
+from textmill.backend.current import services
 from textmill.backend.query import parse_query, text_of
 from textmill.backend.server.hold import Hold
-from textmill.backend.streams.holding import reserve, stream
-from textmill.backend.streams.job_follower import (
+from textmill.backend.streams.positions import (
     UNKNOWN_POSITION,
-    Place,
+    StreamPosition,
     has_everything,
-    parse_place,
-    parse_run_places,
+    parse_event_id,
+    parse_run_event_id,
 )
-from textmill.backend.streams.sse import WatchOrder
+from textmill.backend.streams.responses import reserve, stream
+from textmill.backend.streams.sse import StreamSpec
 from textmill.core.errors import ValidationFailed
 from textmill.core.jobs.records import JobRecord
 
-_PARAMETERS = {"after": text_of(8_000)}  # a run's: the places in 64 jobs
+_PARAMETERS = {"after": text_of(8_000)}  # enough for the event id of a run with 64 jobs
 blueprint = Blueprint("events", __name__)
 
 
 @blueprint.get("/jobs/<job_id>/events")
 def of_job(job_id: str) -> Response:
-    """What is written to a job, as it comes."""
+    """Stream the events of a job."""
     hold, read_at = reserve(request), time.monotonic()
-    return _watch([services().job(job_id)], hold, read_at, is_run=False)
+    return _stream([services().jobs.record(job_id)], hold, read_at, is_run=False)
 
 
 @blueprint.get("/runs/<run_id>/events")
 def of_run(run_id: str) -> Response:
-    """What is written to the jobs of a run, in one stream."""
+    """Stream the events of all jobs of a run."""
     hold, read_at = reserve(request), time.monotonic()
-    return _watch(services().run_jobs(run_id), hold, read_at, is_run=True)
+    return _stream(services().runs.records(run_id), hold, read_at, is_run=True)
 
 
-def _watch(jobs: list[JobRecord], hold: Hold | None, read_at: float, *, is_run: bool) -> Response:
-    places = _places(jobs, is_run=is_run)
-    told = zip(jobs, places, strict=True)
-    if jobs and all(has_everything(job, place) for job, place in told):
-        return Response(status=204)  # tells an EventSource to come back no more
-    order = WatchOrder(
-        tuple(jobs), tuple(places), services().places(jobs), is_run=is_run, read_at=read_at
+def _stream(jobs: list[JobRecord], hold: Hold | None, read_at: float, *, is_run: bool) -> Response:
+    positions = _positions(jobs, is_run=is_run)
+    pairs = zip(jobs, positions, strict=True)
+    if jobs and all(has_everything(job, position) for job, position in pairs):
+        return Response(status=204)  # makes an EventSource stop reconnecting
+    queue_positions = services().positions.read(jobs)
+    spec = StreamSpec(
+        tuple(jobs), tuple(positions), queue_positions, is_run=is_run, read_at=read_at
     )
-    return stream(services(), hold, order)
+    return stream(services(), hold, spec)
 
 
-def _places(jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
-    """The watcher's place in each job.
+def _positions(jobs: list[JobRecord], *, is_run: bool) -> list[StreamPosition]:
+    """Return the reader's position in each job.
 
-    The header wins: an EventSource that reconnects repeats its first address. A header that makes
-    no sense must not end the stream, which a browser could never mend: the text begins anew.
+    The header wins over the query, because an EventSource reconnects with the query of its first
+    request. An invalid header restarts the text instead of failing, because a browser would repeat
+    it forever.
     """
     header = request.headers.get("Last-Event-ID")
     if header:
@@ -65,11 +67,11 @@ def _places(jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
     after = parse_query(
         request.args, _PARAMETERS, may_be_empty=_PARAMETERS, ignores_others=True
     ).get("after")
-    return _parse(after, jobs, is_run=is_run) if after else [Place()] * len(jobs)
+    return _parse(after, jobs, is_run=is_run) if after else [StreamPosition()] * len(jobs)
 
 
-def _parse(text: str, jobs: list[JobRecord], *, is_run: bool) -> list[Place]:
+def _parse(text: str, jobs: list[JobRecord], *, is_run: bool) -> list[StreamPosition]:
     if not is_run:
-        return [parse_place(text)]
-    known = parse_run_places(text)
-    return [known.get(job.number, Place()) for job in jobs]
+        return [parse_event_id(text)]
+    known = parse_run_event_id(text)
+    return [known.get(job.number, StreamPosition()) for job in jobs]

@@ -1,11 +1,12 @@
-"""/runs: one prompt by several variants."""
+"""/runs: one prompt with several variants."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response, request
 
-from textmill.backend.api import json_response, services
+from textmill.backend.api.json_response import json_response
 from textmill.backend.bodies import read_json
+from textmill.backend.current import services
 from textmill.backend.owner import owner_id
 
 blueprint = Blueprint("runs", __name__)
@@ -14,7 +15,7 @@ blueprint = Blueprint("runs", __name__)
 @blueprint.post("/runs")
 def submit() -> Response:
     """Store a run and all its jobs, or nothing: 202."""
-    run = services().submit_run(
+    run = services().submission.submit_run(
         read_json(request),
         owner_id=owner_id(request),
         idempotency_key=request.headers.get("Idempotency-Key"),
@@ -24,5 +25,5 @@ def submit() -> Response:
 
 @blueprint.get("/runs/<run_id>")
 def read(run_id: str) -> Response:
-    """A run with its jobs."""
-    return json_response(services().get_run(run_id))
+    """Return a run with its jobs."""
+    return json_response(services().runs.read(run_id))

@@ -1,6 +1,6 @@
-"""The form of the generate page: from what a browser sends to a request, and back to the page.
+"""The form of the generate page: converts between its fields and API requests.
 
-Knows nothing of Flask; the names of fields are ``prompt``, ``top_k.temperature``, ``samples`` ….
+Knows nothing of Flask. Fields are named ``prompt``, ``top_k.temperature``, ``samples`` and so on.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from textmill.backend.request_models import MAX_VARIANTS
+from textmill.backend.response_models import JobView, ParameterView, StrategyView
+from textmill.backend.run_requests import MAX_VARIANTS
 from textmill.core.errors import FieldError
 from textmill.core.strategies import MAX_NEW_TOKENS, is_deterministic
 
 Document = dict[str, Any]
 PRESET = ("greedy", "sampling", "top_k")  # as in the original demo
 COMMON_FIELDS = ("max_new_tokens", "seed", "stop", "trace", "model", "prompt", "samples")
-SLIDER_CAPS = {"top_k": 100, "max_new_tokens": 256}  # where only the model knows the maximum
+SLIDER_MAXIMA = {"top_k": 100, "max_new_tokens": 256}  # where the maximum depends on the model
 _ESCAPE = re.compile(r"\\([nt\\])")
 _ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 @dataclass
 class GenerateForm:
-    """What stands in the form, as texts, with the messages beside the fields."""
+    """The values of the fields, as text, and the error messages by field."""
 
     prompt: str = ""
     models: list[str] = field(default_factory=list)
@@ -39,12 +40,12 @@ class GenerateForm:
     errors: dict[str, str] = field(default_factory=dict)
 
     def add_errors(self, errors: Iterable[FieldError]) -> None:
-        """Put an API's messages beside the fields that they are about."""
+        """Assign the error messages of the API to fields of the form."""
         for error in errors:
             self.errors.setdefault(self.form_field(error.field), error.message)
 
     def form_field(self, name: str) -> str:
-        """The form's name of an API field: ``variants.1.top_k`` is ``top_k.top_k``."""
+        """Return the form field of an API field: ``top_k.top_k`` for ``variants.1.top_k``."""
         parts = name.split(".")
         strategy = self.ticked[0] if len(self.ticked) == 1 else ""
         if parts[0] == "variants" and len(parts) > 2 and parts[1].isdecimal():
@@ -58,15 +59,15 @@ class GenerateForm:
         return own if own in self.values else "strategy"
 
     def num_texts(self) -> int:
-        """How many texts the form asks for."""
+        """Return the number of texts that the form asks for."""
         samples = int(self.samples) if re.fullmatch(r"[0-9]{1,2}", self.samples) else 1
-        return sum(1 if self._is_drawn_once(name) else samples for name, _ in self._pairs())
+        return sum(1 if self._is_deterministic(name) else samples for name, _ in self._pairs())
 
     def _pairs(self) -> list[tuple[str, str]]:
-        """The variants: every strategy on every model, a strategy's models beside each other."""
+        """Return the variants: each strategy with each model, grouped by strategy."""
         return [(name, model) for name in self.ticked for model in self.models or [""]]
 
-    def _is_drawn_once(self, strategy: str) -> bool:
+    def _is_deterministic(self, strategy: str) -> bool:
         temperature, top_k = (
             _number(self.values.get(f"{strategy}.{name}", "")) for name in ("temperature", "top_k")
         )
@@ -74,11 +75,11 @@ class GenerateForm:
 
     @property
     def is_single(self) -> bool:
-        """Whether one job does, without a run around it."""
+        """Whether the form asks for a single job instead of a run."""
         return len(self._pairs()) == 1 and self.samples.strip() in ("", "1")
 
     def payload(self) -> Document:
-        """The body of ``POST /jobs`` or, for several texts, of ``POST /runs``."""
+        """Return the body of ``POST /jobs`` or, for several texts, of ``POST /runs``."""
         common: Document = {"prompt": self.prompt}
         if len(self.models) == 1:
             common["model"] = self.models[0]
@@ -97,18 +98,18 @@ class GenerateForm:
         return common | {"variants": variants, "samples": samples}
 
     def check(self) -> bool:
-        """Name what no API would ever see: nothing ticked, and numbers that are none."""
+        """Record the errors that the API would not see: empty selections and bad numbers."""
         if not self.prompt.strip():
-            self.errors["prompt"] = "write something for the model to continue"
+            self.errors["prompt"] = "enter a text for the model to continue"
         if not self.ticked:
-            self.errors["strategy"] = "tick at least one strategy"
+            self.errors["strategy"] = "select at least one strategy"
         if not self.models:
-            self.errors["model"] = "tick at least one model"
+            self.errors["model"] = "select at least one model"
         num_variants = len(self._pairs())
         if num_variants > MAX_VARIANTS:
             self.errors["strategy"] = (
                 f"{len(self.ticked)} strategies on {len(self.models)} models are {num_variants}"
-                f" columns, and a page shows {MAX_VARIANTS} at most; tick fewer"
+                f" columns, and a page shows at most {MAX_VARIANTS}; select fewer"
             )
         numbers = {"samples": self.samples, "max_new_tokens": self.max_new_tokens}
         numbers["seed"] = self.seed
@@ -130,8 +131,10 @@ class GenerateForm:
         return {"strategy": strategy} | own_model | own
 
 
-def blank_form(strategies: Sequence[Document], models: Sequence[Document]) -> GenerateForm:
-    """The form at a first visit."""
+def blank_form(
+    strategies: Sequence[StrategyView], models: Sequence[Mapping[str, Any]]
+) -> GenerateForm:
+    """Return the form with its defaults."""
     values = {
         f"{strategy['name']}.{parameter['name']}": as_text(parameter["default"])
         for strategy in strategies
@@ -141,8 +144,8 @@ def blank_form(strategies: Sequence[Document], models: Sequence[Document]) -> Ge
     return GenerateForm(models=default, ticked=list(PRESET), values=values)
 
 
-def form_from_job(blank: GenerateForm, job: Document, *, is_continued: bool) -> GenerateForm:
-    """The form that makes a job again, or goes on from its text."""
+def form_from_job(blank: GenerateForm, job: JobView, *, is_continued: bool) -> GenerateForm:
+    """Return the form that repeats a job, or continues its text."""
     parameters = job["parameters"]
     blank.prompt = job["prompt"] + (job["text"] if is_continued else "")
     blank.models = [job["model"]]
@@ -161,10 +164,10 @@ def form_from_job(blank: GenerateForm, job: Document, *, is_continued: bool) -> 
 def form_from_browser(
     blank: GenerateForm, sent: Mapping[str, str], ticked: Sequence[str], models: Sequence[str]
 ) -> GenerateForm:
-    """The form as it was sent; unknown fields are passed over.
+    """Return the form as it was sent; unknown fields are ignored.
 
-    Boxes that are not ticked send nothing, so the page sends an empty model along: without any
-    field ``model`` the default one is meant.
+    A browser sends nothing for an unchecked box, so the page also sends an empty model: a form
+    without any field ``model`` means the default model.
     """
 
     def lines(name: str, default: str = "") -> str:
@@ -184,34 +187,35 @@ def form_from_browser(
     return blank
 
 
-def own_parameters(strategy: Document) -> list[Document]:
-    """A strategy's parameters without those that all strategies take."""
+def own_parameters(strategy: StrategyView) -> list[ParameterView]:
+    """Return the parameters of a strategy without those that all strategies have."""
     return [p for p in strategy["parameters"] if p["name"] not in COMMON_FIELDS]
 
 
 def as_text(value: Any) -> str:
-    """A number as people write it: 1, 0.05."""
+    """Format a number for a field: 1, 0.05."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
 
 
-def slider(parameter: Document) -> Document:
-    """Ends and step of a parameter's slider; the number beside it may be outside."""
+def slider(parameter: ParameterView) -> dict[str, str]:
+    """Return minimum, maximum and step of a slider; its number box also allows other values."""
     name = parameter["name"]
-    maximum = parameter["maximum"]
+    minimum, maximum = parameter["minimum"] or 0, parameter["maximum"]
     if maximum is None:
-        maximum = SLIDER_CAPS.get(name, 100)
+        maximum = SLIDER_MAXIMA.get(name, 100)
     is_whole = parameter["type"] == "integer"
-    step = 1.0 if is_whole else 0.05 if maximum - parameter["minimum"] > 1 else 0.01
-    minimum = parameter["minimum"] + (step if parameter["exclusive_minimum"] else 0)
+    step = 1.0 if is_whole else 0.05 if maximum - minimum > 1 else 0.01
+    if parameter["exclusive_minimum"]:
+        minimum += step
     return {"min": as_text(minimum), "max": as_text(maximum), "step": as_text(step)}
 
 
 def _number(text: str) -> int | float | str:
-    """The number that was written, or the text, which validation then refuses."""
+    """Return the number that was entered, or the text, which validation then rejects."""
     text = text.strip()
-    if len(text) > 40 or "_" in text:  # Python would read 1_0 as 10
+    if len(text) > 40 or "_" in text:  # Python reads 1_0 as 10
         return text
     try:
         return int(text)

@@ -1,7 +1,7 @@
-"""A model's card from Markdown to HTML that may stand in our pages, whoever wrote it.
+"""Renders an untrusted model card, which is Markdown, as HTML that is safe in our pages.
 
-Markup of its own is shown as text, an address is kept only where it leads to the web, and the one
-picture is the loss curve. Pure: no request, no database.
+HTML in the card is shown as text, links are kept only if they lead to the web, and the loss curve
+is the only image. Pure: no request, no database.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup
 
-CURVE_FILE = "loss.svg"  # as the card calls it, which lies beside it in the model's folder
-NUM_KEPT = 32  # rendered cards; one takes milliseconds, a hostile one more
+CURVE_FILE = "loss.svg"  # name of the loss curve in the model's folder
+NUM_CACHED = 32  # rendered cards; rendering takes milliseconds, and longer for a hostile card
 MAX_FACTS = 12
 MAX_FACT_CHARACTERS = 300
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S | re.M)
@@ -36,38 +36,38 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class CardPage:
-    """A card, ready to be shown.
+    """A rendered card.
 
     Attributes:
-        facts: title and text of what the front matter says.
-        html: the rest, without a first heading that repeats the model's name.
+        facts: title and text of each field of the front matter.
+        html: the body, without a first heading that repeats the model's name.
     """
 
     facts: tuple[tuple[str, str], ...]
     html: Markup
 
 
-@functools.lru_cache(maxsize=NUM_KEPT)
+@functools.lru_cache(maxsize=NUM_CACHED)
 def card_page(markdown: str, name: str, curve_url: str | None) -> CardPage:
     """Render a card.
 
     Args:
         markdown: the whole README.md.
-        name: the model's.
-        curve_url: where its loss curve is, or ``None``.
+        name: name of the model.
+        curve_url: address of its loss curve, or ``None``.
     """
     found = _FRONT_MATTER.match(markdown)
     facts = _facts(found[1]) if found else ()
     parser = _parser()
     tokens = parser.parse(markdown[found.end() :] if found else markdown)
     tokens = _without_title(tokens, name)
-    _tame(tokens, curve_url)
-    # Markup: what the renderer wrote, with html off and every address looked at.
+    _sanitize(tokens, curve_url)
+    # Markup is safe here: HTML is disabled in the parser, and every address was checked.
     return CardPage(facts, Markup(parser.renderer.render(tokens, parser.options, {})))  # noqa: S704
 
 
 def _parser() -> MarkdownIt:
-    """CommonMark with tables; HTML is text."""
+    """Return a parser of CommonMark with tables, without HTML."""
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
     parser.add_render_rule("table_open", _table_open)
     parser.add_render_rule("table_close", _table_close)
@@ -75,7 +75,7 @@ def _parser() -> MarkdownIt:
 
 
 def _table_open(self: RendererHTML, *_: Any) -> str:
-    # Reached by the keyboard, since it scrolls where it is wide.
+    # Focusable, so that a wide table can be scrolled with the keyboard.
     opening = '<div class="table-wrap" tabindex="0" role="group" aria-label="Table">'
     return f'{opening}<table class="table table--tight">\n'
 
@@ -95,42 +95,42 @@ def _plain(inline: Token) -> str:
     return "".join(token.content for token in inline.children or () if token.type != "image")
 
 
-def _tame(tokens: Sequence[Token], curve_url: str | None) -> None:
+def _sanitize(tokens: Sequence[Token], curve_url: str | None) -> None:
     for token in tokens:
         if token.type in {"heading_open", "heading_close"}:
-            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"  # the page has the first
+            token.tag = f"h{min(6, int(token.tag[1]) + 1)}"  # the page has an h1 of its own
         elif token.type in {"th_open", "td_open"}:
-            _tame_cell(token)
+            _sanitize_cell(token)
         elif token.type == "link_open":
-            _tame_link(token)
+            _sanitize_link(token)
         elif token.type == "image":
-            _tame_image(token, curve_url)
+            _sanitize_image(token, curve_url)
         if token.children and token.type != "image":
-            _tame(token.children, curve_url)
+            _sanitize(token.children, curve_url)
 
 
-def _tame_cell(token: Token) -> None:
-    """A class instead of a style, which our policy forbids."""
+def _sanitize_cell(token: Token) -> None:
+    """Replace the style, which our content security policy blocks, by a class."""
     style = str(token.attrs.pop("style", ""))
     if style.endswith("right"):
         token.attrs["class"] = "number"
 
 
-def _tame_link(token: Token) -> None:
-    """Out to the web, or nowhere: what is relative lies in a folder that nobody here has."""
+def _sanitize_link(token: Token) -> None:
+    """Keep the address only if it leads to the web; relative ones point into the model's folder."""
     href = str(token.attrs.pop("href", ""))
     token.attrs.pop("title", None)
     if _is_web(href):
         token.attrs |= {"href": href, "rel": "noopener nofollow noreferrer"}
 
 
-def _tame_image(token: Token, curve_url: str | None) -> None:
+def _sanitize_image(token: Token, curve_url: str | None) -> None:
     source = str(token.attrs.pop("src", ""))
     token.attrs.pop("title", None)
     if curve_url is not None and source.removeprefix("./") == CURVE_FILE:
         token.attrs |= {"src": curve_url, "class": "loss-curve", "width": "720", "height": "400"}
         return
-    # Another picture is its description: nothing is fetched from elsewhere.
+    # Other images are replaced by their description: nothing is loaded from elsewhere.
     token.type, token.tag, token.nesting = "text", "", 0
     token.content = f"[picture: {_plain(token) or 'without a description'}]"
     token.children = None
@@ -145,7 +145,7 @@ def _is_web(href: str) -> bool:
 
 
 def _facts(matter: str) -> tuple[tuple[str, str], ...]:
-    """The plain ``key: value`` lines; what is nested is left to those who read YAML."""
+    """Return the plain ``key: value`` lines; nested YAML is ignored."""
     facts = []
     for line in matter.splitlines():
         field = _FIELD.fullmatch(line.rstrip())
@@ -157,7 +157,7 @@ def _facts(matter: str) -> tuple[tuple[str, str], ...]:
 
 
 def _value(text: str) -> str:
-    """JSON's strings and lists are YAML's too; a bare word stands for itself."""
+    """Parse a YAML value that is also JSON, or a plain string."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""Whether a form came from our own pages: the pages' guard against cross-site requests.
+"""Protects the forms against cross-site requests.
 
-There are no accounts and no sessions, so there is no token to compare. Browsers say themselves
-where a request comes from, in headers that no page can forge: ``Sec-Fetch-Site`` (all browsers
-since 2023), else ``Origin``, which goes with every cross-site POST. A request with neither comes
-from no browser, and could do the same through the API.
+There are no accounts and no sessions, so there is no token to compare. Browsers report the origin
+of a request in headers that a page cannot forge: ``Sec-Fetch-Site`` (all browsers since 2023) and
+``Origin``, which every cross-site POST has. A request with neither does not come from a browser,
+and its client could use the API instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from flask import abort, request
 
 
 def refuse_cross_site() -> None:
-    """Let forms act only when our own pages, or the visitor's own address bar, sent them."""
+    """Answer 403 unless the form was sent by our own pages or from the address bar."""
     site = request.headers.get("Sec-Fetch-Site")
     origin = request.headers.get("Origin")
     if site is not None:

@@ -1,6 +1,6 @@
 """The HTTP server: one event loop that carries a WSGI application on a bounded pool of threads.
 
-A request takes a thread only while the application computes; what waits (for a slow client, for a
-job, for the next event) waits on the loop. The bytes of HTTP/1.1 are h11's. This package knows
-nothing of jobs: it imports ``backend.problem_documents`` and no other module of the product.
+A request uses a thread only while the application computes. Waiting for a slow client, for a job
+or for the next event happens on the loop. h11 parses HTTP/1.1. This package knows nothing of jobs:
+of the product it imports ``backend.problem_documents`` alone.
 """

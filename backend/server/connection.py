@@ -1,6 +1,6 @@
-"""The requests of one connection, one after another: read, then answered or refused.
+"""Handles the requests of one connection, one after another.
 
-``h11`` says what the bytes mean; ``Exchange`` is what the application answers.
+``h11`` parses and formats HTTP; ``Exchange`` calls the application.
 """
 
 from __future__ import annotations
@@ -34,23 +34,24 @@ from textmill.backend.server.wsgi import (
 )
 
 RETRY_SECONDS = 2
-STOP_LINGER_SECONDS = 0.5  # at the end of the server nobody waits longer for a client to hang up
+STOP_LINGER_SECONDS = 0.5  # for the client to close the connection when the server stops
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What all connections of a server share.
+    """What all connections of a server have in common.
 
     Attributes:
         app: the application.
-        limits: the bounds.
+        limits: the limits.
         threads: where the application runs.
-        held: counts what is held.
-        opener: makes what is held; without one nothing is.
-        again: bounds how many of those whose wait is over ask at once; they may be thousands.
-        ready_answers: by path, answers that need no thread.
+        held: counts open responses.
+        opener: opens them; ``None`` if the application has none.
+        again: bounds the requests that call the application again at once after a wait; thousands
+            of waits may end in the same moment.
+        ready_answers: responses that need no thread, by path.
         name: host and port for the application.
     """
 
@@ -68,7 +69,6 @@ class Connection:
     """Serves one wire until it is closed."""
 
     def __init__(self, wire: Wire, serving: Serving, visitor: str) -> None:
-        """Read nothing yet."""
         self._wire = wire
         self._serving = serving
         self._limits = serving.limits
@@ -85,17 +85,17 @@ class Connection:
     # ---- from outside -----------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Answer what is being answered, end what is held, and close."""
+        """Finish the current request, end an open response, and close."""
         self._is_stopping = True
         if self._held is not None:
-            self._held.leave()
+            self._held.close()
         elif self._is_closing:
             asyncio.get_running_loop().call_later(STOP_LINGER_SECONDS, self._wire.abort)
-        elif self._is_reading:  # nothing was accepted yet
+        elif self._is_reading:  # no request was accepted
             self._wire.abort()
 
     async def serve(self) -> None:
-        """Answer requests until the client or the server has enough."""
+        """Handle requests until the client or the server closes the connection."""
         try:
             try:
                 while await self._one_request():
@@ -113,7 +113,7 @@ class Connection:
             self._wire.abort()
 
     async def refuse_at_once(self, refused: Refused) -> None:
-        """Answer before anything was read: there are too many connections."""
+        """Send a rejection before anything is read, because there are too many connections."""
         try:
             await self._refuse(refused)
             await self._wire.close_gently(1.0, self._limits.max_head_bytes)
@@ -123,7 +123,7 @@ class Connection:
             self._wire.abort()
 
     async def _one_request(self) -> bool:
-        """Read and answer; whether there may be a next one."""
+        """Handle one request; returns whether another one may follow."""
         self._is_reading = True
         request = await self._reader.read_head()
         if request is None:
@@ -140,14 +140,14 @@ class Connection:
         return await self._may_go_on()
 
     async def _may_go_on(self) -> bool:
-        """Bring the connection to the beginning of its next request, if it can have one."""
+        """Advance to the start of the next request; returns false if there cannot be one."""
         if self._h11.our_state is not h11.DONE or self._is_stopping:
             return False
         if self._h11.their_state is h11.SEND_BODY:
             return await self._reader.skip_body()
         return self._h11.their_state is h11.DONE
 
-    # ---- answering --------------------------------------------------------------------------
+    # ---- responses --------------------------------------------------------------------------
 
     async def _answer(self, request: h11.Request, target: Target, body: bytes | None) -> None:
         ready = self._serving.ready_answers.get(target.path)
@@ -159,11 +159,11 @@ class Connection:
         hold = Hold(self._serving.held, self._visitor)
         try:
             exchange, answer = await self._call(request, target, body, hold, arrived)
-            if hold.order is None or self._serving.opener is None:
+            if hold.spec is None or self._serving.opener is None:
                 await self._send_answer(request, exchange, answer, is_cut=body is None)
                 return
-            del exchange  # a thousand of them are held at once
-            await self._hold(request, hold.order, answer)
+            del exchange  # thousands of responses may be open at once
+            await self._hold(request, hold.spec, answer)
         finally:
             hold.release()
         if self._h11.our_state is h11.SEND_RESPONSE:
@@ -192,7 +192,7 @@ class Connection:
         hold: Hold,
         arrived: float,
     ) -> tuple[Exchange, Answer]:
-        """Ask the application, on a thread."""
+        """Call the application on a thread."""
         environ = self._environ(request, target, body)
         environ[HOLD_KEY] = hold
         environ[ARRIVED_KEY] = arrived
@@ -200,7 +200,7 @@ class Connection:
         too_late = time.monotonic() + self._limits.wait_seconds
 
         def begin() -> Answer:
-            if self._wire.is_lost:  # it waited for a thread longer than the client for an answer
+            if self._wire.is_lost:  # the client gave up while the request waited for a thread
                 raise WireLost
             if time.monotonic() > too_late:
                 raise Busy
@@ -209,19 +209,19 @@ class Connection:
         try:
             return exchange, await self._serving.threads.run(begin, is_new=not hold.is_over)
         except Busy:
-            detail = "Too many requests are being answered; try again in a moment."
+            detail = "The server is busy; try again in a moment."
             raise Refused(503, "busy", detail, is_last=False) from None
         except WireLost:
             raise
         except Exception as error:
             log.error("application_failed", path=target.path, exc_info=error)
-            detail = "An error on our side; it has been logged. Try again later."
+            detail = "Internal error. It was logged; try again later."
             raise Refused(500, "internal", detail, is_last=False) from None
 
     async def _send_answer(
         self, request: h11.Request, exchange: Exchange, answer: Answer, *, is_cut: bool
     ) -> None:
-        """Send what the application answered, as fast as the client reads it."""
+        """Send the application's response, as fast as the client reads it."""
         self._send_head(request, answer, is_last=is_cut and self._cannot_skip(request))
         if answer.is_whole:
             await self._finish(request, answer.piece)
@@ -233,7 +233,10 @@ class Connection:
                 piece, is_whole = await self._serving.threads.run(exchange.go_on, is_new=False)
         except WireLost:
             raise
-        except (Crashed, Exception) as error:  # the status is out: all that is left is to stop
+        except (
+            Crashed,
+            Exception,
+        ) as error:  # the status was sent, so the only way to signal an error is to stop
             log.error("answer_cut", exc_info=error)
             raise WireLost from error
         finally:
@@ -241,53 +244,53 @@ class Connection:
                 await self._serving.threads.run(exchange.close, is_new=False)
         await self._finish(request, piece)
 
-    async def _hold(self, request: h11.Request, order: object, answer: Answer) -> None:
-        """Hold the connection until what was ordered is over, the client goes, or the server."""
+    async def _hold(self, request: h11.Request, spec: object, answer: Answer) -> None:
+        """Keep the response open until it ends, the client disconnects, or the server stops."""
         if self._serving.opener is None or request.method == b"HEAD":
             if answer.status == 200:
                 self._send_head(request, answer, is_last=False)
                 await self._finish(request, b"")
             return
-        held = self._held = self._serving.opener.open(order)
+        held = self._held = self._serving.opener.open(spec)
         self._wire.on_end = self._on_end
         try:
             if self._wire.has_ended:
                 raise WireLost
             if self._is_stopping:
-                held.leave()
-            texts = held.texts()
-            if texts is None:
-                await held.over()
+                held.close()
+            chunks = held.chunks()
+            if chunks is None:
+                await held.finished()
             else:
-                await self._stream(request, answer, texts)
+                await self._stream(request, answer, chunks)
             if self._wire.has_ended:
                 raise WireLost
         finally:
             self._held = self._wire.on_end = None
-            held.leave()
+            held.close()
 
     def _on_end(self) -> None:
         if self._held is not None:
-            self._held.leave()
+            self._held.close()
         self._wire.stop_waiting()
 
     async def _stream(
-        self, request: h11.Request, answer: Answer, texts: AsyncIterator[str]
+        self, request: h11.Request, answer: Answer, chunks: AsyncIterator[str]
     ) -> None:
         self._send_head(request, replace(answer, is_whole=False), is_last=False)
-        async for text in texts:
-            self._send(h11.Data(data=text.encode()))
+        async for chunk in chunks:
+            self._send(h11.Data(data=chunk.encode()))
             await self._wire.drain(self._limits.send_seconds)
         self._send(h11.EndOfMessage())
 
     def _cannot_skip(self, request: h11.Request) -> bool:
-        """Whether the rest of a refused body is not worth reading, or may never come."""
-        told = header_of(request, b"content-length")
-        is_long = told is not None and int(told) > self._limits.linger_bytes
+        """Return whether the rest of a rejected body is too long to read, or may never arrive."""
+        length = header_of(request, b"content-length")
+        is_long = length is not None and int(length) > self._limits.linger_bytes
         return is_long or header_of(request, b"expect") is not None
 
     async def _refuse(self, refused: Refused) -> None:
-        """Answer a problem document, where an answer can still be given."""
+        """Send a problem document, if a response can still be sent."""
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = problem_text(refused.status, refused.code, refused.detail).encode()

@@ -1,4 +1,4 @@
-"""How an application hands its connection over: it orders what is to be held, and returns.
+"""How an application returns its thread while its response stays open.
 
 Knows neither HTTP nor jobs.
 """
@@ -14,56 +14,63 @@ HOLD_KEY = "textmill.hold"  # in the WSGI environment: a Hold
 
 
 class Held(Protocol):
-    """What an application asked for instead of its answer; lives on the loop."""
+    """A response that stays open. Its methods are called on the loop."""
 
-    def leave(self) -> None:
-        """The client has gone, or the server stops: end soon."""
+    def close(self) -> None:
+        """End soon: the client has disconnected, or the server is stopping."""
 
-    def texts(self) -> AsyncIterator[str] | None:
-        """The rest of the answer as it comes; ``None`` where the application is asked again."""
+    def chunks(self) -> AsyncIterator[str] | None:
+        """Return the rest of the response, or ``None`` if the application is called again."""
 
-    async def over(self) -> None:
-        """Wait until the application is to be asked again."""
+    async def finished(self) -> None:
+        """Return when the application is to be called again."""
 
 
 class HoldOpener(Protocol):
-    """Makes what is held from what the application ordered."""
+    """Opens responses for the application."""
 
-    def open(self, order: object) -> Held:
-        """Begin to hold; called on the loop."""
+    def open(self, spec: object) -> Held:
+        """Open the response that ``spec`` describes; called on the loop."""
 
 
 class TooManyHeld(Exception):
-    """No more answers may be held open, for this visitor or at all."""
+    """The limit of open responses is reached, for this visitor or in total."""
 
 
 class Hold:
-    """An application's means to hand its connection over, for as long as it likes, off the threads.
+    """One request's way to keep its response open without a thread.
 
-    It reserves a place, orders something, and returns: the headers of a stream, or an answer that
-    is thrown away, since it is asked again when what it ordered is over (``is_over``).
+    The application calls ``reserve``, sets ``spec``, and returns either the headers of a stream or
+    a placeholder. After a placeholder, the server waits and calls the application again, with
+    ``is_over`` set.
     """
 
     def __init__(self, allowance: Allowance, visitor: str, *, is_over: bool = False) -> None:
-        """Order nothing yet."""
+        """Reserve nothing.
+
+        Args:
+            allowance: counts open responses.
+            visitor: the client that they are counted for.
+            is_over: whether the wait is over and the application must answer now.
+        """
         self.is_over = is_over
-        self.order: object | None = None
+        self.spec: object | None = None
         self._allowance = allowance
         self._visitor = visitor
-        self._has_place = False
+        self._is_reserved = False
 
     def reserve(self) -> None:
-        """Take a place.
+        """Count an open response.
 
         Raises:
-            TooManyHeld: there is none.
+            TooManyHeld: the limit is reached.
         """
-        if not self._allowance.take(self._visitor):
+        if not self._allowance.acquire(self._visitor):
             raise TooManyHeld
-        self._has_place = True
+        self._is_reserved = True
 
     def release(self) -> None:
-        """Give the place back, if one was taken."""
-        if self._has_place:
-            self._has_place = False
-            self._allowance.give_back(self._visitor)
+        """Undo ``reserve``, if it was called."""
+        if self._is_reserved:
+            self._is_reserved = False
+            self._allowance.release(self._visitor)

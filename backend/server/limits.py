@@ -1,4 +1,4 @@
-"""The server's bounds, and counting against those that hold for all clients and for each."""
+"""The server's limits, and the counters of what is open, in total and per visitor."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What a client may cost. Times are in seconds.
+    """The limits of the server. Times are in seconds.
 
     Attributes:
-        max_body_bytes: a longer body is refused with 413.
-        max_line_bytes: a longer request line is refused with 414.
-        max_field_bytes: a longer header, name and value together, is refused with 431.
-        max_fields: more headers are refused with 431.
-        max_head_bytes: bound on request line and headers together, 431 beyond.
-        max_connections: open connections, 503 beyond.
-        max_connections_per_visitor: those of one visitor, 503 beyond.
-        max_held: answers that are held open at once, event streams and waits, 503 beyond.
-        max_held_per_visitor: those of one visitor, 503 beyond.
-        num_threads: requests that the application computes at once.
-        max_waiting: requests that wait for a thread, 503 beyond.
-        wait_seconds: how long a request may wait for a thread, 503 after that.
+        max_body_bytes: size of a body; 413 above it.
+        max_line_bytes: size of a request line; 414 above it.
+        max_field_bytes: size of a header, name and value together; 431 above it.
+        max_fields: number of headers; 431 above it.
+        max_head_bytes: size of the request line and the headers together; 431 above it.
+        max_connections: open connections; 503 above it.
+        max_connections_per_visitor: open connections of one visitor; 503 above it.
+        max_held: responses that stay open, event streams and waits; 503 above it.
+        max_held_per_visitor: such responses of one visitor; 503 above it.
+        num_threads: requests that the application handles at once.
+        max_waiting: requests that wait for a thread; 503 above it.
+        wait_seconds: how long a request may wait for a thread; then 503.
         idle_seconds: how long a connection may stay open without a request.
         head_seconds: from the first byte of a request to the end of its headers.
         body_seconds: from the end of the headers to the end of the body.
         body_pause_seconds: between two pieces of a body.
-        send_seconds: how long a client may take to read 64 KiB of an answer.
-        linger_seconds: how long input is thrown away before a connection is closed: a client that
-            is still sending would otherwise be reset and never see its answer.
-        linger_bytes: how much of it.
-        stop_seconds: how long a stop waits for requests that are being answered.
+        send_seconds: how long a client may take to read 64 KiB of a response.
+        linger_seconds: how long input is discarded before a connection is closed. A client that is
+            still sending would otherwise get a reset and never see its response.
+        linger_bytes: how much input is discarded then.
+        stop_seconds: how long a stop waits for requests that are in progress.
     """
 
     max_body_bytes: int
@@ -60,10 +60,9 @@ class ServerLimits:
 
 
 class Allowance:
-    """Counts what is open, in all and for each visitor. Any thread may ask."""
+    """Counts what is open, in total and per visitor. Any thread may call it."""
 
     def __init__(self, total: int, per_visitor: int) -> None:
-        """Nothing is open yet."""
         self._total = total
         self._per_visitor = per_visitor
         self._open: Counter[str] = Counter()  # guarded by _lock
@@ -72,11 +71,11 @@ class Allowance:
 
     @property
     def num_open(self) -> int:
-        """How many are open."""
+        """The number that is open."""
         return self._num_open
 
-    def take(self, visitor: str) -> bool:
-        """Count one more, unless that is too many."""
+    def acquire(self, visitor: str) -> bool:
+        """Count one more; returns false, and counts nothing, if a limit is reached."""
         with self._lock:
             if self._num_open >= self._total or self._open[visitor] >= self._per_visitor:
                 return False
@@ -84,7 +83,7 @@ class Allowance:
             self._open[visitor] += 1
             return True
 
-    def give_back(self, visitor: str) -> None:
+    def release(self, visitor: str) -> None:
         """Count one less."""
         with self._lock:
             self._num_open -= 1
@@ -94,7 +93,7 @@ class Allowance:
 
 
 def visitor_of(address: str) -> str:
-    """Whom an address belongs to: an IPv6 host has the 2^64 addresses of its network."""
+    """Return the visitor of an address: an IPv6 host owns the 2^64 addresses of its network."""
     with contextlib.suppress(ValueError):
         ip = ipaddress.ip_address(address.partition("%")[0])
         if isinstance(ip, ipaddress.IPv6Address):

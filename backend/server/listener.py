@@ -1,4 +1,4 @@
-"""Listens, keeps count of the connections, and stops in time."""
+"""Listens on a port, counts connections, and stops within a bounded time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from textmill.backend.server.threads import Threads
 from textmill.backend.server.wire import Wire
 from textmill.backend.server.wsgi import Answer, Exchange, Target, WsgiApp, environ_of
 
-BACKLOG = 2_048  # connections that the kernel keeps until they are accepted
-NUM_REFUSING = 64  # connections over the limit that are answered at once; more are closed
+BACKLOG = 2_048  # connections that the kernel queues until they are accepted
+NUM_REFUSING = 64  # connections over the limit that get a response at once; more are closed
 
 
 class Server:
@@ -31,14 +31,14 @@ class Server:
         opener: HoldOpener | None = None,
         ready_paths: tuple[str, ...] = (),
     ) -> None:
-        """Listen to nothing yet.
+        """Configure the server without listening.
 
         Args:
             app: the application.
             limits: the bounds.
-            opener: makes what the application wants to be held open.
-            ready_paths: paths whose GET always has the same answer: the application is asked once,
-                and no request for them ever waits for a thread.
+            opener: opens the responses that the application keeps open.
+            ready_paths: paths whose GET always has the same response. The application is called
+                once for each, and no request for them waits for a thread.
         """
         self.held = Allowance(limits.max_held, limits.max_held_per_visitor)
         self.connections = Allowance(limits.max_connections, limits.max_connections_per_visitor)
@@ -57,7 +57,7 @@ class Server:
         """Listen.
 
         Raises:
-            OSError: the address cannot be listened on.
+            OSError: the server cannot listen on this address.
         """
         name = (host, port)
         self._serving = Serving(
@@ -67,7 +67,7 @@ class Server:
             held=self.held,
             opener=self._opener,
             again=asyncio.Semaphore(max(1, self._limits.num_threads // 4)),
-            ready_answers={path: await self._ask_once(path, name) for path in self._ready_paths},
+            ready_answers={path: await self._call_once(path, name) for path in self._ready_paths},
             name=name,
         )
         loop = asyncio.get_running_loop()
@@ -75,13 +75,13 @@ class Server:
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the server listens on."""
         if self._server is None:
             raise RuntimeError("the server was not started")
         return int(self._server.sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        """Take no more connections, end what is held, answer the rest, within ``stop_seconds``."""
+        """Stop accepting, end open responses, finish other requests within ``stop_seconds``."""
         self._is_stopping = True
         if self._server is not None:
             self._server.close()
@@ -94,7 +94,7 @@ class Server:
             await asyncio.gather(*late, return_exceptions=True)
         self._threads.close()
 
-    async def _ask_once(self, path: str, name: tuple[str, int]) -> Answer:
+    async def _call_once(self, path: str, name: tuple[str, int]) -> Answer:
         request = h11.Request(method="GET", target=path, headers=[("Host", "localhost")])
         environ = environ_of(request, Target(path, "", None), b"", client="", server=name)
         return await self._threads.run(Exchange(self._app, environ).begin)
@@ -110,11 +110,11 @@ class Server:
             return
         visitor = visitor_of(wire.address)
         connection = Connection(wire, self._serving, visitor)
-        if self.connections.take(visitor):
+        if self.connections.acquire(visitor):
             self._spawn(connection, self._serve(connection, visitor))
         elif self._num_refusing < NUM_REFUSING:
             self._num_refusing += 1
-            self._spawn(connection, self._turn_away(connection))
+            self._spawn(connection, self._refuse(connection))
         else:
             wire.abort()
 
@@ -127,9 +127,9 @@ class Server:
         try:
             await connection.serve()
         finally:
-            self.connections.give_back(visitor)
+            self.connections.release(visitor)
 
-    async def _turn_away(self, connection: Connection) -> None:
+    async def _refuse(self, connection: Connection) -> None:
         detail = "Too many connections are open; close some, or try again in a moment."
         try:
             await connection.refuse_at_once(Refused(503, "too_many_connections", detail))

@@ -1,6 +1,6 @@
-"""Reads the requests of one connection: head and body, within their bounds and their time.
+"""Reads the requests of one connection, head and body, within limits of size and time.
 
-``h11`` says what the bytes mean. What it lets pass and this does not: contradicting framings, other
+``h11`` parses the bytes. This module also rejects what h11 accepts: contradicting framings, other
 versions of HTTP, targets without a path, and sizes beyond the limits.
 """
 
@@ -16,10 +16,10 @@ from textmill.backend.server.wsgi import Target, parse_target
 
 
 class Refused(Exception):
-    """The server itself answers this request."""
+    """The server rejects this request itself."""
 
     def __init__(self, status: int, code: str, detail: str, *, is_last: bool = True) -> None:
-        """``is_last``: where the next request begins cannot be known."""
+        """``is_last`` closes the connection, because the start of the next request is unknown."""
         self.status = status
         self.code = code
         self.detail = detail
@@ -31,13 +31,12 @@ class RequestReader:
     """The reading half of a connection."""
 
     def __init__(self, wire: Wire, protocol: h11.Connection, limits: ServerLimits) -> None:
-        """Read nothing yet."""
         self._wire = wire
         self._h11 = protocol
         self._limits = limits
 
     async def read_head(self) -> h11.Request | None:
-        """Request line and headers; ``None`` where no request comes."""
+        """Read request line and headers; returns ``None`` if no request arrives."""
         clock = asyncio.get_running_loop().time
         has_begun = bool(self._h11.trailing_data[0])
         patience = self._limits.head_seconds if has_begun else self._limits.idle_seconds
@@ -67,9 +66,9 @@ class RequestReader:
             raise self._broken(error) from None
 
     def _broken(self, error: h11.RemoteProtocolError) -> Refused:
-        """What to say of bytes that are no HTTP/1.1."""
-        if self._h11.our_state is h11.SEND_RESPONSE:  # the head was understood, the body is not
-            detail = "The body's framing is broken; send it anew."
+        """Return the rejection of bytes that are not HTTP/1.1."""
+        if self._h11.our_state is h11.SEND_RESPONSE:  # the head was valid, the body is not
+            detail = "The body's framing is broken; send the request again."
             return Refused(400, "bad_request", detail)
         if error.error_status_hint == 431:
             self._check_line()
@@ -77,7 +76,9 @@ class RequestReader:
         if error.error_status_hint == 501:
             detail = "Send the body with Content-Length, or with Transfer-Encoding: chunked alone."
             return Refused(501, "not_implemented", detail)
-        return Refused(400, "bad_request", "This is no request of HTTP/1.1 as RFC 9112 has it.")
+        return Refused(
+            400, "bad_request", "This is not an HTTP/1.1 request as defined by RFC 9112."
+        )
 
     def _fields_too_large(self) -> Refused:
         limits = self._limits
@@ -88,7 +89,7 @@ class RequestReader:
         return Refused(431, "headers_too_large", detail)
 
     def _check_line(self) -> None:
-        """Refuse a first line that does not end."""
+        """Reject a request line that has exceeded its limit without ending."""
         longest = self._limits.max_line_bytes + 2
         begun = self._h11.trailing_data[0]
         if len(begun) > longest and b"\n" not in begun[:longest].lstrip(b"\r\n"):
@@ -99,10 +100,10 @@ class RequestReader:
         return Refused(414, "address_too_long", detail)
 
     def check(self, request: h11.Request) -> Target:
-        """The target of a request whose head keeps the rules.
+        """Check the head of a request and return its target.
 
         Raises:
-            Refused: it does not.
+            Refused: the head violates a rule or a limit.
         """
         limits = self._limits
         line = len(request.method) + len(request.target) + len(" HTTP/1.1 ")
@@ -111,7 +112,7 @@ class RequestReader:
         if not self._is_head_within(request, line):
             raise self._fields_too_large()
         if request.http_version not in (b"1.0", b"1.1"):
-            raise Refused(400, "bad_request", "This server speaks HTTP/1.1 and HTTP/1.0.")
+            raise Refused(400, "bad_request", "This server supports HTTP/1.1 and HTTP/1.0.")
         names = {name for name, _ in request.headers}
         if b"transfer-encoding" in names and (
             b"content-length" in names or request.http_version == b"1.0"
@@ -120,14 +121,15 @@ class RequestReader:
             raise Refused(400, "bad_request", detail)
         target = parse_target(request.method, request.target)
         if target is None:
-            detail = "The request's target must be a path, as /api/v1/jobs."
+            detail = "The request target must be a path, such as /api/v1/jobs."
             raise Refused(400, "bad_request", detail)
         return target
 
     def _is_head_within(self, request: h11.Request, line: int) -> bool:
-        """Whether the headers keep their bounds; ``line`` bytes count for the request line.
+        """Return whether the headers are within their limits; the request line has ``line`` bytes.
 
-        h11 bounds a head while it is incomplete; one that arrives in a single piece never is.
+        h11 bounds a head only while it is incomplete, which one that arrives in a single piece
+        never is.
         """
         limits = self._limits
         sizes = [len(name) + len(value) + len(": ") for name, value in request.headers]
@@ -139,10 +141,10 @@ class RequestReader:
         )
 
     async def read_body(self, request: h11.Request) -> bytes | None:
-        """The body; ``None`` where it is too long, of which the rest is not read yet."""
+        """Read the body; returns ``None`` if it is too long, and leaves the rest unread."""
         limits = self._limits
-        told = header_of(request, b"content-length")
-        if told is not None and int(told) > limits.max_body_bytes:
+        length = header_of(request, b"content-length")
+        if length is not None and int(length) > limits.max_body_bytes:
             return None
         if self._h11.they_are_waiting_for_100_continue:
             go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
@@ -162,12 +164,12 @@ class RequestReader:
                     timer.reschedule(min(until, clock() + limits.body_pause_seconds))
                     self._h11.receive_data(await self._wire.receive())
         except TimeoutError:
-            detail = "The body did not come in time; send it without pauses."
+            detail = "The body did not arrive in time; send it without pauses."
             raise Refused(408, "request_timeout", detail) from None
         return b"".join(pieces)
 
     async def skip_body(self) -> bool:
-        """Throw the rest of a refused body away; whether its end was reached."""
+        """Discard the rest of a rejected body; returns whether its end was reached."""
         num_bytes = 0
         try:
             async with asyncio.timeout(self._limits.linger_seconds):
@@ -185,5 +187,5 @@ class RequestReader:
 
 
 def header_of(request: h11.Request, name: bytes) -> bytes | None:
-    """A header's first value; ``name`` is in lower case."""
+    """Return a header's first value; ``name`` is in lower case."""
     return next((value for key, value in request.headers if key == name), None)

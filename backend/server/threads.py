@@ -1,4 +1,4 @@
-"""A bounded pool of threads that a loop hands calls to."""
+"""A bounded pool of threads that runs calls for an event loop."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ T = TypeVar("T")
 
 
 class Busy(Exception):
-    """All threads have work, and as much again waits as may."""
+    """All threads are busy, and the maximum number of calls is waiting."""
 
 
 class Threads:
-    """Daemon threads: a call that never returns does not keep the process from ending.
+    """Daemon threads, so a call that never returns does not keep the process alive.
 
-    ``run`` is called on one event loop; the threads are started with the first call.
+    ``run`` is called on one event loop; the threads start with the first call.
     """
 
     def __init__(self, name: str, num_threads: int, max_waiting: int | None = None) -> None:
-        """Start nothing yet; ``max_waiting`` is how many calls may wait, ``None`` for any."""
+        """Start no thread; ``max_waiting`` bounds the calls that wait, ``None`` means no bound."""
         self._name = name
         self._num_threads = num_threads
         self._max_open = None if max_waiting is None else num_threads + max_waiting
         self._calls: SimpleQueue[tuple[Callable[[], Any], Any, asyncio.Future[Any]] | None] = (
             SimpleQueue()
         )
-        self._num_open = 0  # the loop's thread alone touches it
+        self._num_open = 0  # used on the loop's thread alone
         self._started = False
 
     @property
     def num_open(self) -> int:
-        """Calls that run or wait."""
+        """The number of calls that run or wait."""
         return self._num_open
 
     async def run(self, call: Callable[[], T], *, is_new: bool = True) -> T:
-        """What ``call`` returns or raises, on a thread.
+        """Return or raise the result of a call that runs on a thread.
 
         Args:
             call: what to run.
-            is_new: whether it may be refused; what goes on with earlier work never is.
+            is_new: whether the call may be refused; a call that continues earlier work never is.
 
         Raises:
-            Busy: too many calls wait.
+            Busy: too many calls are waiting.
         """
         if is_new and self._max_open is not None and self._num_open >= self._max_open:
             raise Busy
@@ -58,7 +58,7 @@ class Threads:
         return await future
 
     def close(self) -> None:
-        """Let the threads end once they have nothing more to do."""
+        """Let the threads end after the calls that are queued."""
         for _ in range(self._num_threads if self._started else 0):
             self._calls.put(None)
 
@@ -74,7 +74,7 @@ class Threads:
             result, error = None, None
             try:
                 result = call()
-            except BaseException as raised:  # a panic of native code too; it is handed on
+            except BaseException as raised:  # including a panic of native code; it is passed on
                 error = raised
             try:
                 loop.call_soon_threadsafe(self._finish, future, result, error)
@@ -86,15 +86,15 @@ class Threads:
         self, future: asyncio.Future[Any], result: Any, error: BaseException | None
     ) -> None:
         self._num_open -= 1
-        if future.done():  # who asked has gone
+        if future.done():  # the caller was cancelled
             return
         if error is None:
             future.set_result(result)
         elif isinstance(error, Exception) and not isinstance(error, StopIteration):
             future.set_exception(error)
-        else:  # a future refuses the one, and the loop would end with the others
+        else:  # a future rejects StopIteration, and the others would end the loop
             future.set_exception(Crashed(f"{type(error).__name__}: {error}"))
 
 
 class Crashed(Exception):
-    """A call ended with what is no ``Exception``: native code panicked, say."""
+    """A call raised something other than an ``Exception``, for example a panic of native code."""

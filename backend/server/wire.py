@@ -1,4 +1,4 @@
-"""One client's socket: bytes in, bytes out, and the news that the client has gone.
+"""One client's socket: bytes in, bytes out, and notice of a disconnect.
 
 Knows nothing of HTTP.
 """
@@ -11,23 +11,23 @@ import socket
 from collections.abc import Callable
 from typing import cast
 
-READ_AHEAD_BYTES = 64 * 1024  # of what a client sends before it is asked for
-WRITE_AHEAD_BYTES = 64 * 1024  # of what a client has not read yet
-_DEAD_PEER_MS = 60_000  # a client whose machine fell silent is gone after this
+READ_AHEAD_BYTES = 64 * 1024  # received before it is requested
+WRITE_AHEAD_BYTES = 64 * 1024  # sent and not yet read by the client
+_DEAD_PEER_MS = 60_000  # after this, a client that acknowledges nothing counts as lost
 
 
 class WireLost(Exception):
-    """The client has gone, or reads nothing."""
+    """The client has disconnected, or does not read."""
 
 
 class Wire(asyncio.Protocol):
-    """Collects what comes, and waits while the client does not read."""
+    """Buffers what the client sends, and waits while the client does not read."""
 
     def __init__(self, on_open: Callable[[Wire], None]) -> None:
-        """``on_open`` is called with the first news of the client."""
-        self.on_end: Callable[[], None] | None = None  # called when the client sends no more
-        self.has_ended = False  # the client sends no more
-        self.is_lost = False  # nothing can be sent either
+        """``on_open`` is called when the client has connected."""
+        self.on_end: Callable[[], None] | None = None  # called when the client has finished sending
+        self.has_ended = False  # the client has finished sending
+        self.is_lost = False  # nothing can be sent
         self.address = ""
         self._on_open = on_open
         self._received = bytearray()
@@ -40,44 +40,44 @@ class Wire(asyncio.Protocol):
     # ---- called by the loop -----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client has connected."""
+        """Handle a new client."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_AHEAD_BYTES)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         made = transport.get_extra_info("socket")
         if hasattr(socket, "TCP_USER_TIMEOUT") and made is not None:
-            with contextlib.suppress(OSError):  # no TCP
+            with contextlib.suppress(OSError):  # the socket is not TCP
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_PEER_MS)
         self._on_open(self)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came."""
+        """Buffer received bytes; stops reading when the buffer is full."""
         self._received += data
         if len(self._received) > READ_AHEAD_BYTES and not self._is_reading_paused:
             self._is_reading_paused = True
             self._transport.pause_reading()
-            if self.on_end is not None:  # an end could not be seen any more
+            if self.on_end is not None:  # while reading is paused, a disconnect would go unnoticed
                 self.on_end()
         _wake(self._reader)
 
     def eof_received(self) -> bool:
-        """The client sends no more; it may still read."""
+        """Handle the end of the client's input; it may still read."""
         self._end()
         return True
 
     def connection_lost(self, error: Exception | None) -> None:
-        """The socket is closed."""
+        """Handle the end of the connection."""
         self.is_lost = True
         self._end()
         _wake(self._writer)
 
     def pause_writing(self) -> None:
-        """The client does not read as fast as it is written to."""
+        """Handle a full send buffer."""
         self._is_full = True
 
     def resume_writing(self) -> None:
-        """It has caught up."""
+        """Handle a send buffer that has room again."""
         self._is_full = False
         _wake(self._writer)
 
@@ -91,7 +91,7 @@ class Wire(asyncio.Protocol):
     # ---- called by the connection -----------------------------------------------------------
 
     async def receive(self) -> bytes:
-        """What came since the last call, waiting for it; empty when nothing comes any more."""
+        """Return what was received since the last call; waits for it, and is empty at the end."""
         while not self._received and not self.has_ended:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
@@ -103,7 +103,11 @@ class Wire(asyncio.Protocol):
         return data
 
     def send(self, data: bytes) -> None:
-        """Send, without waiting."""
+        """Send without waiting.
+
+        Raises:
+            WireLost: the connection has ended.
+        """
         if self.is_lost:
             raise WireLost
         self._transport.write(data)
@@ -112,7 +116,7 @@ class Wire(asyncio.Protocol):
         """Wait until most of what was sent has been read.
 
         Raises:
-            WireLost: the client has gone, or did not read in time.
+            WireLost: the client has disconnected, or did not read in time.
         """
         if self._is_full and not self.is_lost:
             self._writer = asyncio.get_running_loop().create_future()
@@ -125,12 +129,12 @@ class Wire(asyncio.Protocol):
             raise WireLost
 
     def stop_waiting(self) -> None:
-        """Let ``drain`` end at once; the connection cannot be used after that."""
+        """Make ``drain`` end at once; the connection cannot be used after that."""
         if self._is_full:
             self.abort()
 
     async def close_gently(self, seconds: float, max_bytes: int) -> None:
-        """Say that nothing more comes, throw away what the client still sends, and close."""
+        """End the output, discard what the client still sends, and close."""
         num_bytes = 0
         with contextlib.suppress(TimeoutError, OSError):
             async with asyncio.timeout(seconds):
@@ -139,14 +143,14 @@ class Wire(asyncio.Protocol):
                 while num_bytes <= max_bytes and (data := await self.receive()):
                     num_bytes += len(data)
                 if self.has_ended and not self.is_lost:
-                    self._transport.close()  # what was written is sent first
+                    self._transport.close()  # sends the buffer first
                     while not self.is_lost:
                         self._reader = asyncio.get_running_loop().create_future()
                         await self._reader
         self.abort()
 
     def abort(self) -> None:
-        """Close now; what was not sent is lost."""
+        """Close now and discard the send buffer."""
         if not self.is_lost:
             self._transport.abort()
 

@@ -1,6 +1,6 @@
-"""One request to a WSGI application, taken in steps so that no thread waits for a slow client.
+"""One call of a WSGI application, in steps, so that no thread waits for a slow client.
 
-Source: PEP 3333. Deviation: there is no ``write`` callable; no application of this century uses it.
+Source: PEP 3333. Deviation: ``write`` is not supported; current applications do not use it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 import h11
 
-TOO_LARGE_KEY = "textmill.too_large"  # in the WSGI environment: the body was not kept
+TOO_LARGE_KEY = (
+    "textmill.too_large"  # in the WSGI environment: the body was too large and discarded
+)
 ARRIVED_KEY = "textmill.arrived"  # in the WSGI environment: when the request was complete
-PIECE_BYTES = 64 * 1024  # what one step gathers of an answer
+PIECE_BYTES = 64 * 1024  # of a body, collected in one step
 _LOOPBACK = ("127.", "::1", "::ffff:127.")
 _OWN_NAMES = {b"content-type": "CONTENT_TYPE", b"content-length": "CONTENT_LENGTH"}
 
@@ -27,13 +29,13 @@ WsgiApp = Callable[[Environ, Any], Iterable[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an application has answered so far.
+    """The response of an application, as far as it is known.
 
     Attributes:
-        status: of three digits.
+        status: the status code.
         headers: in order, as bytes.
         piece: the body, or its first part.
-        is_whole: whether that is all of it.
+        is_whole: whether ``piece`` is the whole body.
     """
 
     status: int
@@ -46,10 +48,9 @@ class Exchange:
     """One call of the application. Its methods run on threads, one at a time."""
 
     def __init__(self, app: WsgiApp, environ: Environ) -> None:
-        """Call nothing yet."""
         self._app = app
         self._environ = environ
-        # Flask keeps its request in context variables: all steps have the same ones.
+        # Flask keeps its request in context variables, which all steps share.
         self._context = contextvars.Context()
         self._status = ""
         self._headers: list[tuple[str, str]] = []
@@ -57,15 +58,15 @@ class Exchange:
         self._pieces: Iterator[bytes] = iter(())
 
     def begin(self) -> Answer:
-        """Call the application and gather the beginning of its answer."""
+        """Call the application and collect the beginning of its response."""
         return self._context.run(self._begin)
 
     def go_on(self) -> tuple[bytes, bool]:
-        """The next part of the body, and whether it is the last."""
+        """Return the next part of the body, and whether it is the last."""
         return self._context.run(self._gather)
 
     def close(self) -> None:
-        """End an answer that nobody reads any more."""
+        """End a response before its end."""
         self._context.run(self._close)
 
     def _begin(self) -> Answer:
@@ -107,7 +108,7 @@ def _no_write(data: bytes) -> object:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A request's target in its parts; ``authority`` where it was an absolute address."""
+    """The parts of a request target; ``authority`` is set if it was an absolute address."""
 
     path: str
     query: str
@@ -115,7 +116,7 @@ class Target:
 
 
 def parse_target(method: bytes, target: bytes) -> Target | None:
-    """The parts of a request's target; ``None`` where it has none of RFC 9112's useful forms."""
+    """Parse a request target; returns ``None`` if it has no form of RFC 9112 that is supported."""
     authority = None
     if target == b"*" and method == b"OPTIONS":
         return Target("*", "", None)
@@ -138,14 +139,14 @@ def _is_host(authority: bytes) -> bool:
     try:
         parts = urlsplit(b"//" + authority)
         return bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:  # a port that is no number, a bracket that is not closed
+    except ValueError:  # a port that is not a number, or a bracket that is not closed
         return False
 
 
 def environ_of(
     request: h11.Request, target: Target, body: bytes, *, client: str, server: tuple[str, int]
 ) -> Environ:
-    """The WSGI environment of a request."""
+    """Return the WSGI environment of a request."""
     environ: Environ = {
         "REQUEST_METHOD": request.method.decode("ascii"),
         "SCRIPT_NAME": "",
@@ -167,7 +168,7 @@ def environ_of(
     }
     for name, value in request.headers:
         _add_header(environ, name, value.decode("latin-1"))
-    if "HTTP_TRANSFER_ENCODING" in environ:  # the chunks are put together by now
+    if "HTTP_TRANSFER_ENCODING" in environ:  # the chunks are joined already
         del environ["HTTP_TRANSFER_ENCODING"]
         environ["CONTENT_LENGTH"] = str(len(body))
     if target.authority is not None:
@@ -178,7 +179,7 @@ def environ_of(
 
 
 def _add_header(environ: Environ, name: bytes, value: str) -> None:
-    if b"_" in name:  # would look like the same name with a hyphen
+    if b"_" in name:  # in the environment it would equal the name with a hyphen
         return
     key = _OWN_NAMES.get(name) or "HTTP_" + name.decode("ascii").upper().replace("-", "_")
     if key in environ:

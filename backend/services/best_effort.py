@@ -1,8 +1,8 @@
-"""Calls that may be left undone: what an answer would like to have, and does not wait for long.
+"""Calls whose result is useful but not needed, with a bound on the wait.
 
-After the commit of a submission nothing may fail or delay its answer. A call that goes through
-here runs on a thread of its own; the caller waits for it for a bounded time, whatever the database
-or Redis does meanwhile. Knows nothing of either.
+After a submission is committed, nothing may fail or delay its answer. A call made here runs on a
+thread of its own, and the caller waits for it for a bounded time, whatever the database or Redis
+does. Knows nothing of either.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import structlog
 
 from textmill.core.circuit_breaker import CircuitBreaker
 
-WAIT_SECONDS = 1.0  # a hundred times what a healthy database or Redis takes for these calls
-NUM_THREADS = 4  # each may be held by a frozen server until that server's own time-out
-MAX_WAITING_CALLS = 100  # beyond this no call would begin in time anyway
+WAIT_SECONDS = 1.0  # a hundred times what a healthy database or Redis needs for these calls
+NUM_THREADS = 4  # a frozen server may hold each of them until that server's own time-out
+MAX_WAITING_CALLS = 100  # a call behind these would not start in time
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
 class BestEffort:
-    """Runs calls on a few daemon threads. Any thread may ask.
+    """Runs calls on a few daemon threads. Any thread may use it.
 
-    After a call failed or was late, further calls are left out for two seconds, so that a server
-    that does not answer delays one request and not all of them.
+    After a call that failed or was late, further calls are skipped for two seconds. So a server
+    that does not answer delays one request instead of all.
     """
 
     def __init__(
@@ -41,7 +41,13 @@ class BestEffort:
         wait_seconds: float = WAIT_SECONDS,
         breaker: CircuitBreaker | None = None,
     ) -> None:
-        """``name`` is what the log calls these calls; the threads start with the first call."""
+        """Start no thread; they start with the first call.
+
+        Args:
+            name: name of these calls in the log.
+            wait_seconds: maximum time that a caller waits.
+            breaker: decides when calls are skipped.
+        """
         self._name = name
         self._wait_seconds = wait_seconds
         self._breaker = breaker or CircuitBreaker()
@@ -53,7 +59,7 @@ class BestEffort:
         self._is_closed = False  # guarded by _lock
 
     def ask(self, call: Callable[[], Result]) -> Result | None:
-        """What a call returns; ``None`` when it failed, was late, or was left out."""
+        """Return the result of a call, or ``None`` if it failed, was late, or was skipped."""
         if not self._breaker.may_call():
             return None
         future: Future[Result] = Future()
@@ -62,20 +68,20 @@ class BestEffort:
             result = future.result(self._wait_seconds)
         except FutureTimeoutError:
             future.cancel()
-            self._note("late")
-        except Exception as error:  # an edge: the answer that this belongs to is already decided
-            self._note(type(error).__name__)
+            self._note_failure("late")
+        except Exception as error:  # an edge: the answer does not depend on this call
+            self._note_failure(type(error).__name__)
         else:
             self._breaker.note_success()
             return result
         return None
 
-    def _note(self, reason: str) -> None:
+    def _note_failure(self, reason: str) -> None:
         self._breaker.note_failure()
         log.warning("left_undone", what=self._name, reason=reason)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Begin no further call, and wait for those that run, up to the time-out in all."""
+        """Start no further call, and wait for the running ones up to the time-out in total."""
         deadline = time.monotonic() + timeout_seconds
         with self._lock:
             self._is_closed = True
@@ -90,7 +96,7 @@ class BestEffort:
         """Queue a call.
 
         Raises:
-            queue.Full: it would not begin in time, or this is closed.
+            queue.Full: the call would not start in time, or this object is closed.
         """
         with self._lock:
             if self._is_closed:
@@ -109,4 +115,4 @@ class BestEffort:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            del item, future, call  # or the last answer would be kept until the next call
+            del item, future, call  # otherwise the last result lives until the next call

@@ -1,4 +1,4 @@
-"""Where queued jobs stand, and when they may be done."""
+"""Positions of queued jobs, and estimates of when those jobs end."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
-from textmill.backend.serializers import Document
+from textmill.backend.response_models import QueuePlace
 from textmill.core.jobs.history import History
 from textmill.core.jobs.records import JobRecord
 from textmill.core.workers import seen_workers
 
-UNKNOWN_POSITION: Document = {"position": None, "eta_seconds": None}
-SPEED_SECONDS = 1.0  # an estimate may be as old as this; every submission asks for one
+UNKNOWN_POSITION: QueuePlace = {"position": None, "eta_seconds": None}
+SPEED_SECONDS = 1.0  # maximum age of a speed; every submission asks for one
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSpeed:
-    """How fast a model's line moves.
+    """How fast the queue of one model moves.
 
     Attributes:
-        mean_seconds: of a job from its start to its end; ``None`` where none has ended lately.
-        num_slots: jobs that run at once, on all workers together.
-        read_at: when this was so, by ``time.monotonic``.
+        mean_seconds: mean duration of recent jobs, from start to end; ``None`` without any.
+        num_slots: number of jobs that all workers together run at once.
+        read_at: time of the reading, by ``time.monotonic``.
     """
 
     mean_seconds: float | None
@@ -39,43 +39,45 @@ class QueueSpeed:
 
 
 class QueuePositions:
-    """Reads positions afresh, and the speed of each model once a second. Any thread may ask."""
+    """Reads positions at every call, and the speed of each model at most once a second.
+
+    Any thread may call it.
+    """
 
     def __init__(self, engine: Engine, history: History) -> None:
-        """Nothing is read yet."""
         self._engine = engine
         self._history = history
         self._lock = threading.Lock()
         self._speeds: dict[str, QueueSpeed] = {}  # guarded by _lock
 
-    def places(self, jobs: Iterable[JobRecord]) -> dict[str, Document]:
-        """By id, the position of each queued job, and when it may be done.
+    def read(self, jobs: Iterable[JobRecord]) -> dict[str, QueuePlace]:
+        """Return the position and the estimate of each queued job, by id.
 
-        Asks one query for the positions, however many jobs there are.
+        The positions take one query, however many jobs there are.
         """
         queued = [job for job in jobs if job.status == "queued"]
         if not queued:
             return {}
         positions = self._history.positions(queued)
         speeds = self._speeds_of({job.model for job in queued})
-        # One that is no longer in the line has just been claimed: it was the first.
-        return {job.id: _place(positions.get(job.id, 1), speeds[job.model]) for job in queued}
+        # A job without a position was claimed between the two reads, so it was the first.
+        return {job.id: _estimate(positions.get(job.id, 1), speeds[job.model]) for job in queued}
 
     def _speeds_of(self, models: set[str]) -> dict[str, QueueSpeed]:
         now = time.monotonic()
         with self._lock:
-            known = {m: p for m, p in self._speeds.items() if now - p.read_at < SPEED_SECONDS}
+            known = {m: s for m, s in self._speeds.items() if now - s.read_at < SPEED_SECONDS}
         if missing := models - known.keys():
             workers = seen_workers(self._engine)
             for model in missing:
                 num_slots = sum(worker.num_slots for worker in workers if model in worker.models)
                 known[model] = QueueSpeed(self._history.mean_seconds(model), num_slots, now)
-            with self._lock:  # what allows no estimate yet is looked for each time
-                self._speeds = {m: p for m, p in known.items() if p.is_known}
+            with self._lock:  # an unknown speed is read again at the next call
+                self._speeds = {m: s for m, s in known.items() if s.is_known}
         return known
 
 
-def _place(position: int, speed: QueueSpeed) -> Document:
+def _estimate(position: int, speed: QueueSpeed) -> QueuePlace:
     eta = None
     if speed.mean_seconds is not None and speed.num_slots:
         eta = round(speed.mean_seconds * (1 + (position - 1) // speed.num_slots), 1)

@@ -1,4 +1,7 @@
-"""Counts and cuts tokens as the worker does, from the tokenizer that a model's card holds."""
+"""Tokenizes texts in the web process with the tokenizers that workers have stored.
+
+The result is the same as the worker's.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,32 @@ import threading
 
 import structlog
 
+from textmill.backend.response_models import TokenView
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer, TokenizerFault
 
 log = structlog.get_logger(__name__)
 
 
 class TokenizerCache:
-    """The tokenizers of the models' present revisions."""
+    """The tokenizers of the current revision of each model."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._lock = threading.Lock()
         self._tokenizers: dict[str, tuple[str, SafeTokenizer | None]] = {}
 
     def has(self, name: str, revision: str) -> bool:
-        """Whether this revision's tokenizer has been looked at."""
+        """Return whether this revision was put here, usable or not."""
         held = self._tokenizers.get(name)
         return held is not None and held[0] == revision
 
-    def can_read(self, name: str) -> bool:
-        """Whether the model has a tokenizer that can be used here."""
+    def is_usable(self, name: str) -> bool:
+        """Return whether the model has a tokenizer that could be loaded."""
         held = self._tokenizers.get(name)
         return held is not None and held[1] is not None
 
     def put(self, name: str, revision: str, tokenizer_json: str) -> None:
-        """Take a model's tokenizer.json; one that cannot be loaded is remembered as such."""
-        with self._lock:  # loading takes half a second, and once is enough
+        """Load the tokenizer of a revision; a failure is remembered and logged."""
+        with self._lock:  # loading takes half a second, so it is done once
             if self.has(name, revision):
                 return
             tokenizer: SafeTokenizer | None = None
@@ -45,14 +48,14 @@ class TokenizerCache:
             before[1].close()
 
     def counter(self, name: str) -> TokenCounter:
-        """Counts for one request."""
+        """Return a counter for one request."""
         return TokenCounter(self._tokenizer(name))
 
-    def tokens(self, name: str, text: str) -> list[dict[str, int | str]]:
-        """The tokens with the part of the text that each one covers; together they are the text.
+    def tokens(self, name: str, text: str) -> list[TokenView]:
+        """Return the tokens of a text, each with the part it covers; the parts join to the text.
 
         Raises:
-            TokenizerFault: the tokenizer cannot read the text.
+            TokenizerFault: the tokenizer cannot process the text.
         """
         spans = self._tokenizer(name).spans(text)
         pieces = spans.pieces(text)
@@ -68,21 +71,21 @@ class TokenizerCache:
 
 
 class TokenCounter:
-    """Counts the tokens of texts, of each text once."""
+    """Counts the tokens of texts; each text is counted once."""
 
     def __init__(self, tokenizer: SafeTokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[str, int | TokenizerFault] = {}
 
     def least(self, text: str) -> int:
-        """How many tokens a text has at least, in no time."""
+        """Return a lower bound of the number of tokens, without tokenizing."""
         return self._tokenizer.least_tokens(text)
 
     def __call__(self, text: str) -> int:
-        """Tokens of a text, those that a prompt gets by itself included.
+        """Return the number of tokens, including those that the tokenizer adds to a prompt.
 
         Raises:
-            TokenizerFault: the tokenizer cannot read it.
+            TokenizerFault: the tokenizer cannot process the text.
         """
         known = self._known.get(text)
         if known is None:

@@ -1,1 +1,1 @@
-"""Open event streams and waits: who watches which job, and what each still has to receive."""
+"""Open event streams and waits: which subscriber follows which job, and what it gets."""

@@ -1,7 +1,7 @@
-"""What holds a connection open: the event stream of a job or a run, and the wait for a job's end.
+"""Responses that stay open: the event stream of a job or a run, and the wait for a job's end.
 
-Written as the server drives it, on its loop and over its one hub. Under a server that cannot hold
-connections (Flask's test client, say) the same code is driven from the request's own thread.
+The server runs them on its loop, on one hub for the process. Under a server that cannot hold
+connections (Flask's test client, for example), the same code runs on the thread of the request.
 """
 
 from __future__ import annotations
@@ -14,215 +14,222 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from textmill.backend.serializers import Document
-from textmill.backend.streams.hub import Hub, Rows
-from textmill.backend.streams.job_follower import JobFollower, Place, WatchEvent, run_id_of
-from textmill.backend.streams.watchers import Item, View, Watcher
-from textmill.core.event_reader import EventReader
+from textmill.backend.response_models import QueuePlace
+from textmill.backend.services.container import Services
+from textmill.backend.streams.hub import Hub
+from textmill.backend.streams.job_follower import JobEvent, JobFollower
+from textmill.backend.streams.positions import StreamPosition, run_event_id
+from textmill.backend.streams.subscribers import Item, JobSnapshot, Subscriber
 from textmill.core.events import StreamEntry
 from textmill.core.jobs.records import JobRecord
 
 COMMENT_SECONDS = 15.0  # keeps proxies from closing a quiet stream
 RETRY_MS = 1_000
-PIECE_CHARACTERS = 64 * 1024  # what is sent at once: the documents of a run may be many
+CHUNK_CHARACTERS = 64 * 1024  # sent at once; the documents of a large run are longer
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class WatchOrder:
-    """An event stream over one job, or over all jobs of a run.
+class StreamSpec:
+    """An event stream to open, over one job or over all jobs of a run.
 
     Attributes:
-        jobs: their rows.
-        places: how much the watcher has of each.
-        queue_places: where those that are queued are in the line, by id.
-        is_run: whether the events are a run's.
-        read_at: an instant of ``time.monotonic`` before the rows were read.
+        jobs: their records.
+        positions: the reader's position in the text of each.
+        queue_positions: the positions of those that are queued, by id.
+        is_run: whether the events are those of a run.
+        read_at: a time of ``time.monotonic`` before the records were read.
     """
 
     jobs: tuple[JobRecord, ...]
-    places: tuple[Place, ...]
-    queue_places: dict[str, Document]
+    positions: tuple[StreamPosition, ...]
+    queue_positions: dict[str, QueuePlace]
     is_run: bool
     read_at: float
 
 
 @dataclass(frozen=True, slots=True)
-class WaitOrder:
-    """A wait until a job has ended or the time is up; ``read_at`` as in ``WatchOrder``."""
+class WaitSpec:
+    """A wait to open: until a job ends, or for so many seconds.
+
+    Attributes:
+        job: its record.
+        seconds: the maximum duration.
+        read_at: as in ``StreamSpec``.
+    """
 
     job: JobRecord
     seconds: float
     read_at: float = field(default_factory=time.monotonic)
 
 
-Order = WatchOrder | WaitOrder
-
-
-class Watching:
-    """Begins to hold what the application ordered; on one hub."""
+class JobResponseOpener:
+    """Opens streams and waits on one hub."""
 
     def __init__(self, hub: Hub) -> None:
-        """Hold nothing yet."""
         self._hub = hub
 
-    def open(self, order: object) -> Watch | Wait:
-        """Begin to hold.
+    def open(self, spec: object) -> EventStream | JobWait:
+        """Open a response.
 
         Raises:
-            TypeError: this is no order.
+            TypeError: ``spec`` is neither a ``StreamSpec`` nor a ``WaitSpec``.
         """
-        if isinstance(order, WatchOrder):
-            return Watch(self._hub, order)
-        if isinstance(order, WaitOrder):
-            return Wait(self._hub, order)
-        raise TypeError(f"{type(order).__name__} cannot be held")
+        if isinstance(spec, StreamSpec):
+            return EventStream(self._hub, spec)
+        if isinstance(spec, WaitSpec):
+            return JobWait(self._hub, spec)
+        raise TypeError(f"{type(spec).__name__} cannot be held open")
 
 
-class Wait:
-    """Waits until a job has ended, was deleted, or the time is up."""
+class JobWait:
+    """Waits until a job has ended or was deleted, or the time is up."""
 
-    def __init__(self, hub: Hub, order: WaitOrder) -> None:
-        """Begin to watch."""
-        self._until = time.monotonic() + order.seconds
-        self._watcher = Watcher(hub.part, wants_entries=False)
-        hub.join(self._watcher, View(order.job, None, order.read_at), (0, 0))
+    def __init__(self, hub: Hub, spec: WaitSpec) -> None:
+        """Subscribe."""
+        self._until = time.monotonic() + spec.seconds
+        self._subscriber = Subscriber(hub.unsubscribe, wants_entries=False)
+        hub.subscribe(self._subscriber, JobSnapshot(spec.job, None, spec.read_at), (0, 0))
 
-    def texts(self) -> None:
-        """Nothing is sent meanwhile."""
+    def chunks(self) -> None:
+        """Return ``None``: the view is called again after the wait."""
 
-    async def over(self) -> None:
-        """Come back when the job's row is worth another look."""
-        while not self._watcher.has_left:
-            left = self._until - time.monotonic()
-            items = await self._watcher.take(left)
-            if left <= 0 or any(_is_the_end(item) for _, item in items):
+    async def finished(self) -> None:
+        """Return when the view is to be called again."""
+        while not self._subscriber.is_closed:
+            remaining = self._until - time.monotonic()
+            items = await self._subscriber.receive(remaining)
+            if remaining <= 0 or any(_is_end(item) for _, item in items):
                 break
-        self._watcher.leave()
+        self._subscriber.close()
 
-    def leave(self) -> None:
-        """Wait no longer."""
-        self._watcher.leave()
-
-
-def _is_the_end(item: Item) -> bool:
-    return item is None or (isinstance(item, View) and item.job.is_final)
+    def close(self) -> None:
+        """End the wait."""
+        self._subscriber.close()
 
 
-class Watch:
+def _is_end(item: Item) -> bool:
+    return item is None or (isinstance(item, JobSnapshot) and item.job.is_final)
+
+
+class EventStream:
     """One open event stream."""
 
-    def __init__(self, hub: Hub, order: WatchOrder) -> None:
-        """Begin to watch at the watcher's places."""
-        self._is_run = order.is_run
+    def __init__(self, hub: Hub, spec: StreamSpec) -> None:
+        """Subscribe at the reader's positions."""
+        self._is_run = spec.is_run
         self._followers: dict[str, JobFollower] = {}
-        self._numbers = {job.id: job.number for job in order.jobs}
-        # What the watcher has been told, which the ids say; a follower may be ahead of it.
-        self._told = dict(zip(self._numbers.values(), order.places, strict=True))
-        self._watcher = Watcher(hub.part, wants_entries=True)
-        self._pieces = [f": open\nretry: {RETRY_MS}\n\n"]
-        for job, place in zip(order.jobs, order.places, strict=True):
-            follower = self._followers[job.id] = JobFollower(job.id, place)
-            view = View(job, order.queue_places.get(job.id), order.read_at)
-            self._hear(job.id, view)
+        self._numbers = {job.id: job.number for job in spec.jobs}
+        # The reader's positions after the events sent so far; a follower may be ahead of them.
+        self._sent = dict(zip(self._numbers.values(), spec.positions, strict=True))
+        self._subscriber = Subscriber(hub.unsubscribe, wants_entries=True)
+        self._lines = [f": open\nretry: {RETRY_MS}\n\n"]
+        for job, position in zip(spec.jobs, spec.positions, strict=True):
+            follower = self._followers[job.id] = JobFollower(job.id, position)
+            snapshot = JobSnapshot(job, spec.queue_positions.get(job.id), spec.read_at)
+            self._add_item(job.id, snapshot)
             if not follower.is_ended:
-                hub.join(self._watcher, view, _stream_id(follower.place))
+                hub.subscribe(self._subscriber, snapshot, _stream_id(follower.position))
 
-    def leave(self) -> None:
-        """End the stream; the watcher comes back with its id."""
-        self._watcher.leave()
+    def close(self) -> None:
+        """End the stream; the reader can resume from its last event id."""
+        self._subscriber.close()
 
-    async def over(self) -> None:
-        """A stream is its own answer."""
+    async def finished(self) -> None:
+        """Return at once: a stream is a response of its own."""
 
-    async def texts(self) -> AsyncIterator[str]:
-        """The stream's text, until all jobs have ended."""
-        spoke_at = time.monotonic()
-        while not self._watcher.has_left:
+    async def chunks(self) -> AsyncIterator[str]:
+        """Yield the text of the stream until all jobs have ended."""
+        sent_at = time.monotonic()
+        while not self._subscriber.is_closed:
             is_over = all(follower.is_ended for follower in self._followers.values())
             if is_over and self._is_run:
-                self._pieces.append(self._line("end", "{}"))
-            while self._pieces:
-                spoke_at = time.monotonic()
-                yield self._next_piece()
+                self._lines.append(self._format("end", "{}"))
+            while self._lines:
+                sent_at = time.monotonic()
+                yield self._next_chunk()
             if is_over:
                 break
-            items = await self._watcher.take(spoke_at + COMMENT_SECONDS - time.monotonic())
+            items = await self._subscriber.receive(sent_at + COMMENT_SECONDS - time.monotonic())
             for job_id, item in items:
-                self._hear(job_id, item)
-            if not self._pieces and time.monotonic() - spoke_at >= COMMENT_SECONDS:
-                self._pieces.append(": still here\n\n")
-        self._watcher.leave()
+                self._add_item(job_id, item)
+            if not self._lines and time.monotonic() - sent_at >= COMMENT_SECONDS:
+                self._lines.append(": still here\n\n")
+        self._subscriber.close()
 
-    def _next_piece(self) -> str:
-        """Text that is to be sent, about as much as fits into the socket."""
+    def _next_chunk(self) -> str:
+        """Remove and return about as many events as fit into the socket."""
         num_characters, count = 0, 0
-        for piece in self._pieces:
-            num_characters += len(piece)
+        for line in self._lines:
+            num_characters += len(line)
             count += 1
-            if num_characters >= PIECE_CHARACTERS:
+            if num_characters >= CHUNK_CHARACTERS:
                 break
-        text = "".join(self._pieces[:count])
-        del self._pieces[:count]
+        text = "".join(self._lines[:count])
+        del self._lines[:count]
         return text
 
-    def _hear(self, job_id: str, item: Item) -> None:
+    def _add_item(self, job_id: str, item: Item) -> None:
         follower = self._followers[job_id]
         if item is None:
             follower.is_ended = True
-            self._pieces.append(self._line("deleted", json.dumps({"job_id": job_id})))
+            self._lines.append(self._format("deleted", json.dumps({"job_id": job_id})))
         elif isinstance(item, StreamEntry):
             events, _ = follower.on_entry(item)
-            self._say(job_id, events, None)
+            self._add_events(job_id, events, None)
         else:
-            self._say(job_id, follower.on_row(item.job, item.place), item)
+            self._add_events(job_id, follower.on_row(item.job, item.position), item)
 
-    def _say(self, job_id: str, events: list[WatchEvent], view: View | None) -> None:
+    def _add_events(
+        self, job_id: str, events: list[JobEvent], snapshot: JobSnapshot | None
+    ) -> None:
         for event in events:
-            # One event at a time: the watcher may go after any of them.
-            self._told[self._numbers[job_id]] = event.place
-            self._pieces.append(self._line(event.name, self._data(job_id, event, view)))
+            # Each event has the id of its own position: the reader may leave after any of them.
+            self._sent[self._numbers[job_id]] = event.position
+            self._lines.append(self._format(event.name, self._data(job_id, event, snapshot)))
 
-    def _data(self, job_id: str, event: WatchEvent, view: View | None) -> str:
-        """An event's data as JSON in ASCII: no line break of Unicode's can end up in its line."""
-        if view is not None and event.name in {"status", "done"}:
-            return f'{{"job_id": "{job_id}", "job": {view.text}}}' if self._is_run else view.text
+    def _data(self, job_id: str, event: JobEvent, snapshot: JobSnapshot | None) -> str:
+        """Return an event's data as JSON in ASCII, which contains no Unicode line break."""
+        if snapshot is not None and event.name in {"status", "done"}:
+            text = snapshot.text
+            return f'{{"job_id": "{job_id}", "job": {text}}}' if self._is_run else text
         return json.dumps({"job_id": job_id, **event.data} if self._is_run else event.data)
 
-    def _line(self, name: str, data: str) -> str:
-        return f"id: {self._id()}\nevent: {name}\ndata: {data}\n\n"
+    def _format(self, name: str, data: str) -> str:
+        return f"id: {self._event_id()}\nevent: {name}\ndata: {data}\n\n"
 
-    def _id(self) -> str:
-        """The id of what was just told: a job's place, or those of all jobs of a run."""
+    def _event_id(self) -> str:
+        """Return the id after the events sent so far: the position in one job or in all jobs."""
         if self._is_run:
-            return run_id_of(self._told)
-        (place,) = self._told.values()
-        return str(place)
+            return run_event_id(self._sent)
+        (position,) = self._sent.values()
+        return str(position)
 
 
-def _stream_id(place: Place) -> tuple[int, int]:
-    """Where to read on; before the first attempt everything is new."""
-    return (place.attempt, place.num_characters) if place.attempt > 0 else (0, 0)
+def _stream_id(position: StreamPosition) -> tuple[int, int]:
+    """Return the Redis stream id to read from; before the first attempt, the start."""
+    return (position.attempt, position.num_characters) if position.attempt > 0 else (0, 0)
 
 
 # ---- without a server that holds connections --------------------------------------------------
 
 
-class _Inline:
-    """Runs a call where it is awaited: nobody else waits for this loop."""
+class _InlineRunner:
+    """Runs calls on the loop's own thread, which is free for them: it serves one request."""
 
     async def run(self, call: Callable[[], T]) -> T:
         return call()
 
 
 @contextmanager
-def _hub_here(
-    rows: Rows, make_reader: Callable[[], EventReader]
+def _own_hub(
+    services: Services,
 ) -> Iterator[tuple[Callable[[Coroutine[Any, Any, Any]], Any], Hub]]:
-    """A loop and a hub of the caller's own."""
+    """Make a loop and a hub for one request."""
 
     async def make() -> Hub:
-        return Hub(rows, make_reader(), _Inline())
+        reader = services.event_reader()
+        return Hub(services.history, services.positions, reader, _InlineRunner())
 
     with asyncio.Runner() as runner:
         hub = runner.run(make())
@@ -232,29 +239,27 @@ def _hub_here(
             runner.run(hub.close())
 
 
-def stream_here(
-    order: WatchOrder, rows: Rows, make_reader: Callable[[], EventReader]
-) -> Iterator[str]:
-    """The text of an event stream, on the thread that reads it."""
+def stream_inline(spec: StreamSpec, services: Services) -> Iterator[str]:
+    """Yield the text of an event stream on the calling thread."""
 
-    async def opened(hub: Hub) -> Watch:
-        return Watch(hub, order)
+    async def opened(hub: Hub) -> EventStream:
+        return EventStream(hub, spec)
 
-    async def next_of(texts: AsyncIterator[str]) -> str | None:
-        return await anext(texts, None)
+    async def next_of(chunks: AsyncIterator[str]) -> str | None:
+        return await anext(chunks, None)
 
-    with _hub_here(rows, make_reader) as (run, hub):
-        watch: Watch = run(opened(hub))
-        texts = watch.texts()
-        while (text := run(next_of(texts))) is not None:
-            yield text
+    with _own_hub(services) as (run, hub):
+        stream: EventStream = run(opened(hub))
+        chunks = stream.chunks()
+        while (chunk := run(next_of(chunks))) is not None:
+            yield chunk
 
 
-def wait_here(order: WaitOrder, rows: Rows, make_reader: Callable[[], EventReader]) -> None:
-    """Wait on the thread that calls."""
+def wait_inline(spec: WaitSpec, services: Services) -> None:
+    """Wait on the calling thread."""
 
     async def wait(hub: Hub) -> None:
-        await Wait(hub, order).over()
+        await JobWait(hub, spec).finished()
 
-    with _hub_here(rows, make_reader) as (run, hub):
+    with _own_hub(services) as (run, hub):
         run(wait(hub))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-# Long texts are greedy ones: the tiny model's sampled texts may come to their end at any token.
+# Long jobs are greedy: a sampled text of the tiny model may end at any token.
 FINAL = re.compile("Finished|Failed|Canceled")
 SOME_TEXT = re.compile(r"\S.{19}", re.DOTALL)
 
@@ -47,13 +47,13 @@ def open_context(browser: Browser, live_server: str) -> Iterator[Callable[..., B
 
 @pytest.fixture
 def page(open_context: Callable[..., BrowserContext]) -> Iterator[Page]:
-    """A page that must stay free of errors in the console, the policy's among them."""
+    """A page whose console must stay free of errors, including those of the security policy."""
     page = open_context(viewport={"width": 1280, "height": 900}).new_page()
     complaints: list[str] = []
     page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     yield page
-    # A page that answers 4xx is no fault of the scripts; the browser notes it all the same.
+    # A 4xx response is not an error of the scripts, but the browser logs it.
     assert [text for text in complaints if "Failed to load resource" not in text] == []
 
 
@@ -65,7 +65,7 @@ def fill(page: Page, prompt: str, strategy: str = "greedy", length: int = 24) ->
     page.locator("#max_new_tokens").fill(str(length))
 
 
-def test_submit_and_watch(page: Page) -> None:
+def test_a_job_is_submitted_and_followed(page: Page) -> None:
     fill(page, "The quick brown")
     expect(page.locator("#submit-label")).to_have_text("Generate 1")
     page.locator("#submit").click()
@@ -74,7 +74,7 @@ def test_submit_and_watch(page: Page) -> None:
     expect(page.locator("#badge")).to_have_text("Finished")
     shown = page.locator("#text").text_content()
     job = page.request.get("/api/v1/jobs/" + page.url.rsplit("/", 1)[1]).json()
-    assert shown == job["text"]  # nothing lost, nothing doubled
+    assert shown == job["text"]  # nothing is lost or duplicated
     expect(page.get_by_role("link", name="Continue from here")).to_be_visible()
     page.reload()
     assert page.locator("#text").text_content() == job["text"]
@@ -93,7 +93,7 @@ def test_cancel_keeps_the_text(page: Page) -> None:
     assert page.locator("#text").text_content() == kept
 
 
-def test_the_page_goes_on_where_the_connection_was_cut(page: Page) -> None:
+def test_the_page_resumes_where_the_connection_was_cut(page: Page) -> None:
     fill(page, "Once upon a time", "greedy", 700)
     page.locator("#submit").click()
     page.wait_for_url("**/jobs/*")
@@ -113,14 +113,14 @@ def submit(page: Page, kind: str, **body: Any) -> dict[str, Any]:
 
 
 def refuse(route: Route) -> None:
-    """As a proxy or a database that is away answers, with a status that is no job's."""
+    """Answer as a proxy would during an outage: JSON whose status is not the status of a job."""
     route.fulfill(
         status=503, content_type="application/problem+json", body='{"status": 503, "title": "away"}'
     )
 
 
 @pytest.mark.parametrize("break_", [Route.abort, refuse], ids=["no network", "no answer"])
-def test_a_page_that_was_offline_says_so_and_goes_on(
+def test_a_page_that_was_offline_says_so_and_resumes(
     page: Page, break_: Callable[[Route], None]
 ) -> None:
     job = submit(page, "jobs", max_new_tokens=1200)
@@ -131,10 +131,10 @@ def test_a_page_that_was_offline_says_so_and_goes_on(
     expect(page.locator("#badge")).to_have_text("Finished", timeout=60_000)
     expect(page.locator("#offline")).to_be_hidden()
     made = page.request.get(job["links"]["self"]).json()
-    assert page.locator("#text").text_content() == made["text"]  # nothing lost, nothing doubled
+    assert page.locator("#text").text_content() == made["text"]  # nothing is lost or duplicated
 
 
-def test_a_job_whose_worker_was_lost_says_so_and_starts_again(page: Page) -> None:
+def test_a_job_whose_worker_was_lost_says_so_and_restarts(page: Page) -> None:
     job = submit(page, "jobs", max_new_tokens=1900)
     events = (
         'event: token\ndata: {"text": "lost", "tokens": 1}\n\nevent: reset\ndata: {}\n\n'
@@ -168,7 +168,7 @@ def test_a_run_that_lost_its_worker_says_so(page: Page) -> None:
     expect(page.locator(f'[data-job="{first}"] .run-text')).to_have_text("Anew")
     page.unroute("**/events*")
     page.get_by_role("button", name="Cancel all").click()
-    expect(page.locator("#status")).to_have_text("All 2 texts have ended")
+    expect(page.locator("#status")).to_have_text("All 2 jobs have ended")
 
 
 def test_the_presets_are_compared_from_an_example(page: Page) -> None:
@@ -179,11 +179,11 @@ def test_the_presets_are_compared_from_an_example(page: Page) -> None:
     page.locator("#submit").click()
     page.wait_for_url("**/runs/*")
     expect(page.locator(".run-column")).to_have_count(3)
-    expect(page.locator("#status")).to_have_text("All 3 texts have ended", timeout=60_000)
+    expect(page.locator("#status")).to_have_text("All 3 jobs have ended", timeout=60_000)
 
 
 @pytest.mark.parametrize("has_scripts", [True, False])
-def test_two_models_stand_side_by_side(
+def test_two_models_are_shown_side_by_side(
     open_context: Callable[..., BrowserContext], has_scripts: bool
 ) -> None:
     page = open_context(java_script_enabled=has_scripts).new_page()
@@ -201,15 +201,15 @@ def test_two_models_stand_side_by_side(
     page.wait_for_url("**/runs/*")
     headings = page.locator(".run-heading h2")
     expect(headings).to_have_text(["Greedy, tiny-llama", "Greedy, tiny-neo"])
-    expect(page.locator("#status")).to_have_text("All 2 texts have ended", timeout=60_000)
+    expect(page.locator("#status")).to_have_text("All 2 jobs have ended", timeout=60_000)
     expect(page.locator('[data-part="note"]').nth(1)).to_contain_text("Greedy, tiny-llama")
 
 
-def test_a_form_with_no_model_ticked_is_kept_and_leads_to_the_models(page: Page) -> None:
+def test_a_form_without_a_model_is_kept_and_links_to_the_models(page: Page) -> None:
     fill(page, "kept")
     page.get_by_role("checkbox", name="tiny-llama").uncheck()
     page.locator("#submit").click()
-    expect(page.locator("#summary")).to_contain_text("tick at least one model")
+    expect(page.locator("#summary")).to_contain_text("select at least one model")
     expect(page.locator("#prompt")).to_have_value("kept")
     page.locator("#summary a").click()
     expect(page.locator("#models")).to_be_focused()
@@ -238,7 +238,7 @@ def test_everything_works_without_javascript(
 def test_a_trace_shows_why_each_token_was_chosen(page: Page) -> None:
     fill(page, "The quick brown", "top_k", 8)
     page.get_by_text("More", exact=True).click()
-    page.get_by_label("Keep a trace").check()
+    page.get_by_label("Store a trace").check()
     page.locator("#submit").click()
     page.wait_for_url("**/jobs/*")
     tokens = page.locator("#trace-tokens button")
@@ -250,7 +250,7 @@ def test_a_trace_shows_why_each_token_was_chosen(page: Page) -> None:
     expect(tokens.nth(1)).to_have_attribute("aria-pressed", "true")
 
 
-def test_refused_input_keeps_the_prompt(page: Page) -> None:
+def test_rejected_input_keeps_the_prompt(page: Page) -> None:
     fill(page, "keep me", "top_k")
     page.locator('[name="top_k.top_k"]').fill("0")
     page.locator("#submit").click()
@@ -259,7 +259,7 @@ def test_refused_input_keeps_the_prompt(page: Page) -> None:
     expect(page.locator('[name="top_k.top_k"]')).to_have_attribute("aria-invalid", "true")
 
 
-def test_sliders_and_numbers_keep_step(page: Page) -> None:
+def test_sliders_and_number_boxes_follow_each_other(page: Page) -> None:
     fill(page, "x", "top_k")
     number = page.locator('[name="top_k.top_k"]')
     slider = page.locator('[data-for="top_k.top_k"]')
@@ -290,7 +290,7 @@ def test_a_link_with_a_prompt_wins_over_a_draft_but_not_on_a_reload(page: Page) 
     expect(page.locator("#prompt")).to_have_value("linked")
 
 
-def test_shortcuts(page: Page) -> None:
+def test_the_keyboard_shortcuts(page: Page) -> None:
     page.goto("/queue")
     page.keyboard.press("?")
     expect(page.locator("#shortcuts")).to_be_visible()
@@ -323,12 +323,12 @@ def test_fields_have_the_colours_of_the_theme(
            })"""
     )
     for background, text, scheme in brightness:
-        assert scheme == theme
+        assert scheme == "light dark"  # the browser uses the one that the system prefers
         assert (background < 60 and text > 180) == (theme == "dark")
         assert (background > 200 and text < 80) == (theme == "light")
 
 
-def test_nothing_moves_for_those_who_ask_and_forced_colours_are_kept(
+def test_reduced_motion_and_forced_colours_are_respected(
     open_context: Callable[..., BrowserContext],
 ) -> None:
     page = open_context(reduced_motion="reduce", forced_colors="active").new_page()
@@ -338,7 +338,7 @@ def test_nothing_moves_for_those_who_ask_and_forced_colours_are_kept(
         """() => [getComputedStyle(document.querySelector("#caret")).animationName,
                   getComputedStyle(document.querySelector("#text")).textDecorationLine]"""
     )
-    assert style == ["none", "underline"]  # a line, where our colours are not shown
+    assert style == ["none", "underline"]  # underlined, because our colours are not shown
     page.request.post(job["links"]["cancel"])
 
 

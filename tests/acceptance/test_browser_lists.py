@@ -1,4 +1,4 @@
-"""The pages that list and compare, in a real browser on the running product."""
+"""The run, history, models, queue and API pages in a real browser, on the running product."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, live_server: str) -> Iterator[Page]:
-    """A page on which nothing may complain."""
+    """A page whose console must stay free of errors."""
     context = browser.new_context(base_url=live_server, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
@@ -90,31 +90,33 @@ def test_three_strategies_are_compared_live(page: Page) -> None:
     page.goto(run["links"]["page"])
     expect(page.locator(".run-column")).to_have_count(3)
     page.evaluate("window.isSamePage = true")
-    expect(page.locator("#status")).to_have_text("All 4 texts have ended")
+    expect(page.locator("#status")).to_have_text("All 4 jobs have ended")
     assert page.evaluate("window.isSamePage")
     expect(page.locator(".badge--succeeded")).to_have_count(4)
     expect(page.get_by_role("button", name="Cancel all")).to_be_hidden()
     expect(page.get_by_text(re.compile("^differs from Greedy "))).not_to_have_count(0)
     jobs = page.request.get(run["links"]["self"]).json()["jobs"]
     texts = {job["id"]: job["text"] for job in jobs}
-    assert shown_texts(page) == texts  # nothing lost, nothing doubled
+    assert shown_texts(page) == texts  # nothing is lost or duplicated
     live = page.locator("#columns").inner_text()
     page.reload()
     assert shown_texts(page) == texts
-    assert page.locator("#columns").inner_text() == live  # both ends mark the same
+    assert (
+        page.locator("#columns").inner_text() == live
+    )  # the server and the script mark the same words
 
 
-def test_a_run_is_canceled_and_made_again(page: Page) -> None:
+def test_a_run_is_canceled_and_repeated(page: Page) -> None:
     run = submit(page, "runs", {"prompt": "Long", "variants": THREE, "max_new_tokens": 1900})
     page.goto(run["links"]["page"])
     page.get_by_role("button", name="Cancel all").click()
-    expect(page.locator("#status")).to_have_text("All 4 texts have ended")
+    expect(page.locator("#status")).to_have_text("All 4 jobs have ended")
     expect(page.locator(".badge--canceled")).not_to_have_count(0)
     page.get_by_role("button", name="Run again").click()
     page.wait_for_url(lambda address: "/runs/" in address and run["id"] not in address)
     expect(page.locator("[data-job]")).to_have_count(4)
     page.get_by_role("button", name="Cancel all").click()
-    expect(page.locator("#status")).to_have_text("All 4 texts have ended")
+    expect(page.locator("#status")).to_have_text("All 4 jobs have ended")
 
 
 def test_a_run_needs_no_javascript(browser: Browser, page: Page, live_server: str) -> None:
@@ -123,7 +125,7 @@ def test_a_run_needs_no_javascript(browser: Browser, page: Page, live_server: st
     try:
         plain = context.new_page()
         plain.goto(run["links"]["page"])
-        expect(plain.locator("#status")).to_have_text("All 4 texts have ended", timeout=PATIENCE_MS)
+        expect(plain.locator("#status")).to_have_text("All 4 jobs have ended", timeout=PATIENCE_MS)
         assert "http-equiv" not in plain.content()
     finally:
         context.close()
@@ -133,7 +135,7 @@ def test_narrow_columns_become_tabs(page: Page) -> None:
     run = submit(page, "runs", {"prompt": "Narrow", "variants": THREE, "max_new_tokens": 8})
     page.set_viewport_size({"width": 360, "height": 800})
     page.goto(run["links"]["page"])
-    expect(page.locator("#status")).to_have_text("All 4 texts have ended")
+    expect(page.locator("#status")).to_have_text("All 4 jobs have ended")
     expect(page.locator(".run-column:visible")).to_have_count(1)
     page.get_by_role("tab").first.press("ArrowRight")
     expect(page.locator("#column-1")).to_be_visible()
@@ -141,7 +143,7 @@ def test_narrow_columns_become_tabs(page: Page) -> None:
     assert overflow(page) == 0
 
 
-def test_a_text_is_found_again_by_a_word(page: Page) -> None:
+def test_a_job_is_found_again_by_a_word(page: Page) -> None:
     needle = word()
     job = finished(page, f"Remember {needle} please")
     page.goto("/models")
@@ -156,7 +158,7 @@ def test_a_text_is_found_again_by_a_word(page: Page) -> None:
     page.wait_for_url(f"**/jobs/{job['id']}")
 
 
-def test_selected_texts_are_compared_and_deleted(page: Page) -> None:
+def test_selected_jobs_are_compared_and_deleted(page: Page) -> None:
     needle = word()
     jobs = [finished(page, f"{needle} number {number}") for number in range(3)]
     page.goto(f"/history?q={needle}")
@@ -221,7 +223,7 @@ def test_the_model_cards_say_how_large_they_are(page: Page) -> None:
 
 
 @pytest.mark.parametrize("has_script", [True, False])
-def test_a_fine_tuned_model_stands_beside_its_base_and_has_a_card(
+def test_a_fine_tuned_model_is_shown_beside_its_base_and_has_a_card(
     browser: Browser, live_server: str, has_script: bool
 ) -> None:
     context = browser.new_context(base_url=live_server, java_script_enabled=has_script)
@@ -234,12 +236,12 @@ def test_a_fine_tuned_model_stands_beside_its_base_and_has_a_card(
         names = page.locator(".model-family .model-card h2")
         assert names.all_text_contents() == ["tiny-llama", "tiny-neo"]
         tuned = page.locator(".model-card", has_text="Fine-tuned from")
-        expect(tuned).to_contain_text("26,000 examples learned, 990 held out")
+        expect(tuned).to_contain_text("26,000 training examples, 990 held out")
         expect(tuned.get_by_role("row", name="Bits per byte")).to_contain_text("−0.1443")
         curve = tuned.get_by_role("img")
         curve.scroll_into_view_if_needed()
         expect(curve).to_be_visible()
-        tuned.get_by_role("link", name="Its card").click()
+        tuned.get_by_role("link", name="Model card").click()
         page.wait_for_url("**/models/tiny-neo/card")
         expect(page.get_by_role("heading", level=1)).to_have_text("tiny-neo")
         expect(page.get_by_text("<script>alert(1)</script>")).to_be_visible()
@@ -253,7 +255,7 @@ def test_a_fine_tuned_model_stands_beside_its_base_and_has_a_card(
 
 
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
-def test_no_page_scrolls_sideways_or_complains(page: Page, width: int) -> None:
+def test_no_page_scrolls_sideways_or_logs_an_error(page: Page, width: int) -> None:
     run = submit(page, "runs", {"prompt": "x" * 200, "variants": THREE, "max_new_tokens": 2})
     page.set_viewport_size({"width": width, "height": 800})
     job_id = run["jobs"][0]["id"]
@@ -264,14 +266,14 @@ def test_no_page_scrolls_sideways_or_complains(page: Page, width: int) -> None:
         assert overflow(page) == 0, path
 
 
-def test_the_snippets_run_as_they_stand(page: Page) -> None:
+def test_the_snippets_run_unchanged(page: Page) -> None:
     page.goto("/docs")
     snippets = page.locator("details.snippet code")
     curls = page.locator("div.snippet .row:has(.js-copy) + pre code")
     assert snippets.count() == curls.count() > 10
     programs = [(sys.executable, "-c", text) for text in snippets.all_text_contents()]
     if shutil.which("curl") and shutil.which("python3") and shutil.which("bash"):
-        # --fail-with-body makes a refusal an exit status; the lines themselves stay as they are.
+        # --fail-with-body turns an error response into an exit status; the snippets are unchanged.
         fails = 'curl() { command curl --fail-with-body "$@"; }\nset -e\n'
         programs += [("bash", "-c", fails + text) for text in curls.all_text_contents()]
     for program in programs:

@@ -1,4 +1,4 @@
-"""The application on each database with a real Redis, and a worker played by the test."""
+"""The application on each database with a real Redis; the tests act as the worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from werkzeug.test import TestResponse
 from tests.conftest import _execute, _with_database
 from tests.servers import RedisServer
 from textmill.backend.app import create_app
-from textmill.backend.services.services import Services
+from textmill.backend.services.container import Services
 from textmill.core.catalog.served_models import ServedModel, store_served_model
 from textmill.core.database.connections import reading
 from textmill.core.database.tables import Job, Run
@@ -39,7 +39,7 @@ VOCABULARY_SIZE = 100
 
 @dataclass
 class Site:
-    """The application, and what a test does beside it."""
+    """An application, and shortcuts for tests."""
 
     app: Flask
     client: FlaskClient
@@ -63,7 +63,7 @@ class Site:
         assert self.services.store.finish(job, outcome)
 
     def write(self, prompt: str, text: str, **body: Any) -> dict[str, Any]:
-        """A job from its submission to its end."""
+        """Submit, claim and finish a job."""
         made = self.submit(prompt, **body)
         self.finish(self.claim(), text)
         return made
@@ -89,7 +89,7 @@ def tokenizer_json() -> str:
 
 
 def problem(answer: TestResponse, status: int) -> dict[str, Any]:
-    """The problem document of an answer, held against RFC 9457 and the contract."""
+    """Return the problem document of a response, after checking it against RFC 9457."""
     assert answer.status_code == status, answer.text
     assert answer.content_type == "application/problem+json"
     document: dict[str, Any] = json.loads(answer.get_data())
@@ -109,7 +109,7 @@ def bad_fields(answer: TestResponse) -> set[str]:
 
 
 def parse_events(text: str) -> list[tuple[str, str, Any]]:
-    """(id, name, data) of each event."""
+    """Return (id, name, data) of each event."""
     found = []
     for block in text.split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines() if line[:1].isalpha())
@@ -173,7 +173,7 @@ def shared_site(
     redis_server: RedisServer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Site]:
-    """One site for the tests of a module that leave nothing behind which another would see."""
+    """One site for all tests of a module, which leave no state behind."""
     folder = tmp_path_factory.mktemp("site")
     url, drop = f"sqlite:///{folder}/textmill.db", ""
     if request.param == "sqlite":

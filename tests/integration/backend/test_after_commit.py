@@ -1,4 +1,4 @@
-"""After the commit nothing fails the answer: not the estimate, not Redis, not a locked table."""
+"""After the commit, neither an estimate nor Redis nor a locked table fails the response."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RUN = {"prompt": "a", "variants": [{}, {"strategy": "sampling"}]}
 
 @contextmanager
 def locked_workers(url: str) -> Iterator[None]:
-    """Another session holds the table of workers."""
+    """Lock the table of workers in another session."""
     engine = make_engine(url)
     with writing(engine) as connection:
         connection.execute(text("LOCK TABLE workers IN ACCESS EXCLUSIVE MODE"))
@@ -35,7 +35,7 @@ def locked_workers(url: str) -> Iterator[None]:
 
 @contextmanager
 def failing(site: Site, word: str, error: Exception) -> Iterator[None]:
-    """Statements that contain a word fail."""
+    """Make the statements that contain a word fail."""
 
     def fail(*arguments: Any) -> None:
         if word in arguments[2]:
@@ -103,11 +103,11 @@ def test_an_estimate_that_fails_leaves_the_answer_alone(
     assert site.count_rows()[0] == 1
 
 
-def test_an_estimate_that_hangs_is_not_waited_for(
+def test_a_hanging_estimate_does_not_delay_the_response(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging = threading.Event()
-    monkeypatch.setattr(site.services, "places", lambda jobs: hanging.wait(60))
+    monkeypatch.setattr(site.services.positions, "read", lambda jobs: hanging.wait(60))
     made = timed(lambda: site.client.post(JOBS, json={"prompt": "a"}), 202)
     assert made.get_json()["queue"] == UNKNOWN
     for _ in range(20):  # the next ones do not even ask
@@ -121,7 +121,7 @@ def test_tickets_that_cannot_be_published_leave_the_answer_alone(
     def fail(model: str) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(site.services._tickets, "publish", fail)
+    monkeypatch.setattr(site.services.tickets, "publish", fail)
     timed(lambda: site.client.post(JOBS, json={"prompt": "a"}), 202)
     timed(lambda: site.client.post(RUNS, json=RUN), 202)
 

@@ -25,7 +25,7 @@ PAGES = ["/", "/history", f"/jobs/{UNKNOWN}", f"/runs/{UNKNOWN}", "/queue", "/mo
 
 
 def look_everywhere(client: FlaskClient, word: str) -> None:
-    """Every address that needs the database says 503, with a sentence that has the word."""
+    """Check that every address that needs the database answers 503 with a word in the detail."""
     for path in READS:
         answer = client.get(path)
         assert answer.status_code == 503, (path, answer.text)
@@ -109,7 +109,7 @@ def test_a_schema_that_was_not_migrated_is_503_everywhere_and_says_what_to_run(
 ) -> None:
     engine = broken.services.store.engine
     is_sqlite = engine.dialect.name == "sqlite"
-    broken.services._cards_until = 0.0
+    broken.services.models._served_until = 0.0
     with engine.connect() as connection:
         for table in ("job_traces", "jobs", "runs", "workers", "model_cards", "job_events"):
             cascade = "" if is_sqlite else " CASCADE"
@@ -138,10 +138,10 @@ def test_a_server_that_ends_all_connections_is_503_or_answers(broken: Site) -> N
     [("\0", ["postgresql"]), ("x" * 40, ["postgresql"]), ("\ud800", ["sqlite", "postgresql"])],
     ids=["NUL", "too long", "surrogate"],
 )
-def test_a_value_that_no_check_refused_is_no_error_of_ours(
+def test_an_unstorable_value_that_passed_all_checks_is_422(
     site: Site, value: str, kinds: list[str]
 ) -> None:
-    """SQLite keeps a NUL, and takes no length seriously."""
+    """SQLite stores NUL, and does not enforce lengths."""
     site.submit()
     engine = site.services.store.engine
     if engine.dialect.name not in kinds:
@@ -154,7 +154,7 @@ def test_a_value_that_no_check_refused_is_no_error_of_ours(
         assert connection.execute(JOBS_TABLE.select()).all() == before
 
 
-def test_a_number_too_large_and_a_rule_broken_are_no_errors_of_ours(site: Site) -> None:
+def test_a_number_too_large_and_a_violated_constraint_are_422(site: Site) -> None:
     site.submit()
     engine = site.services.store.engine
     with pytest.raises(Unstorable), writing(engine) as connection:

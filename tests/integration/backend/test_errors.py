@@ -1,4 +1,4 @@
-"""Every error of the contract's table, on both databases; none of them leaves a row behind."""
+"""Every error of the contract on both databases; none of them stores a row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def site(shared_site: Site) -> Site:
 
 @pytest.fixture
 def nothing_stored(site: Site) -> Iterator[None]:
-    """Holds that a test has left no row behind."""
+    """Check that a test has stored no row."""
     before = site.count_rows()
     yield
     assert site.count_rows() == before
@@ -58,9 +58,7 @@ def test_what_is_not_json_is_400(site: Site, path: str, body: bytes) -> None:
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.parametrize("path", [JOBS, RUNS, TOKENIZE])
 @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "x"])
-def test_a_body_that_does_not_say_that_it_is_json_is_415(
-    site: Site, path: str, kind: str | None
-) -> None:
+def test_a_body_without_a_json_content_type_is_415(site: Site, path: str, kind: str | None) -> None:
     problem(site.client.post(path, data=b'{"prompt": "a"}', content_type=kind), 415)
 
 
@@ -77,12 +75,12 @@ def test_a_body_over_the_limit_is_413(site: Site, path: str) -> None:
      "/nothing", "/jobs/" + "x" * 5_000, "/jobs/%00", "/jobs/%ff", "/jobs/%ed%a0%80",
      "/runs/%00", "/runs/%f0%28", "/jobs/a%0ab/events", "/jobs/%F0%9F%98%80?wait=1"],
 )  # fmt: skip
-def test_what_is_not_there_is_404(client: FlaskClient, path: str) -> None:
+def test_a_missing_resource_is_404(client: FlaskClient, path: str) -> None:
     problem(client.get("/api/v1" + path), 404)
 
 
 @pytest.mark.parametrize("job_id", ["none", "%00", "%ff"])
-def test_what_is_not_there_cannot_be_changed(client: FlaskClient, job_id: str) -> None:
+def test_a_missing_job_cannot_be_changed(client: FlaskClient, job_id: str) -> None:
     problem(client.post(f"{JOBS}/{job_id}/cancel"), 404)
     problem(client.delete(f"{JOBS}/{job_id}"), 404)
 
@@ -98,7 +96,7 @@ def test_what_is_not_there_cannot_be_changed(client: FlaskClient, job_id: str) -
         ("GET", "/tokenize", "OPTIONS, POST"),
     ],
 )
-def test_another_method_is_405_and_names_those_that_are_taken(
+def test_an_unsupported_method_is_405_and_lists_the_supported_ones(
     client: FlaskClient, method: str, path: str, allowed: str
 ) -> None:
     answer = client.open("/api/v1" + path, method=method)
@@ -147,7 +145,7 @@ def test_422_names_every_bad_field_of_every_variant(site: Site) -> None:
         {"strategy": "none"}, {"strategy": "\ud800"}, {"strategy": {}},
     ],
 )  # fmt: skip
-def test_a_value_that_cannot_be_used_is_422(site: Site, field: dict[str, Any]) -> None:
+def test_an_invalid_value_is_422(site: Site, field: dict[str, Any]) -> None:
     (name,) = [name for name in field if name != "strategy" or len(field) == 1]
     found = bad_fields(site.client.post(JOBS, json={"prompt": "a", **field}))
     assert {item.split(".")[0] for item in found} == {
@@ -157,14 +155,14 @@ def test_a_value_that_cannot_be_used_is_422(site: Site, field: dict[str, Any]) -
 
 
 @pytest.mark.usefixtures("nothing_stored")
-def test_a_name_that_is_no_text_is_422(site: Site) -> None:
+def test_a_field_name_that_is_not_valid_text_is_422(site: Site) -> None:
     assert bad_fields(site.client.post(JOBS, json={"prompt": "a", "\ud800": 1}))
 
 
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.parametrize("body", [[], "a", 1, None, True, [{"prompt": "a"}]])
 @pytest.mark.parametrize("path", [JOBS, RUNS, TOKENIZE])
-def test_json_that_is_no_object_is_422(site: Site, path: str, body: object) -> None:
+def test_json_that_is_not_an_object_is_422(site: Site, path: str, body: object) -> None:
     answer = site.client.post(path, data=json.dumps(body), content_type="application/json")
     assert bad_fields(answer) == {""}
 
@@ -198,7 +196,7 @@ def test_a_full_queue_is_503_and_one_owner_too_many_429(make_site: Sites) -> Non
      "q=%00", "status=done", "strategy=none", "since=x", "until=20261123T99", "nothing=1",
      "limit=1&limit=2", "model=%00", "run_id=%00", "since=" + "9" * 60],
 )  # fmt: skip
-def test_a_filter_that_cannot_be_used_is_422_and_named(client: FlaskClient, query: str) -> None:
+def test_an_invalid_filter_is_422_and_named(client: FlaskClient, query: str) -> None:
     name = query.partition("=")[0]
     assert bad_fields(client.get(f"{JOBS}?{query}")) == {name}
     assert name in bad_fields(client.get(f"{JOBS}/export?{query}"))
@@ -210,7 +208,7 @@ def test_all_bad_filters_are_named_at_once(client: FlaskClient) -> None:
 
 
 @pytest.mark.parametrize("query", ["format=xml", "format=", "limit=5", "cursor=MQ"])
-def test_an_export_takes_two_formats_and_no_pages(client: FlaskClient, query: str) -> None:
+def test_an_export_has_two_formats_and_no_pages(client: FlaskClient, query: str) -> None:
     assert bad_fields(client.get(f"{JOBS}/export?{query}")) == {query.partition("=")[0]}
 
 
@@ -228,14 +226,14 @@ def test_a_wait_out_of_range_is_422(site: Site, wait: str) -> None:
     "after",
     ["x", "1", "-1-2", "1-2-3", "%00", "%ff", "1-2,3-4", "1-1&after=1-1", "1" * 3000, "%D9%A1-1"],
 )
-def test_an_after_that_is_no_id_is_422(site: Site, after: str) -> None:
+def test_an_invalid_after_is_422(site: Site, after: str) -> None:
     job = site.submit()
     assert bad_fields(site.client.get(f"{job['links']['events']}?after={after}")) == {"after"}
 
 
 @pytest.mark.usefixtures("nothing_stored")
 @pytest.mark.parametrize("key", ["", " ", "a" * 256, "é"])
-def test_a_key_that_cannot_be_used_is_422(site: Site, key: str) -> None:
+def test_an_invalid_idempotency_key_is_422(site: Site, key: str) -> None:
     headers = {"Idempotency-Key": key}
     answer = site.client.post(JOBS, json={"prompt": "a"}, headers=headers)
     assert bad_fields(answer) == {"Idempotency-Key"}
@@ -244,7 +242,7 @@ def test_a_key_that_cannot_be_used_is_422(site: Site, key: str) -> None:
 @pytest.mark.parametrize(
     "query", ["q=%ff%fe", "q=%ed%a0%80", "model=%f0%28%8c%28", "q=" + "%F0%9F%98%80" * 500]
 )
-def test_bytes_that_are_no_utf_8_in_a_filter_find_nothing(site: Site, query: str) -> None:
+def test_invalid_utf_8_in_a_filter_finds_nothing(site: Site, query: str) -> None:
     site.submit()
     answer = site.client.get(f"{JOBS}?{query}")
     assert answer.status_code in {200, 422}
@@ -252,7 +250,7 @@ def test_bytes_that_are_no_utf_8_in_a_filter_find_nothing(site: Site, query: str
         assert answer.get_json()["items"] == []
 
 
-def test_a_tokenize_request_that_cannot_be_used_is_422(site: Site) -> None:
+def test_an_invalid_tokenize_request_is_422(site: Site) -> None:
     assert bad_fields(site.client.post(TOKENIZE, json={"text": "a", "model": "none"})) == {"model"}
     assert bad_fields(site.client.post(TOKENIZE, json={"text": "a", "model": "other"})) == {"model"}
     assert bad_fields(site.client.post(TOKENIZE, json={"text": "\ud800", "x": 1})) == {"text", "x"}

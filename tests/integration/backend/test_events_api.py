@@ -36,7 +36,7 @@ def rebuild(events: list[tuple[str, str, Any]], text: str = "") -> str:
     return text
 
 
-def test_a_job_that_has_ended_says_status_token_done_and_then_204(site: Site) -> None:
+def test_an_ended_job_sends_status_token_and_done_and_then_204(site: Site) -> None:
     job = site.write("a", " b\u2028😀")
     path = job["links"]["events"]
     events = follow(site, path)
@@ -48,7 +48,7 @@ def test_a_job_that_has_ended_says_status_token_done_and_then_204(site: Site) ->
     assert site.client.get(f"{path}?after={last}").status_code == 204
 
 
-def test_every_event_has_an_id_of_its_own_after_which_the_rest_comes(site: Site) -> None:
+def test_a_stream_resumes_after_the_id_of_any_event(site: Site) -> None:
     path = site.write("a", " whole text")["links"]["events"]
     events = follow(site, path)
     for count, (event_id, _, _) in enumerate(events[:-1], 1):
@@ -57,7 +57,7 @@ def test_every_event_has_an_id_of_its_own_after_which_the_rest_comes(site: Site)
         assert [name for _, name, _ in resumed].count("done") == 1
 
 
-def test_a_live_job_is_told_as_it_is_written(site: Site) -> None:
+def test_a_running_job_is_streamed_while_it_is_generated(site: Site) -> None:
     job = site.submit()
     answer = site.client.get(job["links"]["events"], buffered=False)
     lines = iter(answer.response)
@@ -75,7 +75,7 @@ def test_a_live_job_is_told_as_it_is_written(site: Site) -> None:
     assert [name for _, name, _ in events][-1] == "done"
 
 
-def test_a_cursor_goes_on_after_the_text_that_a_page_shows(site: Site) -> None:
+def test_a_cursor_resumes_after_the_text_that_a_page_shows(site: Site) -> None:
     job = site.submit()
     held = site.claim()
     site.save(held, " b")
@@ -85,7 +85,7 @@ def test_a_cursor_goes_on_after_the_text_that_a_page_shows(site: Site) -> None:
     assert rebuild(events, shown["text"]) == " b c"
 
 
-def test_a_header_that_is_no_id_starts_anew_with_a_reset(site: Site) -> None:
+def test_an_invalid_header_restarts_the_text_with_a_reset(site: Site) -> None:
     path = site.write("a", " b")["links"]["events"]
     for header in ("x", "1-2-3", "1:1-2,", "\xff"):
         events = follow(site, path, header)
@@ -137,7 +137,7 @@ def test_a_runs_stream_resumes_after_any_of_its_events(site: Site) -> None:
             assert [name for _, name, _ in own].count("done") == 1
 
 
-def test_a_job_that_is_deleted_while_it_is_watched_ends_the_stream(site: Site) -> None:
+def test_deleting_a_job_ends_its_stream(site: Site) -> None:
     job = site.submit()
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(follow, site, job["links"]["events"])
@@ -150,7 +150,7 @@ def test_a_job_that_is_deleted_while_it_is_watched_ends_the_stream(site: Site) -
             assert names[-1] == "deleted"
 
 
-def test_with_a_frozen_redis_the_rows_tell_the_text(
+def test_with_a_frozen_redis_the_text_comes_from_the_rows(
     make_site: Sites, own_redis: RedisServer
 ) -> None:
     site = make_site(TEXTMILL_REDIS_URL=own_redis.url)

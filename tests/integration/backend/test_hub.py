@@ -1,4 +1,4 @@
-"""The hub over a real Redis and both databases: one look for all, nothing lost or said twice."""
+"""The hub with a real Redis and both databases: one read for all, nothing lost or duplicated."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.integration.backend.test_events_api import rebuild
 from tests.servers import RedisServer
 from textmill.backend.server.threads import Threads
 from textmill.backend.streams import hub as hub_module
-from textmill.backend.streams import watchers as watchers_module
+from textmill.backend.streams import subscribers as subscribers_module
 from textmill.backend.streams.hub import Hub
-from textmill.backend.streams.job_follower import Place
-from textmill.backend.streams.sse import Wait, WaitOrder, Watch, WatchOrder
-from textmill.backend.streams.watchers import View, Watcher
+from textmill.backend.streams.positions import StreamPosition
+from textmill.backend.streams.sse import EventStream, JobWait, StreamSpec, WaitSpec
+from textmill.backend.streams.subscribers import JobSnapshot, Subscriber
 from textmill.core.events import StreamEntry, done, make_redis, started
 from textmill.core.jobs.records import JobRecord
 
@@ -36,7 +36,8 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def with_hub(site: Site, work: Callable[[Hub], Awaitable[T]]) -> T:
     async def run() -> T:
         threads = Threads("hub", 2)
-        hub = Hub(site.services, site.services.reader(), threads)
+        services = site.services
+        hub = Hub(services.history, services.positions, services.event_reader(), threads)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 return await work(hub)
@@ -49,14 +50,15 @@ def with_hub(site: Site, work: Callable[[Hub], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def order_of(site: Site, job_id: str, place: Place | None = None) -> WatchOrder:
+def spec_of(site: Site, job_id: str, place: StreamPosition | None = None) -> StreamSpec:
     read_at = time.monotonic()
-    job = site.services.job(job_id)
-    return WatchOrder((job,), (place or Place(),), site.services.places([job]), False, read_at)
+    job = site.services.jobs.record(job_id)
+    position = place or StreamPosition()
+    return StreamSpec((job,), (position,), site.services.positions.read([job]), False, read_at)
 
 
-async def events_of(watch: Watch, is_enough: Callable[[list[Any]], bool]) -> list[Any]:
-    said, texts = "", watch.texts()
+async def events_of(watch: EventStream, is_enough: Callable[[list[Any]], bool]) -> list[Any]:
+    said, texts = "", watch.chunks()
     async for text in texts:
         said += text
         if is_enough(parse_events(said)):
@@ -81,25 +83,25 @@ def token(job: JobRecord, end: int, text: str = "x") -> StreamEntry:
     return StreamEntry(job.id, job.attempt, end, text, end, "token")
 
 
-def test_a_job_that_does_not_change_is_told_once_whoever_joins(site: Site) -> None:
+def test_an_unchanged_job_is_delivered_once_whoever_subscribes(site: Site) -> None:
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> list[Any]:
-        order = order_of(site, job_id)
-        Wait(hub, WaitOrder(site.services.job(job_id), 30))  # it has read the row later
-        watch = Watch(hub, order)
+        order = spec_of(site, job_id)
+        JobWait(hub, WaitSpec(site.services.jobs.record(job_id), 30))  # it has read the row later
+        watch = EventStream(hub, order)
         telling = asyncio.create_task(events_of(watch, never))
         for _ in range(3):
-            Wait(hub, WaitOrder(site.services.job(job_id), 30))
-            Watch(hub, order_of(site, job_id))
+            JobWait(hub, WaitSpec(site.services.jobs.record(job_id), 30))
+            EventStream(hub, spec_of(site, job_id))
             await asyncio.sleep(0.15)  # several looks at the row
-        watch.leave()
+        watch.close()
         return await telling
 
     assert [name for _, name, _ in with_hub(site, work)] == ["status"]
 
 
-def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
+def test_many_subscribers_of_one_job_cost_one_read(site: Site) -> None:
     job_id = site.submit()["id"]
     asked: list[list[str]] = []
     briefs = site.services.history.briefs
@@ -111,7 +113,7 @@ def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
     site.services.history.briefs = noting  # type: ignore[method-assign]
 
     async def work(hub: Hub) -> list[list[Any]]:
-        watches = [Watch(hub, order_of(site, job_id)) for _ in range(30)]
+        watches = [EventStream(hub, spec_of(site, job_id)) for _ in range(30)]
         telling = [asyncio.create_task(events_of(w, never)) for w in watches]
         held = site.claim()
         site.services.bus.publish([started(held.id, 1), token(held, 2, " b")])
@@ -126,7 +128,7 @@ def test_many_watchers_of_one_job_cost_one_look(site: Site) -> None:
     assert all(job_ids == [job_id] for job_ids in asked)
 
 
-def test_a_late_watcher_of_a_running_job_gets_what_the_row_does_not_have_yet(
+def test_a_late_subscriber_of_a_running_job_gets_the_text_that_the_row_lacks(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "ROW_SECONDS", 60.0)  # the stream alone can tell
@@ -135,23 +137,23 @@ def test_a_late_watcher_of_a_running_job_gets_what_the_row_does_not_have_yet(
 
     async def work(hub: Hub) -> tuple[list[Any], list[Any]]:
         first = asyncio.create_task(
-            events_of(Watch(hub, order_of(site, job_id)), lambda e: rebuild(e) == "abc")
+            events_of(EventStream(hub, spec_of(site, job_id)), lambda e: rebuild(e) == "abc")
         )
         site.services.bus.publish([started(held.id, 1), token(held, 2, "ab"), token(held, 3, "c")])
         early = await first
-        late = Watch(hub, order_of(site, job_id))
+        late = EventStream(hub, spec_of(site, job_id))
         return early, await events_of(late, lambda e: rebuild(e) == "abc")
 
     early, late = with_hub(site, work)
     assert rebuild(early) == rebuild(late) == "abc"
 
 
-def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None:
+def test_a_job_without_announcements_is_read_from_its_rows(site: Site) -> None:
     job_id = site.submit()["id"]
     held = site.claim()
 
     async def work(hub: Hub) -> list[Any]:
-        telling = asyncio.create_task(events_of(Watch(hub, order_of(site, job_id)), never))
+        telling = asyncio.create_task(events_of(EventStream(hub, spec_of(site, job_id)), never))
         site.save(held, " b")
         await asyncio.sleep(0.2)
         site.finish(held, " b c")
@@ -160,19 +162,19 @@ def test_a_worker_that_announces_nothing_is_told_by_its_rows(site: Site) -> None
     assert rebuild(with_hub(site, work)) == " b c"
 
 
-def test_a_watcher_that_does_not_read_is_kept_small_and_has_the_whole_text_later(
+def test_a_subscriber_that_does_not_read_stays_small_and_gets_the_whole_text_later(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watchers_module, "MAX_WAITING", 10)
+    monkeypatch.setattr(subscribers_module, "MAX_PENDING", 10)
     job_id = site.submit()["id"]
     held = site.claim()
 
     async def work(hub: Hub) -> list[Any]:
-        watch = Watch(hub, order_of(site, job_id))
+        watch = EventStream(hub, spec_of(site, job_id))
         entries = [token(held, end) for end in range(1, 101)]
         site.services.bus.publish([started(held.id, 1), *entries])
         await asyncio.sleep(0.2)
-        assert len(watch._watcher._waiting) <= 11
+        assert len(watch._subscriber._pending) <= 11
         site.finish(held, "x" * 100)
         site.services.bus.publish([done(held.id, 1, 100, 100)])
         await asyncio.sleep(0.2)
@@ -191,7 +193,7 @@ def test_after_a_restart_of_redis_the_streams_are_live_again(
     held = site.claim()
 
     async def work(hub: Hub) -> list[Any]:
-        watch = Watch(hub, order_of(site, job_id))
+        watch = EventStream(hub, spec_of(site, job_id))
         said: list[Any] = []
         telling = asyncio.create_task(
             events_of(watch, lambda e: bool(said.append(e)) or rebuild(e) == "ab")
@@ -213,12 +215,12 @@ def test_after_a_restart_of_redis_the_streams_are_live_again(
     assert rebuild(with_hub(site, work)) == "ab"
 
 
-def test_a_wait_comes_back_at_the_end_at_a_deletion_and_when_its_time_is_up(site: Site) -> None:
+def test_a_wait_ends_with_the_job_with_its_deletion_or_when_the_time_is_up(site: Site) -> None:
     one, two, three = (site.submit()["id"] for _ in range(3))
 
     async def timed(hub: Hub, job_id: str, seconds: float) -> float:
         began = time.monotonic()
-        await Wait(hub, WaitOrder(site.services.job(job_id), seconds)).over()
+        await JobWait(hub, WaitSpec(site.services.jobs.record(job_id), seconds)).finished()
         return time.monotonic() - began
 
     async def work(hub: Hub) -> list[float]:
@@ -236,31 +238,31 @@ def test_a_wait_comes_back_at_the_end_at_a_deletion_and_when_its_time_is_up(site
     assert taken[2] >= 0.2
 
 
-def test_who_leaves_is_forgotten_with_the_jobs_that_nobody_else_watches(site: Site) -> None:
+def test_a_closed_subscriber_is_forgotten_with_the_jobs_that_it_alone_followed(site: Site) -> None:
     one, two = site.submit()["id"], site.submit()["id"]
 
     async def work(hub: Hub) -> None:
-        first, second = Watch(hub, order_of(site, one)), Watch(hub, order_of(site, one))
-        wait = Wait(hub, WaitOrder(site.services.job(two), 30))
+        first, second = EventStream(hub, spec_of(site, one)), EventStream(hub, spec_of(site, one))
+        wait = JobWait(hub, WaitSpec(site.services.jobs.record(two), 30))
         assert hub.num_jobs == 2
-        first.leave()
+        first.close()
         assert hub.num_jobs == 2
-        second.leave()
-        wait.leave()
+        second.close()
+        wait.close()
         assert hub.num_jobs == 0
 
     with_hub(site, work)
 
 
-def test_a_row_that_was_read_before_a_new_attempt_began_is_not_told(site: Site) -> None:
+def test_a_row_that_was_read_before_a_new_attempt_is_stale(site: Site) -> None:
     job_id = site.submit()["id"]
 
     async def work(hub: Hub) -> None:
-        watcher = Watcher(hub.part, wants_entries=True)
-        job = site.services.job(job_id)
-        hub.join(watcher, View(job, None, 1.0), (0, 0))
-        channel = hub._channels[job_id]
-        hub._take_entries([StreamEntry(job_id, 2, 0, "", 0, "started")])
+        subscriber = Subscriber(hub.unsubscribe, wants_entries=True)
+        job = site.services.jobs.record(job_id)
+        hub.subscribe(subscriber, JobSnapshot(job, None, 1.0), (0, 0))
+        channel = hub._followed[job_id]
+        hub._deliver_entries([StreamEntry(job_id, 2, 0, "", 0, "started")])
         assert channel.is_stale(job, channel.entry_at - 1)
         assert not channel.is_stale(job, channel.entry_at + 1)  # the database has the last word
         assert channel.is_stale(job, 0.5)

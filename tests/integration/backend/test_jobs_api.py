@@ -28,7 +28,7 @@ def test_a_job_is_accepted_and_its_resolved_parameters_reproduce_it(site: Site) 
     assert again["parameters"] == job["parameters"]
 
 
-def test_before_any_worker_has_loaded_a_model_jobs_are_taken(make_site: Sites) -> None:
+def test_jobs_are_accepted_before_any_worker_has_loaded_a_model(make_site: Sites) -> None:
     site = make_site(has_card=False)
     assert site.submit("w " * 150)["usage"]["prompt_tokens"] is None
 
@@ -58,7 +58,7 @@ def test_the_same_key_at_the_same_moment_is_one_job(site: Site) -> None:
     assert site.count_rows() == (1, 0)
 
 
-def test_a_job_that_ends_answers_who_waits_for_it(site: Site) -> None:
+def test_a_wait_returns_when_the_job_ends(site: Site) -> None:
     job = site.submit()
     held = site.claim()
     is_read = threading.Event()
@@ -77,7 +77,7 @@ def test_a_job_that_ends_answers_who_waits_for_it(site: Site) -> None:
         assert waiting.result(20).get_json()["status"] == "succeeded"
 
 
-def test_a_wait_that_runs_out_or_was_not_needed_answers_at_once(site: Site) -> None:
+def test_a_wait_returns_at_its_time_out_and_at_once_for_an_ended_job(site: Site) -> None:
     job = site.submit()
     path = job["links"]["self"]
     assert site.client.get(f"{path}?wait=0.05").get_json()["status"] == "queued"
@@ -85,7 +85,7 @@ def test_a_wait_that_runs_out_or_was_not_needed_answers_at_once(site: Site) -> N
     assert site.client.get(f"{path}?wait=30").get_json()["status"] == "succeeded"
 
 
-def test_a_job_that_is_deleted_is_404_to_who_waits(site: Site) -> None:
+def test_a_wait_for_a_job_that_is_deleted_is_404(site: Site) -> None:
     job = site.submit()
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(site.app.test_client().get, f"{job['links']['self']}?wait=30")
@@ -93,7 +93,7 @@ def test_a_job_that_is_deleted_is_404_to_who_waits(site: Site) -> None:
         problem(waiting.result(20), 404)
 
 
-def test_an_etag_spares_what_did_not_change(site: Site) -> None:
+def test_an_unchanged_job_is_304(site: Site) -> None:
     job = site.submit()
     path = job["links"]["self"]
     tag = site.client.get(path).headers["ETag"]
@@ -128,7 +128,7 @@ def test_cancel_keeps_the_text_and_delete_removes_it(site: Site) -> None:
     assert site.count_rows() == (0, 0)
 
 
-def test_a_trace_is_there_when_it_was_asked_for_and_the_job_has_ended(site: Site) -> None:
+def test_a_trace_is_available_if_it_was_requested_and_the_job_has_ended(site: Site) -> None:
     job = site.submit(trace=True)
     problem(site.client.get(job["links"]["trace"]), 404)
     site.finish(site.claim(), trace=[{"text": "x"}])
@@ -170,7 +170,7 @@ def test_models_strategies_queue_and_tokens(site: Site) -> None:
     assert tokens["count"] == 2
 
 
-def test_ready_needs_a_worker_and_a_database_that_takes_writes(site: Site) -> None:
+def test_readyz_needs_a_worker_and_a_writable_database(site: Site) -> None:
     assert site.client.get("/healthz").status_code == 200
     lonely = site.client.get("/readyz")
     assert lonely.status_code == 503
@@ -181,7 +181,7 @@ def test_ready_needs_a_worker_and_a_database_that_takes_writes(site: Site) -> No
     }  # fmt: skip
 
 
-def test_what_is_left_out_is_told_with_its_reason_everywhere(
+def test_what_is_left_out_is_reported_with_its_reason_everywhere(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.beat()
@@ -193,7 +193,7 @@ def test_what_is_left_out_is_told_with_its_reason_everywhere(
     for subject, reason in subjects.items():
         report(engine, subject, reason, 60.0)
     broken = "The models file models.toml is not valid TOML."
-    monkeypatch.setattr(type(site.services._live_catalog), "problem", broken)
+    monkeypatch.setattr(type(site.services.queue._catalog), "problem", broken)
     ready = site.client.get("/readyz")
     assert ready.status_code == 200
     sentences = [
@@ -212,7 +212,7 @@ def test_what_is_left_out_is_told_with_its_reason_everywhere(
     assert all(str(escape(sentence)) in page for sentence in sentences)
     for subject in subjects:
         solve(engine, subject)
-    monkeypatch.setattr(type(site.services._live_catalog), "problem", None)
+    monkeypatch.setattr(type(site.services.queue._catalog), "problem", None)
     assert "problems" not in site.client.get("/readyz").get_json()
     assert site.client.get("/api/v1/queue").get_json()["problems"] == []
     assert 'id="problems" hidden' in site.client.get("/queue").text
@@ -238,7 +238,7 @@ def test_a_read_only_database_is_503_everywhere_and_says_which_part(site: Site) 
     problem(site.client.post(JOBS, json={"prompt": "a"}), 503)
 
 
-def test_a_database_without_tables_is_not_ready_and_no_500(site: Site) -> None:
+def test_a_database_without_tables_is_not_ready_instead_of_500(site: Site) -> None:
     with site.services.store.engine.connect() as connection:
         connection.execute(text("DROP TABLE workers"))
         connection.commit()
@@ -248,7 +248,7 @@ def test_a_database_without_tables_is_not_ready_and_no_500(site: Site) -> None:
     assert "textmill_database_up 0.0" in site.client.get("/metrics").text
 
 
-def test_redis_away_is_degraded_and_stays_200(make_site: Sites) -> None:
+def test_readyz_without_redis_is_degraded_and_stays_200(make_site: Sites) -> None:
     site = make_site(TEXTMILL_REDIS_URL="redis://127.0.0.1:1/0")
     site.beat()
     answer = site.client.get("/readyz")
@@ -257,7 +257,7 @@ def test_redis_away_is_degraded_and_stays_200(make_site: Sites) -> None:
     assert site.submit()["status"] == "queued"
 
 
-def test_metrics_tell_the_queue_and_the_answers(site: Site) -> None:
+def test_metrics_contain_the_queue_and_the_responses(site: Site) -> None:
     site.submit()
     page = site.client.get("/metrics").text
     assert "textmill_queue_depth 1.0" in page
@@ -290,7 +290,7 @@ def test_the_openapi_document_describes_every_route_and_its_schemas_are_schemas(
     [("", "JobPage"), ("/{id}", "JobView"), ("/api/v1/queue", "QueueView"),
      ("/api/v1/models", "ModelView"), ("/api/v1/strategies", "StrategyView")],
 )  # fmt: skip
-def test_answers_are_as_the_openapi_document_says(shared_site: Site, path: str, name: str) -> None:
+def test_responses_match_the_openapi_document(shared_site: Site, path: str, name: str) -> None:
     job = shared_site.submit()
     full = path if path.startswith("/api") else JOBS + path.format(id=job["id"])
     schemas = shared_site.client.get(DOCUMENT).get_json()["components"]["schemas"]

@@ -1,4 +1,4 @@
-"""Where a fine-tuned model comes from: in the API, on the page of models, as a curve and a card."""
+"""Fine-tuned models in the API and on the models page, with curve and card."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from pydantic import TypeAdapter
 
 from tests.finetunings import CARD, HOSTILE_CURVE, HOSTILE_MARKDOWN, finetune_json
 from tests.integration.backend.conftest import Site
@@ -32,12 +33,14 @@ def tuned(site: Site) -> Site:
 def models_of(site: Site) -> dict[str, dict[str, object]]:
     answer = site.client.get("/api/v1/models")
     assert answer.status_code == 200
+    views = TypeAdapter(ModelView)
     for document in answer.get_json():
-        assert ModelView.model_validate(document).model_dump(mode="json") == document
+        parsed = views.validate_python(document)
+        assert views.dump_python(parsed, mode="json") == document
     return {document["name"]: document for document in answer.get_json()}
 
 
-def test_the_api_says_where_a_model_comes_from(tuned: Site) -> None:
+def test_the_api_describes_a_fine_tuning(tuned: Site) -> None:
     models = models_of(tuned)
     found = models["other"]["finetuning"]
     assert isinstance(found, dict)
@@ -57,7 +60,7 @@ def test_the_openapi_document_describes_it(site: Site) -> None:
     assert {"base", "base_model", "metrics"} <= set(schemas["FinetuningView"]["required"])
 
 
-def test_the_page_has_a_base_and_its_descendant_in_one_frame(tuned: Site) -> None:
+def test_the_page_shows_a_base_and_its_descendant_in_one_group(tuned: Site) -> None:
     page = tuned.client.get("/models").text
     family = re.search(r'<section class="model-family".*?</section>', page, re.S)
     assert family is not None
@@ -66,7 +69,7 @@ def test_the_page_has_a_base_and_its_descendant_in_one_frame(tuned: Site) -> Non
         "<dt>Fine-tuned from</dt><dd>tiny</dd>",
         "LoRA",
         "train.jsonl.gz (26,827 rows, training)",
-        "26,000 examples learned, 990 held out",
+        "26,000 training examples, 990 held out",
         '<td class="number">0.8656</td><td class="number">0.7213</td>',
         '<td class="number">−0.1443</td>',
         'src="/models/other/loss.svg"',
@@ -75,16 +78,16 @@ def test_the_page_has_a_base_and_its_descendant_in_one_frame(tuned: Site) -> Non
         assert words in family[0]
 
 
-def test_models_of_no_fine_tuning_show_as_before(site: Site) -> None:
+def test_models_without_a_fine_tuning_have_no_origin(site: Site) -> None:
     page = site.client.get("/models").text
     assert "model-family" not in page
     assert "Fine-tuned from" not in page
     assert "loss.svg" not in page
     assert re.findall(r'<h2 class="break">(\w+)</h2>', page) == ["tiny", "other"]
-    assert "No worker has loaded this model yet" in page
+    assert "The size is unknown until a worker loads this model" in page
 
 
-def test_a_curve_may_run_and_fetch_nothing(tuned: Site) -> None:
+def test_a_curve_can_neither_run_nor_load_anything(tuned: Site) -> None:
     answer = tuned.client.get("/models/other/loss.svg")
     assert answer.status_code == 200
     assert answer.text == HOSTILE_CURVE
@@ -135,12 +138,12 @@ def test_a_hostile_card_is_shown_as_text(tuned: Site) -> None:
         "/models/other",
     ],
 )
-def test_what_there_is_not_is_a_404(tuned: Site, path: str) -> None:
+def test_a_missing_curve_or_card_is_404(tuned: Site, path: str) -> None:
     answer = tuned.client.get(path, headers=HTML)
     assert answer.status_code == 404
     assert answer.mimetype == "text/html"
 
 
-def test_a_card_of_a_model_that_is_served_no_more_is_gone(tuned: Site) -> None:
+def test_the_card_of_a_model_that_is_no_longer_served_is_404(tuned: Site) -> None:
     store_served_model(tuned.services.store.engine, replace(TUNED, name="past"))
     assert tuned.client.get("/models/past/card", headers=HTML).status_code == 404

@@ -35,7 +35,7 @@ def proxied(postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[tuple
 
 
 def ask(site: Site, path: str, method: str = "GET") -> tuple[int, float]:
-    """The status and the seconds of one request, on a client of its own."""
+    """Return the status and the duration of one request on a new client."""
     started = time.monotonic()
     with site.app.test_client() as client:
         body = {"json": {"prompt": "a", "model": "tiny"}} if method == "POST" else {}
@@ -57,7 +57,7 @@ def test_a_frozen_server_ends_every_request_with_503_in_time(
         site.services.store.engine.dispose()
     else:
         assert {status for status, _ in ask_all(site, [(JOBS, "GET")] * 8)} == {200}
-    site.services._cards_until = 0.0
+    site.services.models._served_until = 0.0
     proxy.freeze()
     asked = [(path, "GET") for path in READS] + [(JOBS, "POST")] * 30
     ended = ask_all(site, asked)
@@ -66,7 +66,7 @@ def test_a_frozen_server_ends_every_request_with_503_in_time(
     started = time.monotonic()
     assert site.client.get("/healthz").status_code == 200
     assert time.monotonic() - started < 0.5
-    # By now it is known: most are told at once, and one a second tries.
+    # The breaker is open: most requests fail at once, and one per second tries.
     later = ask_all(site, [(JOBS, "GET")] * 20)
     assert {status for status, _ in later} == {503}
     assert sum(seconds < 1 for _, seconds in later) >= 18
@@ -76,7 +76,7 @@ def test_a_frozen_server_ends_every_request_with_503_in_time(
 
 
 def _await_answer(site: Site) -> None:
-    """The breaker lets one caller a second try."""
+    """Wait until the breaker lets a caller try."""
     deadline = time.monotonic() + 10
     while ask(site, JOBS)[0] != 200:
         assert time.monotonic() < deadline
@@ -84,7 +84,7 @@ def _await_answer(site: Site) -> None:
 
 
 def _freeze_before(statement: str | None, engine: Engine, proxy: Proxy) -> float:
-    """The seconds that a transaction goes on whose server freezes before a statement, or COMMIT."""
+    """Return the duration of a transaction whose server freezes before a statement or COMMIT."""
     started = 0.0
     try:
         with writing(engine) as connection:
@@ -118,7 +118,7 @@ def test_a_server_that_freezes_in_the_middle_of_a_transaction(
     engine.dispose()
 
 
-def test_a_server_that_cuts_all_connections_is_there_again_at_once(
+def test_after_a_server_cuts_all_connections_the_next_request_succeeds(
     proxied: tuple[Site, Proxy, str],
 ) -> None:
     site, proxy, _ = proxied
@@ -130,11 +130,11 @@ def test_a_server_that_cuts_all_connections_is_there_again_at_once(
 def test_many_statements_of_one_request_share_one_deadline(
     proxied: tuple[Site, Proxy, str], postgres_url: str
 ) -> None:
-    """A table that is locked lets some statements pass and holds up others."""
+    """Lock a table, which blocks some statements and not others."""
     site, _, _ = proxied
     holder = make_engine(postgres_url, pool_size=1, patience_seconds=None)
     for table in ("workers", "model_cards"):
-        site.services._cards_until = 0.0
+        site.services.models._served_until = 0.0
         with writing(holder) as connection:
             connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
             for path in ("/", "/readyz"):
@@ -146,7 +146,7 @@ def test_many_statements_of_one_request_share_one_deadline(
 
 @contextmanager
 def locked(database_url: str, *, against_readers: bool) -> Iterator[None]:
-    """Another program holds the SQLite file."""
+    """Lock the SQLite file in another connection."""
     file = str(make_url(database_url).database)
     other = sqlite3.connect(file, isolation_level=None, timeout=10)
     if against_readers:
@@ -169,7 +169,7 @@ def test_a_locked_file_ends_every_request_in_time(
     site: Site, database_url: str, against_readers: bool
 ) -> None:
     job_id = site.submit()["id"]
-    site.services._cards_until = 0.0
+    site.services.models._served_until = 0.0
     site.services.store.engine.dispose()  # the lock is met when connecting, too
     with locked(database_url, against_readers=against_readers):
         asked = [(path, "GET") for path in READS] + [(JOBS, "POST")] * 20

@@ -1,4 +1,4 @@
-"""What bodies mean: equal requests under one key, marks at a body's start, nulls."""
+"""Bodies: equivalent requests under one key, byte-order marks, duplicate names, nulls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SAME = [
 ]
 
 
-def test_bodies_that_mean_the_same_are_one_request_under_a_key(site: Site) -> None:
+def test_equivalent_bodies_are_one_request_under_a_key(site: Site) -> None:
     ids = [send(site, JOBS, body, "same").get_json()["id"] for body in SAME]
     assert len(set(ids)) == 1
     variants = '{"prompt": "a", "variants": [{"strategy": "sampling", "temperature": %s}]}'
@@ -48,7 +48,7 @@ def test_bodies_that_mean_the_same_are_one_request_under_a_key(site: Site) -> No
         '{"prompt": "a", "stop": ["1"]}',
     ],
 )  # fmt: skip
-def test_another_body_or_a_default_written_out_is_another_request(site: Site, body: str) -> None:
+def test_another_body_or_an_explicit_default_is_another_request(site: Site, body: str) -> None:
     assert send(site, JOBS, '{"prompt": "a"}', "other").status_code == 202
     assert bad_fields(send(site, JOBS, body, "other")) == {"Idempotency-Key"}
 
@@ -61,7 +61,7 @@ def test_another_body_or_a_default_written_out_is_another_request(site: Site, bo
         (TOKENIZE, {"text": "a"}),
     ],
 )
-def test_a_byte_order_mark_at_a_bodys_start_is_passed_over(
+def test_a_byte_order_mark_at_the_start_of_a_body_is_ignored(
     site: Site, path: str, body: dict[str, Any]
 ) -> None:
     answer = send(site, path, "\ufeff".encode() + json.dumps(body, ensure_ascii=False).encode())
@@ -70,7 +70,7 @@ def test_a_byte_order_mark_at_a_bodys_start_is_passed_over(
         assert answer.get_json()["prompt"] == "\ufeffa"
 
 
-def test_a_name_that_comes_twice_is_named(site: Site) -> None:
+def test_a_duplicate_name_is_named(site: Site) -> None:
     body = '{"prompt": "a", "variants": [{"strategy": "top_k", "top_k": 1, "top_k": 50}]}'
     assert '"top_k" occurs twice' in problem(send(site, RUNS, body), 400)["detail"]
 
@@ -83,7 +83,7 @@ def test_a_name_that_comes_twice_is_named(site: Site) -> None:
         (TOKENIZE, {"text": "a"}),
     ],
 )
-def test_openapi_lets_every_field_that_may_be_left_out_be_null_and_so_does_the_api(
+def test_openapi_and_the_api_allow_null_in_every_optional_field(
     site: Site, path: str, body: dict[str, Any]
 ) -> None:
     schemas = site.client.get("/api/v1/openapi.json").get_json()["components"]["schemas"]

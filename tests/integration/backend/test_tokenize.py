@@ -1,4 +1,4 @@
-"""Tokens over HTTP: texts that join, texts that no tokenizer can read, files that are none."""
+"""Tokens over HTTP: texts that join, texts that no tokenizer can process, invalid tokenizers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def register(site: Site, tokenizer_json: str, context_length: int = 1000) -> Non
         tokenizer_json,
     )
     store_served_model(site.services.store.engine, card)
-    site.services._cards_until = 0.0  # as two seconds later
+    site.services.models._served_until = 0.0  # as two seconds later
 
 
 def test_the_texts_of_tokens_join_to_the_text(shared_site: Site) -> None:
@@ -54,7 +54,7 @@ def test_the_texts_of_tokens_join_to_the_text(shared_site: Site) -> None:
     assert texts[:6] == ["a", " ", "", "", "", "😀"]
 
 
-def test_a_text_that_a_tokenizer_cannot_read_is_422_and_stops_nothing(shared_site: Site) -> None:
+def test_a_text_that_a_tokenizer_cannot_process_is_422_and_harms_nothing(shared_site: Site) -> None:
     register(shared_site, byte_level("(a|aa|a?a)+$"))
     before = shared_site.count_rows()
     for _ in range(3):
@@ -82,9 +82,7 @@ def test_a_text_that_a_tokenizer_cannot_read_is_422_and_stops_nothing(shared_sit
                                                               "precompiled_charsmap": ""}}),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_tokenizer_leaves_its_model_without_counts(
-    site: Site, broken: str
-) -> None:
+def test_an_invalid_tokenizer_leaves_its_model_without_counts(site: Site, broken: str) -> None:
     register(site, broken)
     asked = {"text": "a", "model": "other"}
     assert bad_fields(site.client.post(TOKENIZE, json=asked)) == {"model"}
@@ -92,7 +90,7 @@ def test_a_file_that_is_no_tokenizer_leaves_its_model_without_counts(
     assert site.client.post(TOKENIZE, json={"text": "a zebra"}).status_code == 200
 
 
-def test_a_long_prompt_is_cut_once_a_request_or_not_at_all(
+def test_a_long_prompt_is_tokenized_at_most_once_per_request(
     shared_site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(shared_site, byte_level())
@@ -115,7 +113,7 @@ def test_a_long_prompt_is_cut_once_a_request_or_not_at_all(
     assert lengths == [900]
 
 
-def test_tokenize_has_a_bound_of_its_own(shared_site: Site) -> None:
+def test_tokenize_has_its_own_limit(shared_site: Site) -> None:
     longest = {"text": "a " * (MAX_TOKENIZE_CHARACTERS // 2)}
     assert shared_site.client.post(TOKENIZE, json=longest).status_code == 200
     longer = {"text": "a" * (MAX_TOKENIZE_CHARACTERS + 1)}

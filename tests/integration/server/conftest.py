@@ -1,4 +1,4 @@
-"""The server around an application of the tests' own, on a loop in a thread; sockets are real."""
+"""The server with a test application, on a loop in a thread, over real sockets."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ MAX_BODY_BYTES = 256 * 1024
 
 
 class Stream:
-    """A stream that says what the test puts, until it or the client ends it."""
+    """A stream that sends what the test puts, until the test or the client ends it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[str | None] = asyncio.Queue()
         self.has_left = threading.Event()
 
-    def leave(self) -> None:
+    def close(self) -> None:
         self.has_left.set()
         self.queue.put_nowait(None)
 
-    async def texts(self) -> AsyncIterator[str]:
+    async def chunks(self) -> AsyncIterator[str]:
         while (text := await self.queue.get()) is not None:
             yield text
 
-    async def over(self) -> None:
-        """A stream is its own answer."""
+    async def finished(self) -> None:
+        """Return at once: a stream is a response of its own."""
 
 
 class Wait(Stream):
-    def texts(self) -> None:  # type: ignore[override]
-        """Nothing is sent."""
+    def chunks(self) -> None:  # type: ignore[override]
+        """Return ``None``: the application is called again."""
 
-    async def over(self) -> None:
+    async def finished(self) -> None:
         await self.queue.get()
 
 
 @dataclass
 class App:
-    """What the tests ask of an application, by path."""
+    """An application with one behaviour for each path."""
 
     gate: threading.Event = field(default_factory=threading.Event)
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -60,8 +60,8 @@ class App:
     held: list[Any] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
 
-    def open(self, order: object) -> Stream:
-        made = Wait() if order == "wait" else Stream()
+    def open(self, spec: object) -> Stream:
+        made = Wait() if spec == "wait" else Stream()
         self.held.append(made)
         return made
 
@@ -78,7 +78,7 @@ class App:
             except TooManyHeld:
                 start("503 Service Unavailable", [("Retry-After", "5")])
                 return [b"full"]
-            hold.order = path[1:]
+            hold.spec = path[1:]
             start("200 OK", [("Content-Type", "text/event-stream")])
             return iter(())
         if path == "/export":
@@ -107,11 +107,11 @@ class App:
 
 
 class Panic(BaseException):
-    """As native code raises it."""
+    """Stands in for a panic of native code."""
 
 
 class Pieces:
-    """A body without an end that knows when it was closed."""
+    """An endless body that records when it was closed."""
 
     def __init__(self, closed: threading.Event) -> None:
         self._closed = closed
@@ -146,7 +146,7 @@ class Site:
         return made
 
     def exchange(self, data: bytes, *, then_end: bool = False) -> bytes:
-        """Everything that comes back until the server closes."""
+        """Return everything received until the server closes."""
         with self.connect() as client:
             client.sendall(data)
             if then_end:
@@ -168,7 +168,7 @@ def read_all(client: socket.socket) -> bytes:
 
 
 def read_answer(client: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """One answer with a Content-Length: status, headers in lower case, body."""
+    """Read a response with a Content-Length; returns status, headers in lower case, and body."""
     found = b""
     while b"\r\n\r\n" not in found:
         piece = client.recv(65_536)

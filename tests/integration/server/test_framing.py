@@ -1,4 +1,4 @@
-"""What the server takes, what it refuses, and that the connection can be used after either."""
+"""Requests that the server accepts or rejects; the connection stays usable after both."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_what_breaks_the_rules_is_refused_as_a_problem_document(site: Site, name
     data, status = REFUSED[name]
     answer = site.exchange(data)
     assert problem_of(answer)["status"] == status
-    assert answer.count(b"Date: ") == 1  # nothing that follows is taken for a request
+    assert answer.count(b"Date: ") == 1  # what follows is not parsed as a request
     assert site.app.asked == ["/healthz"]  # which the server asked by itself
 
 
@@ -180,7 +180,7 @@ def test_a_body_over_the_limit_is_413_and_the_next_request_is_answered(
             assert json.loads(read_answer(client)[2])["path"] == "/next"
 
 
-def test_a_body_at_the_limit_is_taken(site: Site) -> None:
+def test_a_body_at_the_limit_is_accepted(site: Site) -> None:
     whole = BIG[:-1]
     with site.connect() as client:
         for data in (post(whole), chunked(whole[:100_000], whole[100_000:])):

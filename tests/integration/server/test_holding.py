@@ -155,7 +155,7 @@ def test_a_connection_without_a_request_is_closed_without_a_word(
         assert client.recv(100) == b""
 
 
-def test_an_export_that_nobody_reads_holds_no_thread_and_is_closed(
+def test_an_export_that_is_not_read_uses_no_thread_and_is_closed(
     make_server: Callable[..., Site],
 ) -> None:
     site = make_server(num_threads=1, send_seconds=0.3)
@@ -167,14 +167,14 @@ def test_an_export_that_nobody_reads_holds_no_thread_and_is_closed(
         until(lambda: site.server.connections.num_open == 0)
 
 
-def test_an_export_whose_reader_goes_away_is_closed(site: Site) -> None:
+def test_an_export_whose_client_disconnects_is_closed(site: Site) -> None:
     with site.connect() as client:
         client.sendall(get(b"/export"))
         assert client.recv(10) == b"HTTP/1.1 2"
     assert site.app.closed.wait(10)
 
 
-def test_a_stream_that_nobody_reads_is_cut(make_server: Callable[..., Site]) -> None:
+def test_a_stream_that_is_not_read_is_cut(make_server: Callable[..., Site]) -> None:
     site = make_server(send_seconds=0.2)
     with site.connect(receive_buffer=4_096) as client:
         client.sendall(STREAM)
@@ -218,7 +218,7 @@ def test_after_a_wait_the_application_is_asked_again(site: Site) -> None:
 
 
 @pytest.mark.parametrize("data", [STREAM, WAIT])
-def test_a_watcher_that_goes_frees_its_place_at_once(site: Site, data: bytes) -> None:
+def test_a_client_that_disconnects_releases_its_stream_at_once(site: Site, data: bytes) -> None:
     with site.connect() as client:
         client.sendall(data)
         until(lambda: len(site.app.held) == 1)

@@ -1,4 +1,4 @@
-"""Calls that may be left undone: bounded in time, and no error leaves them."""
+"""Best-effort calls are bounded in time and raise nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def never_open() -> CircuitBreaker:
     return CircuitBreaker(pause_seconds=0.0)
 
 
-def test_a_call_that_answers_in_time_gives_its_result() -> None:
+def test_a_call_in_time_returns_its_result() -> None:
     effort = BestEffort("test", wait_seconds=20)
     assert [effort.ask(lambda n=n: n * 2) for n in range(5)] == [0, 2, 4, 6, 8]  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(5, "x"), RuntimeError("x")])
-def test_a_call_that_fails_gives_nothing_and_raises_nothing(error: Exception) -> None:
+def test_a_failed_call_returns_none_and_raises_nothing(error: Exception) -> None:
     def fail() -> int:
         raise error
 
@@ -35,7 +35,7 @@ def test_a_call_that_fails_gives_nothing_and_raises_nothing(error: Exception) ->
     assert effort.ask(lambda: 7) == 7
 
 
-def test_calls_that_hang_are_left_behind_however_many_there_are(held: threading.Event) -> None:
+def test_any_number_of_hanging_calls_is_abandoned(held: threading.Event) -> None:
     effort = BestEffort("test", wait_seconds=0.01, breaker=never_open())
     started = time.monotonic()
     assert [effort.ask(held.wait) for _ in range(3 * NUM_THREADS)] == [None] * (3 * NUM_THREADS)
@@ -43,7 +43,7 @@ def test_calls_that_hang_are_left_behind_however_many_there_are(held: threading.
     held.set()
 
 
-def test_a_call_that_was_given_up_before_it_began_is_not_made(held: threading.Event) -> None:
+def test_a_call_that_was_abandoned_before_it_started_is_not_made(held: threading.Event) -> None:
     effort = BestEffort("test", wait_seconds=0.01, breaker=never_open())
     for _ in range(NUM_THREADS):
         effort.ask(held.wait)
@@ -57,7 +57,7 @@ def test_a_call_that_was_given_up_before_it_began_is_not_made(held: threading.Ev
     assert made == [2]
 
 
-def test_after_a_failure_calls_are_left_out_for_a_while() -> None:
+def test_after_a_failure_calls_are_skipped_for_a_while() -> None:
     now = 100.0
     effort = BestEffort("test", wait_seconds=20, breaker=CircuitBreaker(2.0, lambda: now))
     assert effort.ask(lambda: 1 / 0) is None

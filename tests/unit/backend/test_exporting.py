@@ -1,4 +1,4 @@
-"""Exports that no spreadsheet runs and that every reader of lines reads."""
+"""Exports are safe in spreadsheets and readable by every reader of lines."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def cells(text: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("text", STARTS)
-def test_a_cell_that_may_be_taken_for_a_formula_gets_a_quote(text: str) -> None:
+def test_a_cell_that_may_be_evaluated_as_a_formula_gets_a_quote(text: str) -> None:
     (row,) = cells("".join(as_csv(iter([job(prompt=text, model=text)]))))
     assert (row["prompt"], row["model"]) == ("'" + text, "'" + text)
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_any_other_cell_stays_as_it_is(text: str) -> None:
+def test_any_other_cell_is_unchanged(text: str) -> None:
     (row,) = cells("".join(as_csv(iter([job(text=text)]))))
     assert row["text"] == text
 
 
 @given(st.text())
-def test_a_reader_gets_every_text_back_by_taking_one_quote_away(text: str) -> None:
+def test_removing_one_quote_restores_every_text(text: str) -> None:
     (row,) = cells("".join(as_csv(iter([job(text=text)]))))
     cell = row["text"]
     assert (cell[1:] if cell.startswith("'") and is_risky(cell) else cell) == text
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"))))
-def test_json_lines_are_lines_for_every_reader(texts: list[str]) -> None:
+def test_every_json_line_is_one_line_for_every_reader(texts: list[str]) -> None:
     texts = [*texts, "a\u2028b\u2029c\x85d\x0b\x0c\x1c\x1d\x1e\r\n"]
     written = "".join(as_jsonl(job(text=text) for text in texts))
     for lines in (written.splitlines(), written.split("\n")[:-1], written.encode().splitlines()):

@@ -1,4 +1,4 @@
-"""What a watcher sees, whatever happened to the worker, to Redis and to the connection."""
+"""The events that a reader gets, whatever happens to the worker, to Redis and to the connection."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from textmill.backend.streams.job_follower import (
+from textmill.backend.streams.job_follower import JobEvent, JobFollower
+from textmill.backend.streams.positions import (
     UNKNOWN_POSITION,
-    JobFollower,
-    Place,
-    WatchEvent,
-    end_place,
+    StreamPosition,
+    end_position,
     has_everything,
-    parse_place,
-    parse_run_places,
-    run_id_of,
+    parse_event_id,
+    parse_run_event_id,
+    run_event_id,
 )
 from textmill.core.errors import ValidationFailed
 from textmill.core.events import StreamEntry, done, started
@@ -43,55 +42,57 @@ def token(attempt: int, end: int, text: str) -> StreamEntry:
     return StreamEntry("j", attempt, end, text, 1, "token")
 
 
-def seen(events: list[WatchEvent]) -> list[tuple[str, str]]:
+def seen(events: list[JobEvent]) -> list[tuple[str, str]]:
     return [(event.name, event.data.get("text", "")) for event in events]
 
 
 # ---- ids ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", [Place(), Place(3, 20), Place(3, 20, is_done=True)])
-def test_a_place_is_read_back_from_its_id(place: Place) -> None:
-    assert parse_place(str(place)) == place
-    assert parse_run_places(f"12:{place},7:1-4") == {12: place, 7: Place(1, 4)}
-    assert parse_run_places(run_id_of({12: place})) == {12: place}
+@pytest.mark.parametrize(
+    "position", [StreamPosition(), StreamPosition(3, 20), StreamPosition(3, 20, is_done=True)]
+)
+def test_a_position_is_parsed_back_from_its_id(position: StreamPosition) -> None:
+    assert parse_event_id(str(position)) == position
+    assert parse_run_event_id(f"12:{position},7:1-4") == {12: position, 7: StreamPosition(1, 4)}
+    assert parse_run_event_id(run_event_id({12: position})) == {12: position}
 
 
 @pytest.mark.parametrize(
     "text", ["", "x", "1", "1-", "-1-1", "1-2-3", "1-2-DONE", "1-2,3-4", "1" * 20 + "-1", "١-٢"]
 )
-def test_what_is_no_id_is_refused(text: str) -> None:
+def test_an_invalid_event_id_is_rejected(text: str) -> None:
     with pytest.raises(ValidationFailed):
-        parse_place(text)
+        parse_event_id(text)
     with pytest.raises(ValidationFailed):
-        parse_run_places(text)
+        parse_run_event_id(text)
 
 
 # ---- one job ------------------------------------------------------------------------------------
 
 
-def test_a_job_that_has_ended_is_told_in_order() -> None:
-    events = JobFollower("j", Place()).on_row(row("succeeded", 1, "abc"))
+def test_an_ended_job_sends_its_events_in_order() -> None:
+    events = JobFollower("j", StreamPosition()).on_row(row("succeeded", 1, "abc"))
     assert seen(events) == [("status", ""), ("token", "abc"), ("done", "")]
-    assert [str(event.place) for event in events] == ["1-0", "1-3", "1-3-done"]
+    assert [str(event.position) for event in events] == ["1-0", "1-3", "1-3-done"]
 
 
-def test_who_was_told_everything_hears_nothing_more() -> None:
+def test_a_reader_that_has_everything_gets_no_more_events() -> None:
     final = row("succeeded", 1, "abc")
-    assert has_everything(final, end_place(final))
-    assert JobFollower("j", end_place(final)).on_row(final) == []
+    assert has_everything(final, end_position(final))
+    assert JobFollower("j", end_position(final)).on_row(final) == []
 
 
-def test_a_text_streamed_one_character_beyond_the_last_row_is_not_taken_for_the_end() -> None:
+def test_a_text_streamed_one_character_beyond_the_last_row_is_not_the_end() -> None:
     # The worker was lost after it had streamed "abcd"; the row kept "abc", and was then canceled.
     final = row("canceled", 1, "abc")
-    assert not has_everything(final, Place(1, 4))
-    events = JobFollower("j", Place(1, 4)).on_row(final)
+    assert not has_everything(final, StreamPosition(1, 4))
+    events = JobFollower("j", StreamPosition(1, 4)).on_row(final)
     assert seen(events) == [("reset", ""), ("status", ""), ("token", "abc"), ("done", "")]
 
 
-def test_an_entry_that_overlaps_is_cut_and_one_beyond_a_gap_waits_for_the_row() -> None:
-    follower = JobFollower("j", Place())
+def test_an_overlapping_entry_is_trimmed_and_one_beyond_a_gap_waits_for_the_row() -> None:
+    follower = JobFollower("j", StreamPosition())
     follower.on_row(row())
     assert seen(follower.on_entry(token(1, 2, "ab"))[0]) == [("token", "ab")]
     assert seen(follower.on_entry(token(1, 3, "bc"))[0]) == [("token", "c")]
@@ -101,20 +102,22 @@ def test_an_entry_that_overlaps_is_cut_and_one_beyond_a_gap_waits_for_the_row() 
 
 
 def test_a_new_attempt_drops_the_text_of_the_old_one_once() -> None:
-    follower = JobFollower("j", Place(1, 2))
+    follower = JobFollower("j", StreamPosition(1, 2))
     assert seen(follower.on_entry(started("j", 2))[0]) == [("reset", "")]
     assert seen(follower.on_row(row(attempt=2, text="xy"))) == [("status", ""), ("token", "xy")]
     assert follower.on_entry(token(1, 9, "zombie"))[0] == []
 
 
-@pytest.mark.parametrize("place", [UNKNOWN_POSITION, Place(9, 100), Place(1, 3, is_done=True)])
-def test_a_watcher_in_an_impossible_place_begins_anew(place: Place) -> None:
-    events = JobFollower("j", place).on_row(row(text="abc"))
+@pytest.mark.parametrize(
+    "position", [UNKNOWN_POSITION, StreamPosition(9, 100), StreamPosition(1, 3, is_done=True)]
+)
+def test_a_reader_at_an_impossible_position_restarts(position: StreamPosition) -> None:
+    events = JobFollower("j", position).on_row(row(text="abc"))
     assert seen(events) == [("reset", ""), ("status", ""), ("token", "abc")]
 
 
-def test_a_watcher_without_text_is_not_told_to_drop_any() -> None:
-    follower = JobFollower("j", Place(1, 0))
+def test_a_reader_without_text_gets_no_reset() -> None:
+    follower = JobFollower("j", StreamPosition(1, 0))
     assert seen(follower.on_row(row(attempt=2, text="x"))) == [("status", ""), ("token", "x")]
 
 
@@ -123,7 +126,7 @@ def test_a_watcher_without_text_is_not_told_to_drop_any() -> None:
 
 @dataclass
 class World:
-    """One job as worker, sweeper, Redis and the database leave it, one step at a time."""
+    """A simulation of one job by worker, sweeper, Redis and database, step by step."""
 
     number: int
     job: JobRecord = JOB
@@ -145,13 +148,13 @@ class World:
             self.add(token(self.job.attempt, len(self.written), text))
 
     def repeat(self, back: int) -> None:
-        """A retried write with another cut: it overlaps what Redis has, or repeats it."""
+        """Retry a write with other boundaries: it overlaps or repeats an entry in Redis."""
         if self.job.status == "running" and self.written:
             text = self.written[-1 - back % len(self.written) :]
             self.add(token(self.job.attempt, len(self.written), text))
 
     def haunt(self, text: str) -> None:
-        """A worker that lost the job writes on; it may be first to say anything of it."""
+        """Let a worker that lost the job write; its entry may be the first of the attempt."""
         if self.job.status == "queued" and self.job.attempt:
             self.written += text
             self.add(token(self.job.attempt, len(self.written), text))
@@ -171,7 +174,7 @@ class World:
         self.entries.clear()
 
     def finish(self) -> None:
-        """The worker ends it; a job that waits is canceled with what the row has."""
+        """End the job; a queued one is canceled with the text of its row."""
         if self.job.status == "running":
             self.job = row("succeeded", self.job.attempt, self.written)
             self.add(done("j", self.job.attempt, len(self.written), 1))
@@ -179,7 +182,7 @@ class World:
             self.job = row("canceled", self.job.attempt, self.job.text)
 
     def add(self, entry: StreamEntry) -> None:
-        """As Redis does: an id that is not above the last one is refused."""
+        """Append like Redis: an id that is not above the last one is rejected."""
         last = self.entries[-1] if self.entries else None
         if last is None or (entry.attempt, entry.end) > (last.attempt, last.end):
             self.entries.append(entry)
@@ -190,13 +193,13 @@ class World:
 
 @dataclass
 class Client:
-    """Knows what any reader of the docs knows: append, drop at reset, resume by the last id."""
+    """A client by the docs: it appends, discards at reset, and resumes by the last id."""
 
     texts: dict[int, str] = field(default_factory=dict)
     num_done: dict[int, int] = field(default_factory=dict)
     last_id: str = ""
 
-    def take(self, number: int, event: WatchEvent, event_id: str) -> None:
+    def take(self, number: int, event: JobEvent, event_id: str) -> None:
         assert not self.num_done.get(number), "nothing comes after done"
         self.last_id = event_id
         if event.name == "reset":
@@ -215,22 +218,22 @@ class Connection:
         self.worlds = worlds
         self.client = client
         self.is_run = is_run
-        known: dict[int, Place] = {}
+        known: dict[int, StreamPosition] = {}
         if client.last_id:
             known = (
-                parse_run_places(client.last_id)
+                parse_run_event_id(client.last_id)
                 if is_run
-                else {worlds[0].number: parse_place(client.last_id)}
+                else {worlds[0].number: parse_event_id(client.last_id)}
             )
-        self.told = {world.number: known.get(world.number, Place()) for world in worlds}
-        self.followers = {n: JobFollower("j", place) for n, place in self.told.items()}
+        self.told = {world.number: known.get(world.number, StreamPosition()) for world in worlds}
+        self.followers = {n: JobFollower("j", position) for n, position in self.told.items()}
         self.last = {
             n: (p.attempt, p.num_characters) if p.attempt > 0 else (0, 0)
             for n, p in self.told.items()
         }
 
     def look(self, at_most: int) -> bool:
-        """Read the rows; deliver at most so many events; false when it was cut there."""
+        """Read the rows and deliver up to a number of events; false if the connection was cut."""
         for world in self.worlds:
             events = self.followers[world.number].on_row(world.job)
             if not self._deliver(world.number, events, at_most):
@@ -246,12 +249,12 @@ class Connection:
                     return False
         return True
 
-    def _deliver(self, number: int, events: list[WatchEvent], at_most: int) -> bool:
+    def _deliver(self, number: int, events: list[JobEvent], at_most: int) -> bool:
         for count, event in enumerate(events):
             if count >= at_most:
                 return False
-            self.told[number] = event.place
-            event_id = run_id_of(self.told) if self.is_run else str(event.place)
+            self.told[number] = event.position
+            event_id = run_event_id(self.told) if self.is_run else str(event.position)
             self.client.take(number, event, event_id)
         return True
 
@@ -284,7 +287,7 @@ def act(world: World, step: tuple[Any, ...]) -> None:
 def play(
     client: Client, worlds: list[World], steps: list[tuple[int, tuple[Any, ...]]], *, is_run: bool
 ) -> Connection | None:
-    """Take the steps; whatever cuts an answer short ends the connection, and the next resumes."""
+    """Do the steps; a cut response ends the connection, and the next one resumes."""
     connection: Connection | None = None
     for which, step in steps:
         if step[0] == "disconnect":
@@ -302,7 +305,7 @@ def play(
 def end(
     client: Client, worlds: list[World], connection: Connection | None, *, is_run: bool
 ) -> None:
-    """Every job ends at last, and the client comes back until there is nothing more to hear."""
+    """Every job ends, and the client reconnects until it has all events."""
     for world in worlds:
         world.claim()
         world.finish()
@@ -323,7 +326,7 @@ def test_a_client_that_comes_and_goes_has_the_final_text_and_one_done(
     end(client, [world], connection, is_run=False)
     assert client.texts.get(7, "") == world.job.text
     assert client.num_done == {7: 1}
-    assert has_everything(world.job, parse_place(client.last_id))
+    assert has_everything(world.job, parse_event_id(client.last_id))
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])

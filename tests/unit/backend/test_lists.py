@@ -1,4 +1,4 @@
-"""The pages that list and compare, on a stub of the services with everything odd in it."""
+"""The run, history, models, queue and API pages, on a stub of the services with hostile data."""
 
 from __future__ import annotations
 
@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask
+from flask import Flask
 from flask.testing import FlaskClient
 
+from tests.unit.backend.stub_services import as_services
 from textmill.backend.errors import register_errors
 from textmill.backend.openapi import openapi_document
-from textmill.backend.pages.api_docs import groups
-from textmill.backend.pages.lists import PAGE_SIZE, register
-from textmill.backend.pages.template_filters import (
-    ago,
-    columns_of,
-    divergence,
-    number_in_words,
-    parameters_in_words,
-    request_of_run,
-    seconds_in_words,
-)
-from textmill.backend.pages.views import render_error
-from textmill.backend.serializers import strategy_document
+from textmill.backend.pages import pages
+from textmill.backend.pages.comparison import columns_of, run_request
+from textmill.backend.pages.docs import groups
+from textmill.backend.pages.formats import ago, compact_number, parameter_summary
+from textmill.backend.pages.history import PAGE_SIZE
+from textmill.backend.pages.responses import render_error
 from textmill.core.errors import NotFound
 from textmill.core.instants import parse_instant
 from textmill.core.jobs.history import Filters, encode_cursor
-from textmill.core.strategies import STRATEGIES
 
 WEB = Path(__file__).resolve().parents[3] / "web"
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -48,7 +41,7 @@ def moment(seconds: float) -> str:
 
 
 def just_seen() -> str:
-    """Five seconds before now; the suite takes longer than that from its first import."""
+    """Return five seconds before now; NOW is older, because the suite imports this module early."""
     seen = datetime.now(UTC) - timedelta(seconds=5)
     return seen.isoformat(timespec="milliseconds")[:-6] + "Z"
 
@@ -194,9 +187,6 @@ class StubServices:
         }  # fmt: skip
         return [known | ({} if self.workers else {"loaded_by": 0}), unknown]
 
-    def list_strategies(self) -> list[dict[str, Any]]:
-        return [strategy_document(spec) for spec in STRATEGIES]
-
     def has_workers(self) -> bool:
         return bool(self.workers)
 
@@ -208,18 +198,13 @@ class StubServices:
             "redis": "ok",
         }  # fmt: skip
 
-    def openapi(self) -> dict[str, Any]:
-        return openapi_document()
-
 
 def make_app(services: StubServices) -> Flask:
     app = Flask(
         "backend", static_folder=str(WEB / "static"), template_folder=str(WEB / "templates")
     )
-    app.extensions["textmill"] = services
-    blueprint = Blueprint("lists", __name__)
-    register(blueprint)
-    app.register_blueprint(blueprint)
+    app.extensions["textmill"] = as_services(services)
+    app.register_blueprint(pages)
     register_errors(app, render_error)
     return app
 
@@ -241,7 +226,7 @@ PAGES = (
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_no_page_holds_foreign_markup_or_anything_inline(client: FlaskClient, path: str) -> None:
+def test_no_page_contains_foreign_markup_or_inline_scripts(client: FlaskClient, path: str) -> None:
     page = client.get(path).text
     assert HOSTILE not in page
     assert "<script>alert" not in page
@@ -263,7 +248,7 @@ def test_a_run_says_that_a_worker_was_lost(client: FlaskClient, services: StubSe
     assert hidden not in client.get("/runs/run-1").text
 
 
-def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
+def test_a_run_has_one_column_for_each_variant(client: FlaskClient) -> None:
     answer = client.get("/runs/run-1")
     assert answer.status_code == 200
     assert re.findall(r'data-title="([^"]*)"', answer.text) == ["Greedy", "Sampling", "Top-k"]
@@ -274,10 +259,10 @@ def test_a_run_stands_in_columns_by_variant(client: FlaskClient) -> None:
     assert '<noscript><meta http-equiv="refresh" content="2"></noscript>' in answer.text
     assert "differs from Greedy after 35 characters" in answer.text
     assert "3 of 4" not in answer.text
-    assert "2 of 4 texts have ended" in answer.text
+    assert "2 of 4 jobs have ended" in answer.text
 
 
-def test_a_carriage_return_stays_one(client: FlaskClient, services: StubServices) -> None:
+def test_a_carriage_return_survives_html(client: FlaskClient, services: StubServices) -> None:
     services.run = make_run(jobs=[make_job("a", text="one\r\ntwo<\r")])
     assert "one&#13;\ntwo&lt;&#13;</span>" in client.get("/runs/run-1").text
 
@@ -286,7 +271,7 @@ def test_an_ended_run_does_not_refresh_itself(client: FlaskClient, services: Stu
     services.run = make_run(jobs=[make_job("a", variant_index=0), make_job("b", variant_index=1)])
     page = client.get("/runs/run-1").text
     assert "http-equiv" not in page
-    assert "All 2 texts have ended" in page
+    assert "All 2 jobs have ended" in page
     assert "the same text as Greedy" in page
 
 
@@ -313,10 +298,10 @@ def test_run_again_sends_the_variants_without_their_seeds(
     assert not any("seed" in variant for variant in body["variants"])
 
 
-def test_chosen_jobs_stand_side_by_side(client: FlaskClient) -> None:
+def test_selected_jobs_are_shown_side_by_side(client: FlaskClient) -> None:
     page = client.get("/compare?id=a&id=d&id=gone&id=a").text
     assert re.findall(r'data-job="([^"]*)"', page) == ["a", "d"]
-    assert "1 of the chosen texts is not stored any more" in page
+    assert "1 of the selected jobs is not stored any more" in page
     assert "data-events" not in page
     assert client.get("/compare").headers["Location"] == "/history"
 
@@ -349,7 +334,7 @@ def test_the_history_shows_rows_and_keeps_the_filters(
     )
 
 
-def test_bad_filters_are_named_beside_what_was_typed(client: FlaskClient) -> None:
+def test_bad_filters_are_named_and_their_values_kept(client: FlaskClient) -> None:
     answer = client.get("/history?since=yesterday&status=odd&strategy=%3Cb%3E&q=kept")
     assert answer.status_code == 422
     assert 'id="since-error"' in answer.text
@@ -364,11 +349,11 @@ def test_bad_filters_are_named_beside_what_was_typed(client: FlaskClient) -> Non
 def test_an_empty_history_offers_an_example(client: FlaskClient, services: StubServices) -> None:
     services.jobs = {}
     page = client.get("/history").text
-    assert "Nothing has been written yet" in page
+    assert "No jobs yet" in page
     assert re.search(
         r'<form method="post" action="/generate"><input type="hidden" name="prompt"', page
     )
-    assert "No text matches" in client.get("/history?q=absent").text
+    assert "No job matches" in client.get("/history?q=absent").text
 
 
 def test_selected_jobs_are_deleted_and_the_filters_stay(
@@ -383,7 +368,7 @@ def test_selected_jobs_are_deleted_and_the_filters_stay(
 @pytest.mark.parametrize(
     "headers", [{"Sec-Fetch-Site": "cross-site"}, {"Origin": "https://evil.example"}]
 )
-def test_forms_of_other_sites_are_refused(
+def test_forms_of_other_sites_are_rejected(
     client: FlaskClient, services: StubServices, path: str, headers: dict[str, str]
 ) -> None:
     assert client.post(path, data={"id": "a"}, headers=headers).status_code == 403
@@ -395,7 +380,7 @@ def test_forms_of_other_sites_are_refused(
 # ---- models, queue, API ---------------------------------------------------------------------
 
 
-def test_the_models_say_what_they_are(client: FlaskClient, services: StubServices) -> None:
+def test_the_models_page_describes_each_model(client: FlaskClient, services: StubServices) -> None:
     page = client.get("/models").text
     for words in ("135 million", "8,192 tokens", "Default", "Loaded by 1 worker", "Not loaded"):
         assert words in page
@@ -416,7 +401,7 @@ def test_the_queue_is_drawn(client: FlaskClient, services: StubServices) -> None
     assert 'id="no-worker" hidden' not in client.get("/queue").text
 
 
-def test_the_docs_hold_every_operation(client: FlaskClient) -> None:
+def test_the_api_page_contains_every_operation(client: FlaskClient) -> None:
     page = client.get("/docs").text
     for path, methods in openapi_document()["paths"].items():
         assert f'<code class="operation__path">{path}</code>' in page
@@ -425,7 +410,7 @@ def test_the_docs_hold_every_operation(client: FlaskClient) -> None:
     assert "http://localhost/api/v1/jobs" in page
 
 
-def test_the_python_snippets_are_python_and_no_snippet_holds_a_blank_to_fill_in() -> None:
+def test_the_python_snippets_compile_and_no_snippet_has_a_placeholder() -> None:
     for group in groups(openapi_document(), "http://localhost:8000"):
         for operation in group["operations"]:
             compile(operation["python"], operation["id"], "exec")
@@ -433,49 +418,23 @@ def test_the_python_snippets_are_python_and_no_snippet_holds_a_blank_to_fill_in(
             assert "{run_id}" not in operation["curl"] + operation["python"]
 
 
-# ---- words ----------------------------------------------------------------------------------
+# ---- formats ----------------------------------------------------------------------------------
 
 
-def test_words() -> None:
-    assert number_in_words(134_515_008) == "135 million"
-    assert number_in_words(1_100_000_000) == "1.1 billion"
-    assert number_in_words(999_960) == "1 million"
-    assert number_in_words(None) == "–"
-    assert seconds_in_words(0.04) == "40 ms"
-    assert seconds_in_words(2.44) == "2.4 s"
+def test_numbers_times_and_parameters_are_formatted_for_readers() -> None:
+    assert compact_number(134_515_008) == "135 million"
+    assert compact_number(1_100_000_000) == "1.1 billion"
+    assert compact_number(999_960) == "1 million"
+    assert compact_number(None) == "–"
     assert ago(moment(61), NOW) == "1 minute ago"
     assert ago(moment(-3), NOW) == "just now"
-    assert parameters_in_words({"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}) == (
+    assert parameter_summary({"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}) == (
         "temperature 0.7 · repetition penalty 1.2"
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "other", "status", "expected"),
-    [
-        ("one two three", "one ten three", "succeeded", ("one ", "two", " three")),
-        ("the words mean", "the wording is", "succeeded", ("the ", "words", " mean")),
-        ("a word then", "a wording then", "succeeded", ("a ", "word", " then")),
-        ("a word\nthen", "a word then", "succeeded", ("a word", "\nthen", "")),
-        ("to attend", "to attention", "running", ("to ", "attend", "")),
-        (f"{'字' * 30}甲", f"{'字' * 30}乙", "succeeded", ("字" * 30, "甲", "")),
-        ("one two", "one two three", "running", ("one two", "", "")),
-        ("one two three", "one two", "succeeded", ("one two", " three", "")),
-        ("one two three", "one two", "running", ("one two three", "", "")),
-        ("🙂a", "🙃a", "succeeded", ("", "🙂a", "")),
-        ("", "x", "succeeded", ("", "", "")),
-    ],
-)
-def test_the_first_divergence(
-    text: str, other: str, status: str, expected: tuple[str, str, str]
-) -> None:
-    found = divergence(make_job("b", text=text), make_job("a", status, text=other), "Greedy")
-    assert (found["same"], found["mark"], found["rest"]) == expected
-    assert found["same"] + found["mark"] + found["rest"] == text
 
 
 def test_chosen_jobs_of_one_variant_get_a_column_each() -> None:
     jobs = [make_job("a", variant_index=0), make_job("b", variant_index=0)]
     assert len(columns_of(jobs, {}, by_variant=False)) == 2
     assert len(columns_of(jobs, {}, by_variant=True)) == 1
-    assert request_of_run({"prompt": "p", "jobs": jobs})["variants"][0]["samples"] == 2
+    assert run_request({"prompt": "p", "jobs": jobs})["variants"][0]["samples"] == 2

@@ -1,4 +1,4 @@
-"""A model's card as HTML: what it shows, and that no stranger's card can do more."""
+"""A model card as HTML: what it shows, and that an untrusted card can do nothing else."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_a_card_as_a_fine_tuning_writes_it() -> None:
     assert "library_name" not in page.html
 
 
-def test_a_first_heading_that_says_more_stays_below_the_pages_own() -> None:
+def test_a_first_heading_with_more_than_the_name_is_kept_one_level_lower() -> None:
     assert "<h2>tuned, a model</h2>" in render("# tuned, a model\n\n## Data").html
     assert "<h3>Data</h3>" in render("# tuned, a model\n\n## Data").html
     assert "<h6>deep</h6>" in render("###### deep").html
 
 
-def test_without_a_curve_its_picture_is_words() -> None:
+def test_without_a_curve_its_image_is_a_description() -> None:
     page = render(CARD, None)
     assert "<img" not in page.html
     assert "[picture: Loss]" in page.html
@@ -107,7 +107,7 @@ def test_a_hostile_card_is_only_text(markdown: str) -> None:
         assert attributes.get("src") in {None, CURVE_URL}
 
 
-def test_links_to_the_web_tell_nobody_where_they_were_followed() -> None:
+def test_links_to_the_web_send_no_referrer() -> None:
     page = render("[base](https://huggingface.co/org/base 'title') <https://a.example/>")
     rel = 'rel="noopener nofollow noreferrer"'
     assert f'<a href="https://huggingface.co/org/base" {rel}>base</a>' in page.html
@@ -135,7 +135,7 @@ def test_the_front_matter_is_read_line_by_line(
     assert page.html == "<p>rest</p>\n"
 
 
-def test_there_are_only_so_many_facts_and_a_rule_is_no_front_matter() -> None:
+def test_facts_are_bounded_and_a_horizontal_rule_is_not_front_matter() -> None:
     many = "\n".join(f"k{number}: v" for number in range(100))
     assert len(render(f"---\n{many}\n---\n").facts) == MAX_FACTS
     assert render("---\na: b\n").facts == ()
@@ -146,7 +146,7 @@ def test_there_are_only_so_many_facts_and_a_rule_is_no_front_matter() -> None:
     "unit",
     ["> ", "[", "![", "`", "_*", "|a", "# x\n", "- a\n", "[\n", "| a | b |\n| --- | --- |\n"],
 )  # fmt: skip
-def test_the_largest_card_that_a_worker_takes_is_rendered_in_time(unit: str) -> None:
+def test_the_largest_accepted_card_is_rendered_in_time(unit: str) -> None:
     markdown = (unit * MAX_CARD_BYTES)[:MAX_CARD_BYTES]
     start = time.process_time()
     page = render(markdown)

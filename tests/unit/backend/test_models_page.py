@@ -1,4 +1,4 @@
-"""The page of models: who stands beside whom, and the numbers in words."""
+"""The models page: groups of models, and the labels of a fine-tuning."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.finetunings import finetune_document
-from textmill.backend.pages.models import MAX_FILES_SHOWN, groups_of, main_figures
-from textmill.backend.pages.models import _origin as origin_of
+from textmill.backend.pages.finetuning import MAX_FILES_SHOWN, describe_finetuning, main_figures
+from textmill.backend.pages.model_groups import group_models
 
 
 def model(name: str, base: str | None = None) -> dict[str, Any]:
@@ -16,15 +16,15 @@ def model(name: str, base: str | None = None) -> dict[str, Any]:
 
 
 def names(models: list[dict[str, Any]]) -> list[list[str]]:
-    return [[one["name"] for one in group] for group in groups_of(models)]
+    return [[one["name"] for one in group] for group in group_models(models)]
 
 
-def test_models_that_are_no_family_stand_in_one_grid() -> None:
+def test_models_without_relatives_share_a_group() -> None:
     assert names([model("a"), model("b"), model("c")]) == [["a", "b", "c"]]
     assert names([]) == []
 
 
-def test_a_base_stands_first_before_all_that_descends_from_it() -> None:
+def test_a_base_precedes_its_descendants() -> None:
     models = [model("x"), model("child", "base"), model("y"), model("base"), model("z", "child")]
     assert names(models) == [["x"], ["base", "child", "z"], ["y"]]
 
@@ -39,7 +39,7 @@ def test_a_base_that_is_not_served_leaves_its_child_alone() -> None:
 
 
 @pytest.mark.parametrize("others", [[], ["tail"]])
-def test_a_circle_which_only_lies_can_make_is_a_family_too(others: list[str]) -> None:
+def test_a_cycle_of_bases_is_one_group(others: list[str]) -> None:
     models = [model("b", "a"), model("a", "b"), *(model(name, "b") for name in others)]
     assert names(models) == [["a", "b", *others]]
     assert names([model("a", "a")]) == [["a"]]
@@ -55,22 +55,22 @@ def test_the_page_shows_the_main_figures() -> None:
     assert titles == ["Bits per byte", "Perplexity", "ROUGE-L", "Memorised 8-grams"]
 
 
-def test_an_origin_is_told_in_words() -> None:
-    found = origin_of(finetune_document() | {"base_model": None})
+def test_a_fine_tuning_is_described_in_labels() -> None:
+    found = describe_finetuning(finetune_document() | {"base_model": None})
     assert (found["base"], found["is_base_served"]) == ("org/tiny", False)
     assert found["method"].startswith("LoRA")
     assert found["files"] == [
         "train.jsonl.gz (26,827 rows, training)", "held.jsonl.gz (1,000 rows, held out)",
     ]  # fmt: skip
-    assert found["examples"] == "26,000 examples learned, 990 held out"
+    assert found["examples"] == "26,000 training examples, 990 held out"
     assert found["training"] == (
         "1,500 steps, 6 million tokens, 90 min on 2 CPU cores (x86_64, AVX2)"
     )
-    assert origin_of(finetune_document() | {"base_model": "tiny"})["base"] == "tiny"
+    assert describe_finetuning(finetune_document() | {"base_model": "tiny"})["base"] == "tiny"
 
 
-def test_of_many_files_the_first_are_named() -> None:
+def test_the_first_of_many_files_are_named() -> None:
     file = finetune_document()["data"]["files"][0]
-    found = origin_of(finetune_document(data__files=[file] * 20) | {"base_model": None})
+    found = describe_finetuning(finetune_document(data__files=[file] * 20) | {"base_model": None})
     assert len(found["files"]) == MAX_FILES_SHOWN + 1
     assert found["files"][-1] == "12 more"

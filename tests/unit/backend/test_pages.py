@@ -13,10 +13,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from tests.unit.backend.stub_services import as_services
 from textmill.backend.errors import register_errors
-from textmill.backend.pages.views import pages, render_error
-from textmill.backend.request_models import parse_job_request, parse_run_request
-from textmill.backend.serializers import strategy_document
+from textmill.backend.pages import pages
+from textmill.backend.pages.responses import render_error
+from textmill.backend.request_models import parse_job_request
+from textmill.backend.run_requests import parse_run_request
+from textmill.backend.serializers import strategy_views
 from textmill.core.errors import Conflict, NotFound, QueueFull, RateLimited, StorageUnavailable
 from textmill.core.strategies import STRATEGIES
 
@@ -80,9 +83,6 @@ class StubServices:
             raise NotFound("Nothing is stored under that id.")
         return self.jobs[job_id]
 
-    def list_strategies(self) -> list[dict[str, Any]]:
-        return [strategy_document(spec) for spec in STRATEGIES]
-
     def list_models(self) -> list[dict[str, Any]]:
         self._read()
         common = {"context_length": 128, "loaded_by": 1}
@@ -135,7 +135,7 @@ def services() -> StubServices:
 def client(services: StubServices) -> FlaskClient:
     web = Path(__file__).parents[3] / "web"
     app = Flask("pages", static_folder=web / "static", template_folder=web / "templates")
-    app.extensions["textmill"] = services
+    app.extensions["textmill"] = as_services(services)
     app.register_blueprint(pages)
     register_errors(app, render_error)
     return app.test_client()
@@ -158,7 +158,7 @@ def send(client: FlaskClient, **changes: Any) -> TestResponse:
 
 
 class Policy(HTMLParser):
-    """Collects what a strict content security policy would block, and ids used twice."""
+    """Collects what a strict content security policy would block, and duplicate ids."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class Policy(HTMLParser):
 @pytest.mark.parametrize(
     "address", ["/", f"/?prompt={quote(NASTY)}", "/?from=j1", "/jobs/j1", "/jobs/queued", "/nope"]
 )
-def test_nothing_that_the_policy_blocks_and_no_dangling_reference(
+def test_a_page_has_nothing_that_the_policy_blocks_and_no_dangling_reference(
     client: FlaskClient, address: str
 ) -> None:
     page = client.get(address).text
@@ -279,7 +279,7 @@ def test_one_strategy_on_two_models_is_a_run(client: FlaskClient, services: Stub
     assert [v["model"] for v in services.submitted[0]["variants"]] == ["tiny", "other"]
 
 
-def test_models_are_ticked_where_there_are_several_and_chosen_where_there_is_one(
+def test_several_models_are_checkboxes_and_a_single_one_is_a_radio_button(
     client: FlaskClient, services: StubServices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = client.get("/").text
@@ -294,7 +294,7 @@ def test_models_are_ticked_where_there_are_several_and_chosen_where_there_is_one
     ]
 
 
-def test_a_refused_form_keeps_every_model_and_says_how_many_texts_it_asks_for(
+def test_a_rejected_form_keeps_every_model_and_the_number_of_texts(
     client: FlaskClient,
 ) -> None:
     page = send(
@@ -304,7 +304,7 @@ def test_a_refused_form_keeps_every_model_and_says_how_many_texts_it_asks_for(
     assert "Generate 8" in page  # greedy once a model, top-k three times
 
 
-def test_a_fault_of_one_variant_stands_beside_its_strategy(client: FlaskClient) -> None:
+def test_an_error_of_one_variant_is_shown_at_its_strategy(client: FlaskClient) -> None:
     changes = {"top_k.top_k": "0", "model": ["", "tiny", "other"]}
     answer = send(client, strategy=["greedy", "top_k"], **changes)
     assert answer.status_code == 422
@@ -312,21 +312,21 @@ def test_a_fault_of_one_variant_stands_beside_its_strategy(client: FlaskClient) 
     assert 'id="error-strategy"' not in answer.text
 
 
-def test_more_columns_than_a_run_has_are_refused_in_words(client: FlaskClient) -> None:
+def test_more_columns_than_a_run_can_have_are_rejected_with_a_message(client: FlaskClient) -> None:
     every = [spec.name for spec in STRATEGIES]
     answer = send(client, strategy=every, model=["", "tiny", "other", "third"])
     assert answer.status_code == 422
     assert "7 strategies on 3 models are 21 columns" in answer.text
 
 
-def test_a_form_without_a_field_for_models_means_the_default_one(
+def test_a_form_without_a_model_field_means_the_default_model(
     client: FlaskClient, services: StubServices
 ) -> None:
     client.post("/generate", data={"prompt": "Hello", "strategy": "greedy"})
     assert services.submitted[0]["model"] == "tiny"
 
 
-def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> None:
+def test_rejected_input_is_kept_and_every_bad_field_is_named(client: FlaskClient) -> None:
     answer = send(
         client,
         prompt="keep <me>",
@@ -369,7 +369,7 @@ def test_refused_input_keeps_all_and_names_every_field(client: FlaskClient) -> N
         ({"greedy.repetition_penalty": "0.5"}, "greedy.repetition_penalty"),
     ],
 )
-def test_a_bad_field_has_its_message_beside_it(
+def test_an_invalid_field_has_its_message_beside_it(
     client: FlaskClient, services: StubServices, changes: dict[str, Any], name: str
 ) -> None:
     answer = send(client, **changes)
@@ -385,7 +385,7 @@ def test_a_bad_field_has_its_message_beside_it(
         (RateLimited("You have enough waiting.", retry_after_seconds=12), 429),
     ],
 )
-def test_busy_says_when_to_come_back_and_keeps_the_prompt(
+def test_a_busy_server_says_when_to_try_again_and_keeps_the_prompt(
     client: FlaskClient, services: StubServices, refusal: Exception, status: int
 ) -> None:
     services.refusal = refusal
@@ -396,7 +396,7 @@ def test_busy_says_when_to_come_back_and_keeps_the_prompt(
     assert "kept text" in answer.text
 
 
-def test_the_prompt_is_kept_while_the_database_is_away(
+def test_the_prompt_is_kept_during_a_database_outage(
     client: FlaskClient, services: StubServices
 ) -> None:
     services.is_away = True
@@ -406,11 +406,11 @@ def test_the_prompt_is_kept_while_the_database_is_away(
     assert "kept text" in answer.text
     assert re.search(r'name="model" value="other"[^>]* checked', answer.text)
     assert re.findall(r'name="strategy" value="(\w+)" checked', answer.text) == ["top_k"]
-    assert "not loaded" not in answer.text  # nobody knows
+    assert "not loaded" not in answer.text  # it is unknown
 
 
 @pytest.mark.parametrize("address", ["/", "/jobs/j1"])
-def test_a_page_without_its_database_says_when_to_come_back(
+def test_a_page_without_its_database_says_when_to_try_again(
     client: FlaskClient, services: StubServices, address: str
 ) -> None:
     services.is_away = True
@@ -419,17 +419,17 @@ def test_a_page_without_its_database_says_when_to_come_back(
     assert answer.headers["Retry-After"] == "2"
     assert "The database is away." in answer.text
     assert "about 2 s" in answer.text
-    assert "Try again" in answer.text
+    assert ">Try again</a>" in answer.text
 
 
-def test_again_on_a_full_queue_says_when_to_come_back(
+def test_repeating_a_job_on_a_full_queue_says_when_to_try_again(
     client: FlaskClient, services: StubServices
 ) -> None:
     services.refusal = QueueFull("The queue is full.", retry_after_seconds=12)
     answer = client.post("/jobs/j1/again")
     assert answer.status_code == 503
     assert "about 12 s" in answer.text
-    assert "Try again" not in answer.text  # a link cannot repeat a form
+    assert ">Try again</a>" not in answer.text  # a link cannot repeat a form
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_page_gives_the_browser_its_owner_cookie(client: FlaskClient) -> None:
     assert "Set-Cookie" not in client.get("/").headers
 
 
-def test_no_worker_is_said(client: FlaskClient, services: StubServices) -> None:
+def test_a_page_says_that_no_worker_is_running(client: FlaskClient, services: StubServices) -> None:
     hidden = re.compile(r'id="no-worker" hidden')
     assert hidden.search(client.get("/").text)
     assert hidden.search(client.get("/jobs/queued").text)
@@ -479,12 +479,12 @@ def test_a_job_page_refreshes_without_javascript_until_the_end(client: FlaskClie
     assert refresh not in client.get("/jobs/j1").text
 
 
-def test_a_queued_job_says_its_place(client: FlaskClient) -> None:
+def test_a_queued_job_shows_its_position(client: FlaskClient) -> None:
     page = client.get("/jobs/queued").text
     assert "Number 3 in the queue; about 4 s" in page
 
 
-def test_a_text_that_is_being_written_says_how_far_and_how_fast(
+def test_a_running_job_shows_its_progress_and_rate(
     client: FlaskClient, services: StubServices
 ) -> None:
     began = datetime.now(UTC) - timedelta(seconds=10)
@@ -504,7 +504,7 @@ def test_a_text_that_is_being_written_says_how_far_and_how_fast(
         ("succeeded", 2, False),
     ],
 )
-def test_a_text_that_starts_again_says_so(
+def test_a_restarted_job_says_so(
     client: FlaskClient, services: StubServices, status: str, attempt: int, is_told: bool
 ) -> None:
     services.jobs["odd"] = job("odd", status, attempt=attempt)
@@ -512,11 +512,11 @@ def test_a_text_that_starts_again_says_so(
     assert ('id="restarted" role="status" hidden' not in page) == is_told
 
 
-def test_the_common_settings_are_said_in_the_words_of_the_strategies(
-    client: FlaskClient, services: StubServices
+def test_every_parameter_has_the_title_and_description_of_the_strategies(
+    client: FlaskClient,
 ) -> None:
     page = html.unescape(client.get("/").text)
-    for strategy in services.list_strategies():
+    for strategy in strategy_views():
         for parameter in strategy["parameters"]:
             assert parameter["title"] in page
             assert parameter["description"] in page
@@ -535,11 +535,13 @@ def test_the_form_starts_from_a_job(client: FlaskClient) -> None:
     assert "not stored any more" in gone.text
 
 
-def test_a_reload_of_a_refused_form_finds_the_form(client: FlaskClient) -> None:
+def test_reloading_a_rejected_form_shows_the_form(client: FlaskClient) -> None:
     assert client.get("/generate").location == "/"
 
 
-def test_again_makes_the_same_with_a_new_seed(client: FlaskClient, services: StubServices) -> None:
+def test_run_again_repeats_the_job_with_a_new_seed(
+    client: FlaskClient, services: StubServices
+) -> None:
     answer = client.post("/jobs/j1/again")
     assert (answer.status_code, answer.location) == (303, "/jobs/new")
     [made] = services.submitted
@@ -548,7 +550,7 @@ def test_again_makes_the_same_with_a_new_seed(client: FlaskClient, services: Stu
     assert made["top_k"] == 10
 
 
-def test_cancel_and_delete_lead_on(client: FlaskClient, services: StubServices) -> None:
+def test_cancel_and_delete_redirect(client: FlaskClient, services: StubServices) -> None:
     assert client.post("/jobs/queued/cancel").location == "/jobs/queued"
     assert client.post("/jobs/j1/cancel").location == "/jobs/j1"  # it ended first: no error
     assert client.post("/jobs/j1/delete").location == "/history"

@@ -1,4 +1,4 @@
-"""Query strings: one parser, and nothing but plain bounded values out of it."""
+"""Query strings: the parser returns plain bounded values alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def refused(given: object, readers: object, **options: bool) -> set[str]:
 
 
 def unless_refused(name: str, text: str) -> Filters:
-    """The filters, or none where the value is refused with its name."""
+    """Return the filters, or ``None`` if the value is rejected by name."""
     try:
         return parse_filters({name: text})
     except ValidationFailed as failed:
@@ -37,14 +37,14 @@ def unless_refused(name: str, text: str) -> Filters:
 
 
 @pytest.mark.parametrize("text", [*NO_NUMBERS, "0", "201"])
-def test_what_is_no_plain_whole_number_in_bounds_is_refused(text: str) -> None:
+def test_anything_but_a_plain_whole_number_in_bounds_is_rejected(text: str) -> None:
     assert refused({"limit": text}, {"limit": whole(1, 200)}) == {"limit"}
 
 
 @pytest.mark.parametrize(
     "text", [text for text in NO_NUMBERS if text != "1.0"] + ["30.1", ".5", "5.", "1.5e0", "-0"]
 )
-def test_what_is_no_plain_decimal_in_bounds_is_refused(text: str) -> None:
+def test_anything_but_a_plain_decimal_in_bounds_is_rejected(text: str) -> None:
     assert refused({"wait": text}, {"wait": decimal(0, 30, "seconds")}) == {"wait"}
 
 
@@ -54,7 +54,7 @@ def test_numbers_in_bounds_are_read() -> None:
     assert parse_query({"n": "999999999", "x": "29.25"}, readers) == {"n": 999_999_999, "x": 29.25}
 
 
-def test_names_that_come_twice_or_do_not_exist_are_refused_with_the_bad_values() -> None:
+def test_duplicate_and_unknown_names_are_rejected_with_the_bad_values() -> None:
     given = MultiDict([("limit", "1"), ("limit", "2"), ("x", "1"), ("y", "x"), ("z", "3")])
     readers = {"limit": whole(1, 9), "y": whole(1, 9), "z": whole(1, 9)}
     assert refused(given, readers) == {"limit", "x", "y"}
@@ -62,13 +62,13 @@ def test_names_that_come_twice_or_do_not_exist_are_refused_with_the_bad_values()
 
 
 @given(st.text(max_size=30))
-def test_whatever_a_limit_is_it_is_bounded_or_refused(text: str) -> None:
+def test_any_limit_is_within_bounds_or_rejected(text: str) -> None:
     filters = unless_refused("limit", text)
     assert filters.limit is None or 1 <= filters.limit <= MAX_LIMIT
 
 
 @given(st.sampled_from(["cursor", "since", "until", "q", "model", "run_id"]), st.text(max_size=60))
-def test_whatever_a_filter_is_it_fits_the_database_or_is_refused(name: str, text: str) -> None:
+def test_any_filter_can_be_stored_or_is_rejected(name: str, text: str) -> None:
     filters = unless_refused(name, text)
     for number in (filters.before_number, filters.since, filters.until):
         assert number is None or -(2**63) <= number < 2**63

@@ -1,4 +1,4 @@
-"""Requests: what is taken, what is refused, and that nothing else can happen."""
+"""Validation of requests: every payload is either accepted or rejected by named fields."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from textmill.backend.request_models import (
     JOB_REQUESTS,
-    MAX_JOBS_PER_RUN,
-    MAX_SAMPLES,
-    MAX_VARIANTS,
     ModelLimits,
     RequestContext,
     parse_job_request,
+)
+from textmill.backend.run_requests import (
+    MAX_JOBS_PER_RUN,
+    MAX_SAMPLES,
+    MAX_VARIANTS,
     parse_run_request,
 )
 from textmill.core.errors import ValidationFailed
@@ -32,7 +34,7 @@ from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
 
 class Words:
-    """Takes words for tokens, and counts how often it was asked."""
+    """Counts words as tokens, and counts its calls."""
 
     def __init__(self, fault: TokenizerFault | None = None) -> None:
         self.num_asked = 0
@@ -102,7 +104,7 @@ def resolved(payload: dict[str, Any], context: RequestContext | None = None) -> 
 @example({"prompt": "a", "a\0b": 1, "strategy": "\ud800"})
 @example({"prompt": "a", "strategy": {}})
 @example({"prompt": "a", "seed": 1e308})
-def test_any_payload_is_taken_or_refused_by_named_fields(payload: object) -> None:
+def test_any_payload_is_accepted_or_rejected_by_named_fields(payload: object) -> None:
     for context in (None, CONTEXT):
         try:
             parse_job_request(payload, context)
@@ -130,7 +132,7 @@ def test_any_payload_is_taken_or_refused_by_named_fields(payload: object) -> Non
 @example({"prompt": "a", "variants": [{"samples": 1e400}]})
 @example({"prompt": "a", "variants": [{"samples": math.nan, "prompt": 1}]})
 @example({"prompt": "a", "variants": {"0": {}}})
-def test_any_run_is_taken_or_refused_by_named_fields(payload: object) -> None:
+def test_any_run_is_accepted_or_rejected_by_named_fields(payload: object) -> None:
     for context in (None, CONTEXT):
         try:
             planned = parse_run_request(payload, context)
@@ -193,7 +195,7 @@ BOUNDED = [(spec.name, p) for spec in STRATEGIES for p in spec.parameters]
 
 
 @pytest.mark.parametrize(("strategy", "parameter"), BOUNDED, ids=lambda v: getattr(v, "name", v))
-def test_every_parameter_is_taken_to_its_bounds_and_not_beyond(
+def test_every_parameter_is_accepted_up_to_its_bounds(
     strategy: str, parameter: ParameterSpec
 ) -> None:
     def body(value: object) -> dict[str, object]:
@@ -215,7 +217,7 @@ def test_every_parameter_is_taken_to_its_bounds_and_not_beyond(
 
 
 @pytest.mark.parametrize("strategy", [spec.name for spec in STRATEGIES])
-def test_a_parameter_of_another_strategy_is_refused(strategy: str) -> None:
+def test_a_parameter_of_another_strategy_is_rejected(strategy: str) -> None:
     own = STRATEGIES_BY_NAME[strategy].parameter_names
     others = {p.name: p.default for spec in STRATEGIES for p in spec.parameters} | {"nonsense": 1}
     for name in others.keys() - own:
@@ -247,7 +249,7 @@ def test_json_has_one_kind_of_number(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [64.5, "64", True, math.nan, math.inf, [64], 0, -1])
-def test_what_is_no_length_is_refused(value: object) -> None:
+def test_an_invalid_length_is_rejected(value: object) -> None:
     assert fields_of({"prompt": "a", "max_new_tokens": value}) == ["max_new_tokens"]
 
 
@@ -257,11 +259,11 @@ def test_a_seed_is_kept(seed: float) -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 0.5, True, "7", 1e300])
-def test_what_is_no_seed_is_refused(seed: object) -> None:
+def test_an_invalid_seed_is_rejected(seed: object) -> None:
     assert fields_of({"prompt": "a", "seed": seed}) == ["seed"]
 
 
-def test_a_seed_is_drawn_when_absent_or_null() -> None:
+def test_a_random_seed_replaces_an_absent_or_null_one() -> None:
     drawn = {resolved({"prompt": "a", "seed": None})["seed"] for _ in range(8)}
     assert len(drawn) == 8  # of 2^63: a repetition has a chance below 1e-17
 
@@ -269,7 +271,7 @@ def test_a_seed_is_drawn_when_absent_or_null() -> None:
 @pytest.mark.parametrize(
     "prompt", ["", "  \n\t ", "\u00a0\u2003", "a\0b", "\ud800", "a\udfff", 1, None, ["a"], {}]
 )
-def test_what_is_no_prompt_is_refused(prompt: object) -> None:
+def test_an_invalid_prompt_is_rejected(prompt: object) -> None:
     assert fields_of({"prompt": prompt}) == ["prompt"]
 
 
@@ -307,11 +309,11 @@ def test_the_models_limits_hold() -> None:
     assert "32" in caught.value.errors[0].message
 
 
-def test_a_default_that_a_small_model_cannot_hold_is_lowered() -> None:
+def test_a_default_beyond_the_limits_of_a_small_model_is_lowered() -> None:
     assert resolved({"prompt": "a"}, CONTEXT)["max_new_tokens"] == 32
 
 
-def test_a_model_that_nobody_has_loaded_yet_sets_no_limits() -> None:
+def test_a_model_that_is_not_loaded_sets_no_limits() -> None:
     body = {"prompt": "w " * 100, "model": "unloaded", "max_new_tokens": 100_000}
     assert resolved(body, CONTEXT)["max_new_tokens"] == 100_000
     top_k = body | {"strategy": "top_k", "top_k": 10**6}
@@ -324,7 +326,7 @@ OPTIONAL = sorted({*FIELDS} - {"prompt"})
 
 
 @pytest.mark.parametrize("strategy", SERVED)
-def test_null_means_not_given_in_every_optional_field(strategy: str) -> None:
+def test_null_means_omitted_in_every_optional_field(strategy: str) -> None:
     body = {"prompt": "a", "strategy": strategy, "seed": 1}
     nulls = {name: None for name in OPTIONAL if name not in body}
     assert resolved(body | nulls) == resolved(body)
@@ -332,7 +334,7 @@ def test_null_means_not_given_in_every_optional_field(strategy: str) -> None:
     assert (every.strategy, every.model, every.trace) == ("greedy", "small", False)
 
 
-def test_null_means_not_given_in_runs_and_variants() -> None:
+def test_null_means_omitted_in_runs_and_variants() -> None:
     nulls = dict.fromkeys([*OPTIONAL, "samples"])
     common = dict.fromkeys(("model", "max_new_tokens", "seed", "stop", "trace", "samples"))
     (plan,) = parse_run_request({"prompt": "a", "variants": [nulls], **common}, CONTEXT)
@@ -345,7 +347,7 @@ def test_null_means_not_given_in_runs_and_variants() -> None:
     assert [p.parameters["stop"] for p in planned] == [["x"], ["x"]]
 
 
-def test_null_stays_refused_where_a_value_is_needed_and_where_there_is_no_field() -> None:
+def test_null_is_rejected_for_required_and_unknown_fields() -> None:
     assert fields_of({"prompt": None}) == ["prompt"]
     assert fields_of({"prompt": "a", "nonsense": None}) == ["nonsense"]
     assert fields_of({"prompt": "a", "stop": [None]}) == ["stop.0"]
@@ -362,7 +364,7 @@ def run_fields(payload: object) -> list[str]:
     return [error.field for error in caught.value.errors]
 
 
-def test_a_run_lays_out_variants_then_samples_with_seeds_in_a_row() -> None:
+def test_a_run_is_ordered_by_variant_then_sample_with_consecutive_seeds() -> None:
     planned = parse_run_request(
         {
             "prompt": "a",
@@ -385,16 +387,14 @@ def test_a_run_lays_out_variants_then_samples_with_seeds_in_a_row() -> None:
     [(2**53 - 1, [2**53 - 1, 0, 1]), (2**53 - 2, [2**53 - 2, 2**53 - 1, 0]),
      (2**53, [2**53, 2**53 + 1, 2**53 + 2]), (MAX_SEED - 1, [MAX_SEED - 1, MAX_SEED, 0])],
 )  # fmt: skip
-def test_the_seeds_of_samples_stay_where_javascript_can_hold_them(
-    seed: int, seeds: list[int]
-) -> None:
+def test_the_seeds_of_samples_stay_exact_in_javascript(seed: int, seeds: list[int]) -> None:
     planned = parse_run_request(
         {"prompt": "a", "seed": seed, "samples": 3, "variants": [{"strategy": "sampling"}]}, CONTEXT
     )
     assert [p.parameters["seed"] for p in planned] == seeds
 
 
-def test_drawn_seeds_are_exact_in_javascript_and_larger_ones_are_taken(
+def test_random_seeds_are_exact_in_javascript_and_larger_ones_are_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bounds: list[int] = []
@@ -406,7 +406,7 @@ def test_drawn_seeds_are_exact_in_javascript_and_larger_ones_are_taken(
     assert resolved({"prompt": "a", "seed": MAX_SEED})["seed"] == MAX_SEED
 
 
-def test_samples_without_a_seed_have_seeds_of_their_own() -> None:
+def test_samples_without_a_seed_get_different_seeds() -> None:
     planned = parse_run_request(
         {"prompt": "a", "variants": [{"strategy": "sampling", "samples": 16}]}, CONTEXT
     )
@@ -424,12 +424,12 @@ def test_samples_without_a_seed_have_seeds_of_their_own() -> None:
         {"strategy": "top_k", "top_k": 1.0},
     ],
 )
-def test_what_the_seed_cannot_change_is_written_once(variant: dict[str, Any]) -> None:
+def test_a_deterministic_variant_has_one_sample(variant: dict[str, Any]) -> None:
     planned = parse_run_request({"prompt": "a", "samples": 4, "variants": [variant]}, CONTEXT)
     assert len(planned) == 1
 
 
-def test_a_variant_takes_from_the_run_what_it_leaves_out() -> None:
+def test_a_variant_inherits_omitted_fields_from_the_run() -> None:
     (plan,) = parse_run_request(
         {
             "prompt": "a",
@@ -471,7 +471,7 @@ def test_variants_may_differ_by_model() -> None:
             {"prompt": "a", "variants": [{"strategy": "top_k", "top_k": 0}, {"stop": [""]}]},
             ["variants.0.top_k", "variants.1.stop.0"],
         ),
-        # What the run got wrong for all is named once, where it stands.
+        # An error in a field of the run is reported once, at the run.
         ({"prompt": "a", "variants": [{}, {}], "seed": -1}, ["seed"]),
         ({"prompt": " ", "variants": [{}, {}]}, ["prompt"]),
         ({"prompt": "a", "model": "other", "variants": [{}, {}]}, ["model"]),
@@ -494,7 +494,7 @@ def test_a_bad_run_names_the_variant_and_the_field(payload: object, fields: list
     assert run_fields(payload) == fields
 
 
-def test_a_prompt_that_is_too_long_by_its_length_is_refused_without_being_cut() -> None:
+def test_a_prompt_that_is_obviously_too_long_is_rejected_without_tokenizing() -> None:
     words = Words()
     context = RequestContext("small", {"small": ModelLimits(32, 50, words)})
     with pytest.raises(ValidationFailed) as caught:
@@ -504,7 +504,7 @@ def test_a_prompt_that_is_too_long_by_its_length_is_refused_without_being_cut() 
     assert words.num_asked == 0
 
 
-def test_a_prompt_that_the_tokenizer_cannot_read_is_refused_for_the_prompt() -> None:
+def test_a_prompt_that_the_tokenizer_cannot_process_is_an_error_of_the_prompt() -> None:
     words = Words(TokenizerFault("The model's tokenizer cannot read this text: why."))
     context = RequestContext("small", {"small": ModelLimits(32, 50, words)})
     with pytest.raises(ValidationFailed) as caught:

@@ -22,7 +22,7 @@ from textmill.core.settings import Settings
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1_000, resource.RLIM_INFINITY, False),
     ],
 )
-def test_open_files_are_raised_as_far_as_they_may(
+def test_the_limit_of_open_files_is_raised_as_far_as_possible(
     monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, wanted: int, after: int, is_warned: bool
 ) -> None:
     limits = [soft, hard]
@@ -34,24 +34,24 @@ def test_open_files_are_raised_as_far_as_they_may(
     assert [line["event"] for line in logs] == ["open_files_limited"] * is_warned
 
 
-def test_no_visitor_may_hold_more_than_all_together() -> None:
+def test_the_limit_per_visitor_is_at_most_the_total() -> None:
     limits = limits_of(Settings.from_environment({"TEXTMILL_MAX_STREAMS": "10"}))
     assert (limits.max_held, limits.max_held_per_visitor) == (10, 10)
     assert limits.max_connections > limits.max_connections_per_visitor > 10
 
 
-def test_one_address_may_hold_two_thousand_by_default() -> None:
+def test_one_address_may_open_two_thousand_streams_by_default() -> None:
     limits = limits_of(Settings.from_environment({}))
     assert limits.max_held_per_visitor >= 2_000
     assert limits.max_connections_per_visitor > limits.max_held_per_visitor
 
 
-def test_an_allowance_counts_each_visitor_and_all() -> None:
+def test_an_allowance_counts_per_visitor_and_in_total() -> None:
     allowance = Allowance(total=3, per_visitor=2)
-    assert [allowance.take("a") for _ in range(3)] == [True, True, False]
-    assert [allowance.take("b") for _ in range(2)] == [True, False]
-    allowance.give_back("a")
-    assert allowance.take("b")
+    assert [allowance.acquire("a") for _ in range(3)] == [True, True, False]
+    assert [allowance.acquire("b") for _ in range(2)] == [True, False]
+    allowance.release("a")
+    assert allowance.acquire("b")
     assert allowance.num_open == 3
 
 

@@ -10,7 +10,7 @@ for (const node of document.querySelectorAll(".js-copy")) {
     try {
       await navigator.clipboard.writeText(code.textContent ?? "");
     } catch {
-      // No clipboard on plain http: mark the text, and copy what is marked.
+      // Plain HTTP has no clipboard API: select the text and copy the selection.
       getSelection()?.selectAllChildren(code);
       document.execCommand("copy");
     }

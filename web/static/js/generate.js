@@ -1,19 +1,22 @@
 // @ts-check
-// The generate form, made live. Without this file it works all the same.
+// Makes the generate form live. The form also works without this script.
+
+import { queueEstimate } from "./phrases.js";
+import { numTexts } from "./variants.js";
 
 const form = /** @type {HTMLFormElement} */ (document.getElementById("generate"));
 const prompt = /** @type {HTMLTextAreaElement} */ (document.getElementById("prompt"));
 const samples = /** @type {HTMLInputElement} */ (document.getElementById("samples"));
 const submit = /** @type {HTMLButtonElement} */ (document.getElementById("submit"));
 const counter = /** @type {HTMLElement} */ (document.getElementById("token-count"));
-const DRAFT = `textmill.draft${location.search}`; // one for each address that fills the form
+const DRAFT = `textmill.draft${location.search}`; // a link with another prompt has another draft
 
 /** @param {() => void} action */
 const quietly = (action) => {
   try {
     action();
   } catch {
-    // Storage is refused or full: nothing depends on it.
+    // Storage is blocked or full; nothing depends on it.
   }
 };
 
@@ -28,22 +31,17 @@ const ticked = (name) =>
   /** @type {HTMLInputElement[]} */ ([...form.querySelectorAll(`input[name="${name}"]:checked`)]);
 
 const showCount = () => {
-  const each = Math.max(1, Math.trunc(Number(samples.value)) || 1);
-  let total = 0;
-  for (const { value: name } of ticked("strategy")) {
-    const once =
-      name === "greedy" ||
-      name === "beam" ||
-      numberOf(`${name}.temperature`) === 0 ||
-      numberOf(`${name}.top_k`) === 1;
-    total += once ? 1 : each;
-  }
-  total *= ticked("model").length;
+  const variants = ticked("strategy").map(({ value: strategy }) => ({
+    strategy,
+    temperature: numberOf(`${strategy}.temperature`),
+    topK: numberOf(`${strategy}.top_k`),
+  }));
+  const total = numTexts(variants, ticked("model").length, samples.value);
   const label = document.getElementById("submit-label");
   if (label) label.textContent = total ? `Generate ${total}` : "Generate";
 };
 
-// Sliders and their numbers.
+// Each slider and its number box.
 for (const slider of form.querySelectorAll("input[type=range][data-for]")) {
   const range = /** @type {HTMLInputElement} */ (slider);
   const box = document.getElementById(range.dataset.for ?? "");
@@ -60,7 +58,7 @@ for (const slider of form.querySelectorAll("input[type=range][data-for]")) {
 form.addEventListener("input", showCount);
 showCount();
 
-// Tokens, by the model's own tokenizer; of several models, for the one that has least room left.
+// The token count, by the model's tokenizer. With several models: of the one with the least room.
 /**
  * @param {HTMLInputElement} model
  * @param {AbortSignal} signal
@@ -110,8 +108,8 @@ form.addEventListener("change", (event) => {
   if (event.target instanceof HTMLInputElement && event.target.name === "model") countSoon();
 });
 
-// A prompt that was typed and not sent survives a reload.
-// A link that brings a prompt of its own wins over an old draft; a reload of its page does not.
+// A typed prompt that was not submitted survives a reload.
+// The prompt of a link replaces an old draft, but not when its page is reloaded.
 const visit = /** @type {PerformanceNavigationTiming | undefined} */ (
   performance.getEntriesByType("navigation")[0]
 );
@@ -125,7 +123,7 @@ prompt.addEventListener("input", () =>
 );
 countSoon();
 
-// Examples fill the form without losing its settings.
+// An example replaces the prompt and keeps the settings.
 for (const link of document.querySelectorAll("a[data-prompt]")) {
   link.addEventListener("click", (event) => {
     const click = /** @type {MouseEvent} */ (event);
@@ -137,7 +135,7 @@ for (const link of document.querySelectorAll("a[data-prompt]")) {
   });
 }
 
-// Sending, once.
+// The form is submitted once.
 document.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !submit.disabled) {
     event.preventDefault();
@@ -152,30 +150,19 @@ addEventListener("pageshow", () => (submit.disabled = false));
 
 (document.getElementById("summary") ?? document.getElementById("busy"))?.focus();
 
-// How many wait.
+// The estimated wait.
 const estimate = document.getElementById("estimate");
 const noWorker = document.getElementById("no-worker");
-const look = async () => {
+const refresh = async () => {
   if (document.hidden || !estimate || !noWorker) return;
   try {
     const answer = await fetch("/api/v1/queue");
     if (!answer.ok) return;
     const queue = await answer.json();
     noWorker.hidden = queue.workers.length > 0;
-    const { median_seconds: low, p90_seconds: high } = queue.waiting;
-    if (!queue.depth) {
-      estimate.textContent = queue.workers.length ? "Nobody is waiting" : "";
-    } else if (low === null || high === null) {
-      estimate.textContent = `${queue.depth} ahead`;
-    } else {
-      const from = Math.max(1, Math.floor(low));
-      const to = Math.max(1, Math.ceil(high));
-      estimate.textContent = `${queue.depth} ahead, about ${to > from ? `${from}–${to}` : from} s`;
-    }
+    estimate.textContent = queueEstimate(queue);
   } catch {
-    // The next look may do better.
+    // The next refresh may succeed.
   }
 };
-setInterval(look, 5000);
-
-export {};
+setInterval(refresh, 5000);

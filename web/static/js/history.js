@@ -1,5 +1,7 @@
 // @ts-check
-// Selecting in the history: how many, all at once, and a question before they are deleted.
+// Selection in the history: shows the count, selects all, and asks before deleting.
+
+import { LIMITS } from "./contract.js";
 
 const form = document.getElementById("selection");
 if (form instanceof HTMLFormElement) {
@@ -7,19 +9,18 @@ if (form instanceof HTMLFormElement) {
     (node) => /** @type {HTMLInputElement} */ (node),
   );
   const all = /** @type {HTMLInputElement} */ (document.getElementById("tick-all"));
-  const words = /** @type {HTMLElement} */ (document.getElementById("selected"));
+  const selected = /** @type {HTMLElement} */ (document.getElementById("selected"));
   const compare = /** @type {HTMLButtonElement} */ (document.getElementById("compare"));
   const remove = /** @type {HTMLButtonElement} */ (document.getElementById("delete"));
-  const hint = words.textContent;
-  const MAX_COMPARED = 12;
+  const hint = selected.textContent;
   const count = () => ticks.filter((tick) => tick.checked).length;
 
   const show = () => {
     const chosen = count();
     const text = chosen ? `${chosen} selected` : hint;
-    if (words.textContent !== text) words.textContent = text;
-    compare.disabled = chosen < 1 || chosen > MAX_COMPARED;
-    compare.title = chosen > MAX_COMPARED ? `At most ${MAX_COMPARED} can be compared` : "";
+    if (selected.textContent !== text) selected.textContent = text;
+    compare.disabled = chosen < 1 || chosen > LIMITS.maxCompared;
+    compare.title = chosen > LIMITS.maxCompared ? `At most ${LIMITS.maxCompared} jobs can be compared` : "";
     remove.disabled = !chosen;
     all.checked = chosen === ticks.length;
     all.indeterminate = chosen > 0 && chosen < ticks.length;
@@ -35,12 +36,12 @@ if (form instanceof HTMLFormElement) {
   form.addEventListener("submit", (event) => {
     if (event.submitter !== remove) return;
     const chosen = count();
-    const what = chosen === 1 ? "this text" : `these ${chosen} texts`;
+    const what = chosen === 1 ? "this job" : `these ${chosen} jobs`;
     if (!confirm(`Delete ${what}? This cannot be undone.`)) event.preventDefault();
   });
   addEventListener("pageshow", show);
   show();
 }
 
-// "/" on another page leads here with #q.
+// The shortcut "/" on another page leads here with #q.
 if (location.hash === "#q") document.getElementById("q")?.focus();

@@ -1,10 +1,13 @@
 // @ts-check
-// Refreshes the queue every few seconds while somebody looks.
+// Refreshes the queue page every few seconds while it is visible.
+
+import { LIMITS } from "./contract.js";
+import { ago, numSlotMarks, problemSentence, shortDuration, slotsLabel } from "./phrases.js";
 
 /**
  * @typedef {{id: string, models: string[], last_seen: string, slots: number, active: number,
  *   tokens_per_second: number}} Worker
- * @typedef {{kind: string, name: string, reason: string}} Problem
+ * @typedef {import("./phrases.js").Problem} Problem
  * @typedef {{depth: number, running: number, workers: Worker[], redis: string, problems: Problem[],
  *   throughput: {jobs_per_minute: number, tokens_per_second: number},
  *   waiting: {median_seconds: number | null, p90_seconds: number | null}}} Queue
@@ -12,7 +15,6 @@
 
 const EVERY_MS = 3000;
 const MAX_POINTS = 100;
-const MAX_MARKS = 64;
 const SVG = "http://www.w3.org/2000/svg";
 
 /** @param {string} id */
@@ -25,45 +27,27 @@ const setText = (node, value) => {
   if (node.textContent !== String(value)) node.textContent = String(value);
 };
 
-/** @param {number | null} value */
-const seconds = (value) => {
-  if (value === null) return "–";
-  if (value < 0.9995) return `${(value * 1000).toFixed(0)} ms`;
-  return value < 99.95 ? `${value.toFixed(1)} s` : `${(value / 60).toFixed(0)} min`;
-};
-
-/** @param {string} moment */
-const ago = (moment) => {
-  const passed = (Date.now() - Date.parse(moment)) / 1000;
-  /** @type {[number, string][]} */
-  const units = [[86400, "day"], [3600, "hour"], [60, "minute"], [1, "second"]];
-  for (const [size, word] of units) {
-    const count = Math.floor(passed / size);
-    if (passed >= 2 && count) return `${count} ${word}${count === 1 ? "" : "s"} ago`;
-  }
-  return "just now";
-};
-
 /** @param {HTMLElement} card @param {Worker} worker */
 const showWorker = (card, worker) => {
   card.dataset.worker = worker.id;
   setText(part(card, "id"), worker.id);
   const seen = part(card, "seen");
   seen.setAttribute("datetime", worker.last_seen);
-  setText(seen, ago(worker.last_seen));
-  const words = `${worker.active} of ${worker.slots} slots used`;
-  setText(part(card, "used"), words);
+  setText(seen, ago(worker.last_seen, Date.now()));
+  const used = slotsLabel(worker.active, worker.slots);
+  setText(part(card, "used"), used);
   setText(part(card, "rate"), worker.tokens_per_second.toFixed(1));
-  const marks = Math.min(worker.slots, MAX_MARKS);
+  const marks = numSlotMarks(worker.slots);
+  const { slotWidth } = LIMITS;
   const svg = part(card, "slots");
-  svg.setAttribute("aria-label", words);
-  svg.setAttribute("width", String(marks * 14));
-  svg.setAttribute("viewBox", `0 0 ${marks * 14 || 1} 14`);
+  svg.setAttribute("aria-label", used);
+  svg.setAttribute("width", String(marks * slotWidth));
+  svg.setAttribute("viewBox", `0 0 ${marks * slotWidth || 1} 14`);
   while (svg.childElementCount > marks) svg.lastElementChild?.remove();
   while (svg.childElementCount < marks) {
     const mark = document.createElementNS(SVG, "rect");
-    const place = { x: svg.childElementCount * 14 + 1, y: 1, width: 12, height: 12, rx: 3 };
-    for (const [name, value] of Object.entries(place)) mark.setAttribute(name, String(value));
+    const box = { x: svg.childElementCount * slotWidth + 1, y: 1, width: 12, height: 12, rx: 3 };
+    for (const [name, value] of Object.entries(box)) mark.setAttribute(name, String(value));
     svg.append(mark);
   }
   [...svg.children].forEach((mark, index) =>
@@ -107,7 +91,7 @@ const showWorkers = (workers) => {
   byId("workers-none").hidden = workers.length > 0;
   const slots = workers.reduce((sum, worker) => sum + worker.slots, 0);
   const active = workers.reduce((sum, worker) => sum + worker.active, 0);
-  setText(byId("slots-all"), slots ? `${active} of ${slots} slots used` : "");
+  setText(byId("slots-all"), slots ? slotsLabel(active, slots) : "");
 };
 
 /** @type {{depth: number, running: number}[]} */
@@ -127,20 +111,14 @@ const draw = (queue) => {
   setText(byId("chart-max"), `at most ${top}`);
 };
 
-/** @param {Problem} problem */
-const inWords = ({ kind, name, reason }) => {
-  if (kind === "model") return `The model ${name} is left out: ${reason}`;
-  return kind === "models_file" ? reason : `The process ${name} ${reason}`;
-};
-
 /** @param {Problem[]} problems */
 const showProblems = (problems) => {
   const list = /** @type {HTMLElement} */ (byId("problems").querySelector("ul"));
-  const words = problems.map(inWords);
+  const sentences = problems.map(problemSentence);
   const shown = Array.from(list.children, (item) => item.textContent);
-  if (words.join("\n") !== shown.join("\n")) {
+  if (sentences.join("\n") !== shown.join("\n")) {
     list.replaceChildren(
-      ...words.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
+      ...sentences.map((text) => Object.assign(document.createElement("li"), { textContent: text })),
     );
   }
   byId("problems").hidden = problems.length === 0;
@@ -152,8 +130,8 @@ const show = (queue) => {
   setText(byId("running"), queue.running);
   setText(byId("jobs-rate"), queue.throughput.jobs_per_minute.toFixed(1));
   setText(byId("tokens-rate"), queue.throughput.tokens_per_second.toFixed(1));
-  setText(byId("median"), seconds(queue.waiting.median_seconds));
-  setText(byId("p90"), seconds(queue.waiting.p90_seconds));
+  setText(byId("median"), shortDuration(queue.waiting.median_seconds));
+  setText(byId("p90"), shortDuration(queue.waiting.p90_seconds));
   byId("degraded").hidden = queue.redis === "ok";
   showProblems(queue.problems);
   showWorkers(queue.workers);
@@ -169,7 +147,7 @@ const refresh = async () => {
     show(await answer.json());
     setText(byId("state"), "");
   } catch {
-    setText(byId("state"), "No connection; these numbers are old.");
+    setText(byId("state"), "No connection. These numbers are out of date.");
   }
   later();
 };

@@ -1,5 +1,5 @@
 // @ts-check
-// Keyboard shortcuts of every page.
+// Keyboard shortcuts on every page.
 
 /** @param {EventTarget | null} target */
 const isTyping = (target) =>

@@ -1,5 +1,5 @@
 // @ts-check
-// In the head and no module: the theme stands before the first paint.
+// A classic script in the head: it sets the theme before the first paint.
 "use strict";
 (() => {
   const order = ["system", "light", "dark"];
@@ -9,7 +9,7 @@
   try {
     theme = localStorage.getItem("textmill.theme") ?? "system";
   } catch {
-    // Storage is refused: the system's theme it is.
+    // Storage is blocked; the theme is the system's.
   }
   if (!order.includes(theme)) theme = "system";
   root.dataset.theme = theme;
@@ -29,7 +29,7 @@
       try {
         localStorage.setItem("textmill.theme", theme);
       } catch {
-        // It lasts for this page only.
+        // Storage is blocked; the choice lasts for this page.
       }
       show();
     });

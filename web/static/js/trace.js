@@ -1,5 +1,7 @@
 // @ts-check
-// Why each token was chosen: the text as buttons, shaded and underlined by probability.
+// Shows a trace: each token is a button, shaded and underlined by its probability.
+
+import { isFinal } from "./phrases.js";
 
 /**
  * @typedef {{id: number, text: string, logprob: number, probability: number}} Alternative
@@ -10,7 +12,7 @@
 const section = /** @type {HTMLElement} */ (document.getElementById("trace"));
 const list = /** @type {HTMLElement} */ (document.getElementById("trace-tokens"));
 const panel = /** @type {HTMLElement} */ (document.getElementById("trace-panel"));
-/** Ends of the five shades: the model's own probability. */
+/** Lower bounds of the shades, as probabilities by the model; below the last one is the fifth. */
 const LEVELS = [0.8, 0.5, 0.2, 0.05];
 
 /** @param {string} tag @param {string} [text] @param {string} [className] */
@@ -25,14 +27,14 @@ const make = (tag, text = "", className = "") => {
 const percent = (share) =>
   share === 0 ? "0" : share < 0.001 ? "< 0.1 %" : `${(share * 100).toFixed(1)} %`;
 
-/** Spaces and ends of lines in sight. @param {string} text */
+/** Makes spaces and line breaks visible. @param {string} text */
 const visible = (text) => text.replace(/\n/g, "↵").replace(/\t/g, "⇥").replace(/^ | $/g, "␣") || "∅";
 
 /** @type {Record<string, number>} */
 const defaults = {};
 
 /**
- * What each strategy, with its own settings, would have kept.
+ * Which tokens each strategy, with its defaults, would have kept.
  * @param {Token} token
  */
 const wouldKeep = (token) => {
@@ -64,7 +66,7 @@ const wouldKeep = (token) => {
 /** @param {Token} token */
 const show = (token) => {
   const heading = make("h3");
-  // A token that adds nothing by itself, special or part of a character, is shown by its name.
+  // A special token or a part of a character has no text of its own, and is shown by its name.
   const name = token.alternatives.find((one) => one.id === token.id)?.text;
   heading.append(make("code", visible(token.text || name || "")));
   const facts = make(
@@ -77,8 +79,8 @@ const show = (token) => {
   kept.append(...wouldKeep(token).map((sentence) => make("li", sentence)));
   const table = make("table", "", "table");
   const head = make("tr");
-  for (const [words, kind] of [["Token", ""], ["Model", "number"], ["After the cut", "number"]]) {
-    const cell = make("th", words, kind);
+  for (const [label, kind] of [["Token", ""], ["Model", "number"], ["After the cut", "number"]]) {
+    const cell = make("th", label, kind);
     cell.setAttribute("scope", "col");
     head.append(cell);
   }
@@ -103,7 +105,7 @@ const show = (token) => {
   const wrap = make("div", "", "table-wrap");
   wrap.tabIndex = 0;
   wrap.setAttribute("role", "region");
-  wrap.setAttribute("aria-label", "The likeliest tokens");
+  wrap.setAttribute("aria-label", "The most likely tokens");
   wrap.append(table);
   panel.replaceChildren(heading, facts, kept, wrap);
 };
@@ -126,9 +128,9 @@ const draw = (tokens) => {
   const select = (index, focus) => {
     const token = tokens[index];
     if (!token) return;
-    buttons.forEach((button, place) => {
-      button.setAttribute("aria-pressed", String(place === index));
-      button.tabIndex = place === index ? 0 : -1;
+    buttons.forEach((button, other) => {
+      button.setAttribute("aria-pressed", String(other === index));
+      button.tabIndex = other === index ? 0 : -1;
     });
     if (focus) buttons[index]?.focus();
     show(token);
@@ -171,15 +173,10 @@ const load = async () => {
     const { tokens } = await trace.json();
     if (tokens.length) draw(tokens);
   } catch {
-    // The text stands without it; the link to the trace's JSON stays.
+    // The page is complete without it, and links to the trace as JSON.
   }
 };
 
 const job = document.getElementById("job");
-if (["queued", "running"].includes(job?.dataset.status ?? "")) {
-  addEventListener("textmill:done", load, { once: true });
-} else {
-  load();
-}
-
-export {};
+if (isFinal(job?.dataset.status ?? "")) load();
+else addEventListener("textmill:done", load, { once: true });
