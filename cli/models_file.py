@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from textmill.core.catalog.models_file import (
     read_catalog,
 )
 from textmill.core.errors import SettingsError
+from textmill.core.file_lock import file_lock
 from textmill.core.settings import Settings
 
 
@@ -79,7 +78,8 @@ def put_model(settings: Settings, entry: ModelEntry, *, makes_default: bool) -> 
     try:
         if settings.models_path is None:
             prepare_home(settings.home)
-        with _locked(target):
+        real = Path(os.path.realpath(target))
+        with file_lock(real.with_name(f".{real.name}.lock")):
             path = models_file(settings)
             served = read_catalog(path)
             was_there = entry.name in served.names
@@ -155,15 +155,6 @@ def _spaced(text: str) -> str:
     """An empty line before the last table, as people write it."""
     head, mark, last = text.rpartition("[[models]]")
     return head.rstrip("\n") + "\n\n" + mark + last if mark and head.strip() else text
-
-
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One writer at a time; the kernel lets go when the process dies."""
-    real = Path(os.path.realpath(target))
-    with real.with_name(f".{real.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _replace(target: Path, text: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from textmill.cli.exits import EXIT_CONFIGURATION, CommandFailed
+from textmill.core.file_lock import file_lock
 
 _LOCK_NAME = "up.lock"
 
@@ -42,12 +42,12 @@ def lock_home(home: Path) -> Iterator[None]:
     Raises:
         CommandFailed: another ``up`` holds it.
     """
-    with (home / _LOCK_NAME).open("a+") as file:
+    path = home / _LOCK_NAME
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context(file_lock(path, is_blocking=False))
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
+            holder = path.read_text(encoding="utf-8").strip()
             raise CommandFailed(
                 f"Textmill already runs in {home}"
                 + (f" (process {holder})" if holder else "")

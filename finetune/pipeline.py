@@ -5,13 +5,12 @@ What is done is kept in the state folder, so that the same command goes on after
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
 
 from textmill.core.catalog.models_file import ModelSpec, load_catalog
+from textmill.core.file_lock import file_lock
 from textmill.core.settings import Settings
 from textmill.engine.models.loading import load
 from textmill.finetune.base_model import BaseModel, find_base
@@ -124,9 +124,9 @@ def _sole_worker(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(file_lock(folder / _LOCK, is_blocking=False))
         except BlockingIOError:
             raise TrainingError(
                 "Another process runs this very fine-tuning; wait for it, or give this one another"
