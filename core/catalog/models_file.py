@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmill.core.catalog.sources import parse_source
 from textmill.core.errors import SettingsError
 from textmill.core.settings import Settings
 
@@ -186,15 +187,10 @@ def _text(entry: dict[str, object], key: str, where: str, default: str | None = 
     return value
 
 
-def _resolved(source: str, folder: Path) -> str:
-    """Paths in a models file are relative to that file; a Hub id or a package stays as it is."""
-    if source.startswith("package:"):
-        return source
-    path = Path(source).expanduser()
-    is_path = path.is_absolute() or source.startswith((".", "~")) or source.endswith(".gguf")
-    if is_path or (folder / path).exists():
-        return str((folder / path).absolute())
-    return source
+def _resolved(text: str, folder: Path) -> str:
+    """The source with its path, if it is one, made absolute."""
+    source = parse_source(text, folder)
+    return str(Path(source.value).absolute()) if source.kind == "path" else text
 
 
 def _check_together(models: tuple[ModelSpec, ...], path: Path) -> None:
