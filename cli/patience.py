@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from textmill.cli.client import Refused, Unreachable
+from textmill.cli.server_errors import Refused, Unreachable
 
 PATIENCE_SECONDS = 30.0  # `up` stops and starts everything within this time
 _FIRST_PAUSE_SECONDS = 0.2

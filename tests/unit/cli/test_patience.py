@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from textmill.cli.client import Refused, Unreachable
 from textmill.cli.patience import Patience
+from textmill.cli.server_errors import Refused, Unreachable
 
 
 class Time:
