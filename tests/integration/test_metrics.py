@@ -6,7 +6,6 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,9 +178,11 @@ def test_every_promised_metric_of_web_moves(
     assert types == wanted
     worker.stop()
     seen.append(scrape()[1])
-    away = create_app(replace(settings, redis_url="redis://127.0.0.1:1/0"))
+    away = create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
     seen.append(read(away.test_client().get("/metrics").text)[1])
-    empty = create_app(replace(settings, database_url=f"sqlite:///{tmp_path}/empty.db"))
+    empty = create_app(
+        settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/empty.db"})
+    )
     seen.append(read(empty.test_client().get("/metrics").text)[1])
     for used in (app, away, empty):
         used.extensions["textmill"].store.engine.dispose()
