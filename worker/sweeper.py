@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from textmill.core.jobs.leases import HeldLease
 from textmill.core.jobs.store import JobStore
-from textmill.core.jobs.sweeping import HeldLease
 from textmill.core.workers import forget, unseen_workers
 from textmill.worker.awake_clock import AwakeClock
 from textmill.worker.intervals import Intervals
