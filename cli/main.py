@@ -97,11 +97,11 @@ def migrate() -> None:
 @click.argument("pid", type=int)
 @click.argument("reason")
 @click.argument("seconds", type=float)
-def bury(name: str, pid: int, reason: str, seconds: float) -> None:
-    """Take back the jobs of a worker process that has ended; `up` runs this."""
-    from textmill.cli.bury import run_bury
+def recover_worker(name: str, pid: int, reason: str, seconds: float) -> None:
+    """Return the jobs of a worker process that has ended to the queue; `up` runs this."""
+    from textmill.cli.recover_worker import run_recover_worker
 
-    run_bury(_private_settings(), name, pid, reason, seconds)
+    run_recover_worker(_private_settings(), name, pid, reason, seconds)
 
 
 @textmill.command()

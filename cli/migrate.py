@@ -89,7 +89,7 @@ class _Patience:
 
 def _migrate(settings: Settings, on_wait: Callable[[], None]) -> None:
     from textmill.core.database.connections import make_engine
-    from textmill.core.dead_workers import bury_all
+    from textmill.core.dead_workers import recover_all_workers
     from textmill.core.jobs.store import JobStore
     from textmill.core.workers import forget_dead, worker_host
     from textmill.migrations.upgrade import upgrade
@@ -97,7 +97,7 @@ def _migrate(settings: Settings, on_wait: Callable[[], None]) -> None:
     upgrade(settings.database_url, on_wait=on_wait)
     engine = make_engine(settings.database_url, pool_size=1)
     try:
-        bury_all(JobStore(engine), settings.home, f"start:{worker_host()}")
+        recover_all_workers(JobStore(engine), settings.home, f"start:{worker_host()}")
         forget_dead(engine, worker_host())
     finally:
         engine.dispose()

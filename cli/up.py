@@ -78,7 +78,7 @@ class _Planner:
             preparations=(self._textmill("migrate", "migrate"),),
             services=(self._textmill("web", "web"), *self._workers()),
             readiness=self._readiness,
-            after_end=self._bury,
+            after_end=self._recover_worker,
             inputs=self._inputs,
             ready_line=f"Textmill is ready: {url_of(settings.host, settings.port)}",
         )
@@ -104,11 +104,11 @@ class _Planner:
             workers.append(self._textmill(f"{_WORKER}{index + 1}", "worker", extra, "TERM"))
         return workers
 
-    def _bury(self, end: End) -> ChildSpec | None:
+    def _recover_worker(self, end: End) -> ChildSpec | None:
         """A worker's jobs go back to the queue at once; web holds nothing."""
         if not end.spec.name.startswith(_WORKER):
             return None
-        spec = self._textmill("recovery", "bury", death_signal="KILL")
+        spec = self._textmill("recovery", "recover-worker", death_signal="KILL")
         arguments = (end.spec.name, str(end.pid), end.reason, f"{end.pause_seconds:g}")
         return replace(spec, command=(*spec.command, "--", *arguments))
 

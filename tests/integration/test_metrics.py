@@ -19,8 +19,9 @@ from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.problems import Subject, report
 from textmill.core.settings import Settings
 from textmill.engine.requests import DecodingParameters, GenerationRequest
-from textmill.worker.app import WorkerProcess, load_models
-from textmill.worker.termination import Termination
+from textmill.worker.model_loading import load_models
+from textmill.worker.process import WorkerProcess
+from textmill.worker.stop_signal import StopSignal
 
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 WAIT_SECONDS = 60.0
@@ -77,7 +78,7 @@ def settings(database_url: str, redis_server: RedisServer, tmp_path: Path) -> Se
 
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerProcess]:
-    process = WorkerProcess(settings, load_models(settings), Termination())
+    process = WorkerProcess(settings, load_models(settings), StopSignal())
     process.start()
     yield process
     process.stop()
