@@ -64,7 +64,7 @@ def generate(prompt: str, url: str | None, as_json: bool, retry_for: float, **fi
     from textmill.cli.job_output import JobOutput, follow
 
     client = Client(url or _configured_url())
-    patience = Patience(retry_for, tell=_show_failure)
+    patience = Patience(retry_for, notify=_show_failure)
     request = {name: value for name, value in fields.items() if value not in (None, ())}
     request["prompt"] = sys.stdin.read() if prompt == "-" else prompt
     key = str(uuid.uuid4())  # a submission repeated after a lost answer is stored once
