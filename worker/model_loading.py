@@ -30,7 +30,7 @@ def load_models(settings: Settings) -> ModelWatch:
     try:
         catalog = LiveCatalog(settings, settings.serve)
     except SettingsError as error:
-        board.tell("models_file", MODELS_FILE, str(error))
+        board.report("models_file", MODELS_FILE, str(error))
         board.send()
         raise
     watch = _watch(settings, catalog, board)
@@ -49,7 +49,7 @@ def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> Mod
     trials = Trials(cache_dir, settings.kernel_dir, memory_dir, num_slots, report)
 
     def current() -> Catalog:
-        board.tell("models_file", MODELS_FILE, catalog.problem)
+        board.report("models_file", MODELS_FILE, catalog.problem)
         return catalog.current
 
     def load_one(spec: ModelSpec) -> LoadedModel:

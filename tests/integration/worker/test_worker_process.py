@@ -263,7 +263,7 @@ _END_SESSIONS = """
 def _hold_until_a_write_was_refused(process: WorkerProcess) -> None:
     pause = threading.Event()
     for _ in range(int(PATIENCE_SECONDS * 100) * 4):
-        if process.runner._unwritten:
+        if process.runner._results.is_waiting:
             return
         pause.wait(0.01)
     raise AssertionError("the worker never noticed that it could not write")
