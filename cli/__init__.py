@@ -1,4 +1,4 @@
 """The ``textmill`` command.
 
-Imports core alone at the top of its modules; the rest inside the command that needs it.
+At module level it imports core only; everything else is imported inside the command that needs it.
 """

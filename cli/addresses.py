@@ -1,4 +1,4 @@
-"""Addresses as people and sockets write them."""
+"""Conversions between host names, socket addresses and URLs."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not 
 
 
 def reachable_host(host: str) -> str:
-    """Where a client on this machine finds a server that listens on ``host``."""
+    """The host under which this machine reaches a server that listens on ``host``."""
     return _ANY.get(host, host)
 
 
 def url_of(host: str, port: int) -> str:
-    """The address of the web process, as it is printed."""
+    """The URL of the web process."""
     return f"http://{bracketed(host)}:{port}"
 
 
 def bracketed(host: str) -> str:
-    """``host`` as it stands in an address: IPv6 in brackets."""
+    """``host`` as it is written in a URL: IPv6 addresses in brackets."""
     return f"[{host}]" if ":" in host else host

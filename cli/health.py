@@ -1,7 +1,7 @@
 """``python -m textmill.cli.health URL``: status 0 when the URL answers 200.
 
-The health check of the containers. Standard library only, so that a check every few seconds costs
-next to nothing.
+The health check of the containers. It uses the standard library only, so that a check every few
+seconds costs almost nothing (httpx2 alone takes 60 ms to import).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The ``textmill`` command: reads the settings once, then runs one of its commands.
 
-Everything heavy is imported inside the command that needs it.
+Each command imports what it needs itself, so that the others start quickly.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from textmill.core.settings import Settings
 
 
 class _Commands(click.Group):
-    """The edge where errors made on purpose become a sentence and an exit status."""
+    """The edge where the product's own errors become a message and an exit status."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SettingsError as error:
-            _refuse(ctx, str(error), EXIT_CONFIGURATION)
+            _fail(ctx, str(error), EXIT_CONFIGURATION)
         except CommandFailed as error:
-            _refuse(ctx, str(error), error.exit_status)
+            _fail(ctx, str(error), error.exit_status)
         except TextmillError as error:
-            _refuse(ctx, str(error), EXIT_FAILED)
+            _fail(ctx, str(error), EXIT_FAILED)
 
 
-def _refuse(ctx: click.Context, message: str, status: int) -> NoReturn:
+def _fail(ctx: click.Context, message: str, status: int) -> NoReturn:
     click.echo(f"textmill: {printable(message)}", err=True)
     ctx.exit(status)
 
@@ -45,13 +45,13 @@ def _refuse(ctx: click.Context, message: str, status: int) -> NoReturn:
 def textmill() -> None:
     """Serve a small language model: asynchronous jobs, stored texts, decoding strategies.
 
-    Settings come from the environment; their names start with TEXTMILL_.
+    Settings are environment variables whose names start with TEXTMILL_.
     """
 
 
 @textmill.command()
 def up() -> None:
-    """Run web, workers and a private Redis in the foreground."""
+    """Run the web process, the workers and a private Redis in the foreground."""
     from textmill.cli.up import run_up
 
     run_up(_private_settings(), os.environ)
@@ -59,22 +59,23 @@ def up() -> None:
 
 @textmill.command()
 def web() -> None:
-    """Run the web process alone."""
+    """Run only the web process."""
     from textmill.cli.web import serve
     from textmill.core.catalog.live import LiveCatalog
 
     settings = _private_settings()
-    LiveCatalog(settings)  # refused before the imports, which take a second
+    LiveCatalog(settings)  # a bad models file is reported before the imports, which take a second
     serve(settings)
 
 
 @textmill.command()
 def worker() -> None:
-    """Run one worker process alone."""
-    settings = _private_settings()  # before the imports: a bad setting need not wait for PyTorch
-    # PyTorch's idle threads must not spin on the cores that the kernels' threads compute on.
+    """Run only one worker process."""
+    settings = _private_settings()  # a bad setting is reported before PyTorch is imported
+    # PyTorch's idle threads must not spin on the cores that the kernels' threads use.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # On Intel's processors PyTorch's products would add in another order for other numbers of rows.
+    # On Intel's processors PyTorch's products would otherwise sum in an order that depends on the
+    # number of rows.
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
     from textmill.worker.app import main as run_worker
@@ -84,7 +85,7 @@ def worker() -> None:
 
 @textmill.command()
 def migrate() -> None:
-    """Bring the database to the newest schema; waits while another program locks it."""
+    """Upgrade the database to the current schema; waits while another program locks it."""
     from textmill.cli.migrate import run_migrate
 
     settings = _private_settings()
@@ -97,16 +98,16 @@ def migrate() -> None:
 @click.argument("pid", type=int)
 @click.argument("reason")
 @click.argument("seconds", type=float)
-def bury(name: str, pid: int, reason: str, seconds: float) -> None:
-    """Take back the jobs of a worker process that has ended; `up` runs this."""
-    from textmill.cli.bury import run_bury
+def recover_worker(name: str, pid: int, reason: str, seconds: float) -> None:
+    """Return the jobs of a worker process that has ended to the queue; `up` runs this."""
+    from textmill.cli.recover_worker import run_recover_worker
 
-    run_bury(_private_settings(), name, pid, reason, seconds)
+    run_recover_worker(_private_settings(), name, pid, reason, seconds)
 
 
 @textmill.command()
 def doctor() -> None:
-    """Check this machine and its settings, and say how to mend what is wrong."""
+    """Check this machine and its settings, and say how to fix problems."""
     from textmill.cli.doctor import Verdict, examine
 
     _quiet_logs()
@@ -123,8 +124,8 @@ def doctor() -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def finetune(arguments: tuple[str, ...]) -> NoReturn:
-    """Fine-tune a model on a dataset, measure the gain, and leave a folder to serve."""
-    # In place of this process, which would only wait.
+    """Fine-tune a model on a dataset, evaluate it, and write a folder that can be served."""
+    # Replaces this process, which would only wait.
     os.execv(sys.executable, [sys.executable, "-P", "-m", "textmill.finetune", *arguments])  # noqa: S606 - ourselves
 
 
@@ -137,7 +138,7 @@ def _settings() -> Settings:
 
 
 def _quiet_logs() -> None:
-    """For commands that say themselves what they meet; an unconfigured log is standard output."""
+    """Disable the log of a command that prints its own report; it would go to standard output."""
     import structlog
 
     before = structlog.get_config()
@@ -146,7 +147,7 @@ def _quiet_logs() -> None:
 
 
 def _private_settings() -> Settings:
-    """The settings of a command that writes into the state folder; it is private from then on."""
+    """Read the settings and make the state folder private, for commands that write to it."""
     settings = _settings()
     for problem in keep_private(settings.home, settings.sqlite_file):
         click.echo(f"textmill: {problem}", err=True)

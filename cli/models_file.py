@@ -1,17 +1,15 @@
-"""Writes a model into the models file, for good or not at all, keeping what people wrote there.
+"""Writes a model into the models file, atomically, and keeps its comments and layout.
 
-The file is edited as text with its comments, checked by the code that serves from it, and put in
-its place whole: a worker never reads half of it. Knows nothing of what lies in a model's folder.
+The edited text is checked by the code that reads the file for serving, then replaces the file as a
+whole, so that a worker never reads half of it. Knows nothing of the contents of a model's folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import enum
-import fcntl
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,16 +28,17 @@ from textmill.core.catalog.models_file import (
     read_catalog,
 )
 from textmill.core.errors import SettingsError
+from textmill.core.file_lock import file_lock
 from textmill.core.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A model as it is to stand in the file; what is ``None`` stays as it is there.
+    """The entry of a model; ``dtype`` and ``description`` keep their current values if ``None``.
 
     Attributes:
         source: a Hub id, ``package:NAME``, or an absolute path.
-        adapter: absolute; ``None`` is for none.
+        adapter: an absolute path; ``None`` if the model has no adapter.
     """
 
     name: str
@@ -50,7 +49,7 @@ class ModelEntry:
 
 
 class Outcome(enum.Enum):
-    """What became of the file."""
+    """How the file changed."""
 
     ADDED = "Added"
     REPLACED = "Replaced"
@@ -59,7 +58,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What was done, and how the file reads now."""
+    """How the file changed, and its present catalogue."""
 
     path: Path
     outcome: Outcome
@@ -67,19 +66,20 @@ class Registration:
 
 
 def put_model(settings: Settings, entry: ModelEntry, *, makes_default: bool) -> Registration:
-    """Write a model into the file that is served from.
+    """Write a model into the models file.
 
-    Where the packaged file is served, the state folder gets one of its own that begins with it.
+    If the packaged file is in use, the state folder gets a copy of it with the model.
 
     Raises:
-        SettingsError: the file is wrong already, or would be with this model; nothing was changed.
-        CommandFailed: it cannot be written.
+        SettingsError: the file is invalid, or would be with this model; nothing was changed.
+        CommandFailed: the file cannot be written.
     """
     target = settings.models_path or settings.home / OWN_FILE
     try:
         if settings.models_path is None:
             prepare_home(settings.home)
-        with _locked(target):
+        real = Path(os.path.realpath(target))
+        with file_lock(real.with_name(f".{real.name}.lock")):
             path = models_file(settings)
             served = read_catalog(path)
             was_there = entry.name in served.names
@@ -96,7 +96,7 @@ def put_model(settings: Settings, entry: ModelEntry, *, makes_default: bool) -> 
 
 
 def _moved(text: str, catalog: Catalog) -> str:
-    """The packaged file for another folder: what is relative in it would mean something else."""
+    """The packaged file for another folder, with its relative paths made absolute."""
     document = tomlkit.parse(text)
     tables: Any = document["models"]
     for table, spec in zip(tables, catalog, strict=True):
@@ -143,7 +143,7 @@ def _fill(table: Any, entry: ModelEntry, folder: Path) -> None:
 
 
 def _written(source: str, folder: Path) -> str:
-    """A path below the file's folder is written so that both can be moved together."""
+    """The source as it is written: relative if inside the file's folder, so that both can move."""
     path = Path(source)
     if not path.is_absolute() or not path.is_relative_to(folder):
         return source
@@ -152,45 +152,36 @@ def _written(source: str, folder: Path) -> str:
 
 
 def _spaced(text: str) -> str:
-    """An empty line before the last table, as people write it."""
+    """The text with an empty line before its last table."""
     head, mark, last = text.rpartition("[[models]]")
     return head.rstrip("\n") + "\n\n" + mark + last if mark and head.strip() else text
 
 
-@contextlib.contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """One writer at a time; the kernel lets go when the process dies."""
-    real = Path(os.path.realpath(target))
-    with real.with_name(f".{real.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _replace(target: Path, text: str) -> None:
-    """Write beside the file, read that back, and let it take the file's place at one stroke."""
-    real = Path(os.path.realpath(target))  # a link stays one
+    """Write a temporary file, read it back, and rename it over the target."""
+    real = Path(os.path.realpath(target))  # a link is kept
     part = real.with_name(f".{real.name}.{os.getpid()}.part")
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
-            _take_rights(descriptor, real)
+            _copy_rights(descriptor, real)
             file.write(text)
             file.flush()
             os.fsync(descriptor)
         if parse_catalog(part.read_text(encoding="utf-8"), target) != parse_catalog(text, target):
-            raise SettingsError(f"{part} does not read as it was written; is the disk full?")
+            raise SettingsError(f"{part} does not contain what was written; is the disk full?")
         part.replace(real)
     finally:
         part.unlink(missing_ok=True)
     folder = os.open(real.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name too must outlive a loss of power
+        os.fsync(folder)  # so that the name survives a loss of power
     finally:
         os.close(folder)
 
 
-def _take_rights(descriptor: int, old: Path) -> None:
-    """Whoever could read the file can read the new one."""
+def _copy_rights(descriptor: int, old: Path) -> None:
+    """Give the new file the mode and owner of the old one."""
     with contextlib.suppress(FileNotFoundError):
         found = old.stat()
         os.fchmod(descriptor, stat.S_IMODE(found.st_mode))

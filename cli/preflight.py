@@ -1,57 +1,57 @@
-"""What ``up`` checks before it starts anything: the state folder and the port."""
+"""Checks that ``up`` makes before it starts anything: the state folder and the port."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from textmill.cli.exits import EXIT_CONFIGURATION, CommandFailed
+from textmill.core.file_lock import file_lock
 
 _LOCK_NAME = "up.lock"
 
 
 def prepare_home(home: Path) -> None:
-    """Make the state folder and see that it can be written.
+    """Create the state folder and check that it is writable.
 
     Raises:
-        CommandFailed: it cannot.
+        CommandFailed: it is not.
     """
     try:
         for folder in (home, home / "logs"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # texts are private
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # prompts and texts are private
         probe = home / f".write-test-{os.getpid()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
         raise CommandFailed(
             f"The state folder {home} cannot be written ({error.strerror}); "
-            "mend its rights or set TEXTMILL_HOME to another folder.",
+            "change its permissions or set TEXTMILL_HOME to another folder.",
             EXIT_CONFIGURATION,
         ) from None
 
 
 @contextlib.contextmanager
 def lock_home(home: Path) -> Iterator[None]:
-    """Hold the state folder for this process; the kernel lets go when the process dies.
+    """Lock the state folder for this process.
 
     Raises:
-        CommandFailed: another ``up`` holds it.
+        CommandFailed: another ``up`` holds the lock.
     """
-    with (home / _LOCK_NAME).open("a+") as file:
+    path = home / _LOCK_NAME
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = stack.enter_context(file_lock(path, is_blocking=False))
         except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
+            holder = path.read_text(encoding="utf-8").strip()
             raise CommandFailed(
-                f"Textmill already runs in {home}"
+                f"Textmill is already running in {home}"
                 + (f" (process {holder})" if holder else "")
-                + "; stop that one first or set TEXTMILL_HOME to another folder."
+                + "; stop it first or set TEXTMILL_HOME to another folder."
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))
@@ -60,10 +60,10 @@ def lock_home(home: Path) -> Iterator[None]:
 
 
 def check_port(host: str, port: int) -> None:
-    """See that the web process will be able to listen.
+    """Check that the web process will be able to listen.
 
     Raises:
-        CommandFailed: it will not.
+        CommandFailed: the address or the port cannot be used.
     """
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -71,7 +71,7 @@ def check_port(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except socket.gaierror:
-        raise CommandFailed(f"TEXTMILL_HOST is {host!r}, which names no address.") from None
+        raise CommandFailed(f"TEXTMILL_HOST is {host!r}, which has no address.") from None
     except OSError as error:
         raise CommandFailed(port_sentence(host, port, error)) from None
 
@@ -80,9 +80,9 @@ def port_sentence(host: str, port: int, error: OSError) -> str:
     """Why the web process cannot listen, and what to do about it."""
     if error.errno == errno.EADDRINUSE:
         return (
-            f"Port {port} on {host} is taken; stop what listens there or set TEXTMILL_PORT "
+            f"Port {port} on {host} is in use; stop the program that uses it or set TEXTMILL_PORT "
             "to another number."
         )
     if error.errno == errno.EACCES:
-        return f"Port {port} needs more rights than this user has; set TEXTMILL_PORT above 1023."
+        return f"This user may not listen on port {port}; set TEXTMILL_PORT above 1023."
     return f"Textmill cannot listen on {host}:{port}: {error.strerror}."

@@ -1,8 +1,8 @@
-"""Keeps the state folder private: prompts, texts and the password of Redis are in it.
+"""Keeps the state folder private: it contains prompts, texts and the password of Redis.
 
-What this process makes is readable by its user alone. What an earlier release, a copy or another
-umask left readable by others is mended, where it is one of the product's own files and belongs to
-this user; everything else is left as it is, and told.
+Files that this process creates are readable by its user only. Files that an earlier release, a copy
+or another umask left readable by others are corrected if they are the product's own and belong to
+this user; others are reported and left unchanged.
 """
 
 from __future__ import annotations
@@ -19,27 +19,29 @@ _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 
 def keep_private(home: Path, database: Path | None) -> list[str]:
-    """Make what is and what comes private.
+    """Make existing and future files private.
 
     Args:
-        home: the state folder; it need not exist yet.
-        database: the SQLite file; ``None`` on PostgreSQL. Mended only inside the state folder:
-            elsewhere its rights are its owner's business.
+        home: the state folder; it may be missing.
+        database: the SQLite file; ``None`` on PostgreSQL. Corrected only inside the state folder:
+            elsewhere its owner decides on its permissions.
 
     Returns:
-        A sentence for each thing that others can read and that could not be mended.
+        A sentence for each file that others can read and that could not be corrected.
     """
     os.umask(_OTHERS)
-    return [problem for path in _ours(home, database) if (problem := _mend(path)) is not None]
+    return [
+        problem for path in _ours(home, database) if (problem := _make_private(path)) is not None
+    ]
 
 
 def exposed(home: Path, database: Path | None) -> list[Path]:
-    """What of the state others can read; changes nothing."""
+    """The files of the state that others can read; changes nothing."""
     return [path for path in _ours(home, database) if _is_exposed(path)]
 
 
 def _ours(home: Path, database: Path | None) -> Iterator[Path]:
-    """The product's own files, those of others' folders left out."""
+    """The product's own files; the state folder itself only if it contains nothing else."""
     if not home.is_dir():
         return
     files = [home / name for name in _FILES]
@@ -56,7 +58,7 @@ def _ours(home: Path, database: Path | None) -> Iterator[Path]:
         if not folder.is_dir() or folder.is_symlink():
             continue
         yield folder
-        # Nobody else can reach what is below a private folder; but logs are copied about.
+        # The contents of a private folder are unreachable; but logs get copied to other places.
         if name in ("logs", "redis"):
             yield from (entry for entry in _entries(folder) if entry.is_file())
 
@@ -75,7 +77,7 @@ def _is_exposed(path: Path) -> bool:
         return False
 
 
-def _mend(path: Path) -> str | None:
+def _make_private(path: Path) -> str | None:
     if not _is_exposed(path):
         return None
     try:

@@ -1,6 +1,7 @@
-"""How the supervisor sees that something is up: one look each, answered in words.
+"""Probes of the supervisor: whether a server is ready.
 
-A probe gives ``None`` when what it looks at is ready, else a short sentence on what is missing.
+A probe returns ``None`` if the server is ready, else a phrase that says why not. It uses asyncio
+alone: the supervisor probes every 100 ms from its start on, and needs no HTTP library otherwise.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-_LOOK_SECONDS = 3.0
+_PROBE_SECONDS = 3.0
 _ANSWER_BYTES = 4096
 
 
 async def probe_http(host: str, port: int, path: str) -> str | None:
-    """Look whether ``GET path`` answers 200."""
+    """Check that ``GET path`` answers 200."""
     request = f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n"
     answer = await _exchange(host, port, request.encode())
     if answer is None:
@@ -26,7 +27,7 @@ async def probe_http(host: str, port: int, path: str) -> str | None:
 
 
 async def probe_redis(host: str, port: int, password: str) -> str | None:
-    """Look whether a Redis server takes the password and answers a ping."""
+    """Check that a Redis server accepts the password and answers a ping."""
     request = f"AUTH {password}\r\nPING\r\nQUIT\r\n"
     answer = await _exchange(host, port, request.encode())
     if answer is None:
@@ -35,10 +36,10 @@ async def probe_redis(host: str, port: int, password: str) -> str | None:
 
 
 async def _exchange(host: str, port: int, request: bytes) -> bytes | None:
-    """Send a request and read to the end of the answer; ``None`` where nobody answers."""
+    """Send a request and read the whole answer; ``None`` if there is none."""
     writer: asyncio.StreamWriter | None = None
     try:
-        async with asyncio.timeout(_LOOK_SECONDS):
+        async with asyncio.timeout(_PROBE_SECONDS):
             reader, writer = await asyncio.open_connection(host, port)
             writer.write(request)
             answer = b""

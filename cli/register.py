@@ -1,15 +1,13 @@
-"""``textmill register``: a model's folder becomes a model that is served.
+"""``textmill register``: adds a model's folder to the models that are served.
 
-Looks at what the folder is (a PEFT adapter, or a whole model) and what it stands on; writing the
-models file is ``cli.models_file``.
+Finds out whether the folder contains a PEFT adapter or a whole model, and the adapter's base;
+``cli.models_file`` writes the models file.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import click
 from textmill.cli.exits import CommandFailed
 from textmill.cli.terminal import printable
 from textmill.core.catalog.models_file import DTYPES, FINETUNE_FILE, Catalog, load_catalog
+from textmill.core.catalog.sources import parse_source
 from textmill.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,16 +26,17 @@ if TYPE_CHECKING:
 _ADAPTER_FILE = "adapter_config.json"
 _MODEL_FILE = "config.json"
 _WEIGHTS = ("*.safetensors", "*.bin")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--name", help="What requests call it; by itself what finetune.json says.")
-@click.option("--description", help="One line for visitors; by itself what finetune.json says.")
-@click.option("--default", "makes_default", is_flag=True, help="Requests without a model get it.")
-@click.option("--source", help="What an adapter stands on: a model's name, a folder, a Hub id.")
-@click.option("--dtype", type=click.Choice(DTYPES), help="What it is computed in; auto by itself.")
+@click.option("--name", help="The name in requests.  [default: the name in finetune.json]")
+@click.option("--description", help="One line for visitors.  [default: the one in finetune.json]")
+@click.option(
+    "--default", "makes_default", is_flag=True, help="Use it for requests without a model."
+)
+@click.option("--source", help="Base of an adapter: a model's name, a folder or a Hub id.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Number format; auto by default.")
 def register(
     folder: Path,
     name: str | None,
@@ -47,9 +47,9 @@ def register(
 ) -> None:
     """Serve the model in FOLDER, beside the others, without a restart.
 
-    FOLDER is what `textmill finetune` leaves, any PEFT adapter, or any folder that save_pretrained
-    wrote. It stays where it is. A model of the same name is replaced; of its entry in the models
-    file what is not said anew stays.
+    FOLDER is the output of `textmill finetune`, any PEFT adapter, or any folder written by
+    save_pretrained. It is not copied or moved. A model of the same name is replaced; options you
+    omit keep their current values in the models file.
     """
     from textmill.cli.models_file import ModelEntry, put_model
 
@@ -58,7 +58,7 @@ def register(
     catalog = load_catalog(settings)
     chosen = name or found.name
     if chosen is None:
-        raise CommandFailed(f"{found.folder} has no {FINETUNE_FILE} that names it: say --name.")
+        raise CommandFailed(f"{found.folder} has no {FINETUNE_FILE} with a name; use --name.")
     place = str(found.folder)
     if not found.is_adapter and source is not None:
         raise CommandFailed(f"{found.folder} is a whole model; --source is for adapters.")
@@ -76,12 +76,12 @@ def register(
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """What a folder holds.
+    """The model that a folder contains.
 
     Attributes:
-        folder: absolute; a link in it stays one.
+        folder: an absolute path; links are not resolved.
         is_adapter: whether it needs a base.
-        bases: what it may stand on, in its own words; the likeliest first.
+        bases: the bases that its files name, the likeliest first.
     """
 
     folder: Path
@@ -92,26 +92,26 @@ class FoundModel:
 
 
 def look_into(folder: Path) -> FoundModel:
-    """See what a folder is.
+    """Find out which model a folder contains.
 
     Raises:
-        CommandFailed: it holds no model.
+        CommandFailed: it contains none.
     """
     folder = Path(os.path.abspath(folder.expanduser()))
     if not folder.is_dir():
         raise CommandFailed(f"There is no folder {folder}.")
     if not str(folder).isprintable():
-        raise CommandFailed(f"The path {str(folder)!r} cannot be written into a file; rename it.")
+        raise CommandFailed(f"The path {str(folder)!r} contains unprintable characters; rename it.")
     said = _json(folder / FINETUNE_FILE) if (folder / FINETUNE_FILE).is_file() else {}
     is_adapter = (folder / _ADAPTER_FILE).is_file() and said.get("method") != "full"
     if not is_adapter and not (folder / _MODEL_FILE).is_file():
         raise CommandFailed(
-            f"{folder} holds no model: it has neither {_ADAPTER_FILE}, as a PEFT adapter has, nor"
-            f" {_MODEL_FILE}, as save_pretrained writes it."
+            f"{folder} contains no model: it has neither the {_ADAPTER_FILE} of a PEFT adapter nor"
+            f" the {_MODEL_FILE} that save_pretrained writes."
         )
     config = _json(folder / (_ADAPTER_FILE if is_adapter else _MODEL_FILE))
     if not any(path for pattern in _WEIGHTS for path in folder.glob(pattern)):
-        raise CommandFailed(f"{folder} holds no weights (.safetensors or .bin); copy it again.")
+        raise CommandFailed(f"{folder} contains no weights (.safetensors or .bin); copy it again.")
     bases = (said.get("base"), config.get("base_model_name_or_path") if is_adapter else None)
     return FoundModel(
         folder=folder,
@@ -123,15 +123,15 @@ def look_into(folder: Path) -> FoundModel:
 
 
 def base_of(found: FoundModel, asked: str | None, catalog: Catalog) -> str:
-    """What an adapter stands on, as the models file has it.
+    """The base of an adapter, in the form of the models file.
 
     Args:
         found: the adapter.
         asked: ``--source``.
-        catalog: the models that are known by name.
+        catalog: the models that can be named.
 
     Raises:
-        CommandFailed: there is nothing of that name, or none is named.
+        CommandFailed: the base does not exist, or none is named.
     """
     if asked is not None:
         return resolve(asked, catalog)
@@ -142,15 +142,15 @@ def base_of(found: FoundModel, asked: str | None, catalog: Catalog) -> str:
         except CommandFailed as error:
             failure = failure or error
     if failure is None:
-        raise CommandFailed(f"{found.folder} does not say what it stands on: say --source.")
-    raise CommandFailed(f"What {found.folder} stands on is not here; say --source. {failure}")
+        raise CommandFailed(f"{found.folder} does not name its base; use --source.")
+    raise CommandFailed(f"The base of {found.folder} was not found; use --source. {failure}")
 
 
 def resolve(source: str, catalog: Catalog) -> str:
-    """A source as the models file takes it; paths become absolute.
+    """A source in the form of the models file, with an absolute path.
 
     Raises:
-        CommandFailed: it cannot be one.
+        CommandFailed: there is no such model.
     """
     known = next((spec for spec in catalog if spec.name == source), None)
     if known is not None:
@@ -159,35 +159,33 @@ def resolve(source: str, catalog: Catalog) -> str:
                 f"The model {source} is itself an adapter on {known.source}; name that instead."
             )
         return known.source
-    if source.startswith("package:"):
-        module = source.removeprefix("package:").replace("-", "_")
-        if not module.isidentifier() or importlib.util.find_spec(module) is None:
+    parsed = parse_source(source)
+    if parsed.kind == "package":
+        if parsed.package_spec() is None:
             raise CommandFailed(f"{source} names a Python package that is not installed.")
         return source
     path = Path(os.path.abspath(Path(source).expanduser()))
     if (path.is_file() and path.suffix == ".gguf") or (path / _MODEL_FILE).is_file():
         return str(path)
     if path.exists():
-        raise CommandFailed(f"{path} holds no model: it has no {_MODEL_FILE}.")
-    is_path = source.startswith(("/", ".", "~")) or source.endswith(".gguf")
-    if is_path or not _HUB_ID.fullmatch(source):
+        raise CommandFailed(f"{path} contains no model: it has no {_MODEL_FILE}.")
+    if not parsed.is_hub_id:
         raise CommandFailed(f"There is no model at {source}.")
     return source
 
 
 def _report(entry: ModelEntry, done: Registration, settings: Settings) -> list[str]:
-    """What was done, and what happens next."""
+    """The lines that say what was done and what happens next."""
     kind = entry.source if entry.adapter is None else f"{entry.adapter} on {entry.source}"
     is_default = done.catalog.default.name == entry.name
     lines = [f"{done.outcome.value}: {entry.name}, {kind}", f"Models file: {done.path}"]
     if is_default:
-        lines.append("Requests that name no model get it.")
+        lines.append("Requests without a model use it.")
     if settings.serve and entry.name not in settings.serve:
-        lines.append("TEXTMILL_SERVE leaves it out here: only workers that name it load it.")
-    base = entry.source
-    if not base.startswith("package:") and not Path(base).is_absolute():
-        lines.append(f"{base} is no folder here: a worker fetches it from the model Hub.")
-    lines.append("A running Textmill takes it up within seconds; nothing has to be restarted.")
+        lines.append("TEXTMILL_SERVE does not contain it here: only workers that name it load it.")
+    if parse_source(entry.source).kind == "hub":
+        lines.append(f"{entry.source} is not a folder here; a worker downloads it from the Hub.")
+    lines.append("A running Textmill serves it within seconds, without a restart.")
     return lines
 
 
@@ -197,10 +195,10 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CommandFailed(f"{path} cannot be read as JSON: {error}.") from error
     if not isinstance(document, dict):
-        raise CommandFailed(f"{path} holds no JSON object.")
+        raise CommandFailed(f"{path} does not contain a JSON object.")
     return document
 
 
 def _text(value: object) -> str | None:
-    """Text that says something; whatever else is there says nothing."""
+    """The value as one line of text; ``None`` if it is empty or not text."""
     return " ".join(value.split()) or None if isinstance(value, str) else None

@@ -1,10 +1,10 @@
-"""The supervisor behind ``up``: starts the children, restarts those that die, ends all in order.
+"""The supervisor of ``up``: starts the children, restarts those that die, ends all in order.
 
-Knows what depends on what, never what a child does: ``cli.up`` draws the plan. Prerequisites
-(Redis) start first and end last; preparations (the migration) run beside them to their end; then
-all services start together. A service that cannot be started ends the others at the first start
-alone: once all was ready, it is left out, and tried again after pauses and when the plan's inputs
-change.
+Knows the order of the children, not what they do: ``cli.up`` makes the plan. Prerequisites (Redis)
+start first and end last; preparations (the migration) run beside them until they end; then all
+services start together. A service that cannot be started stops everything only at the first start.
+Once everything was ready, such a service is left out and tried again after pauses, and when the
+plan's inputs change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from textmill.cli.console import Console
 from textmill.cli.exits import EXIT_AGAIN, EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 
 Probe = Callable[[], Awaitable[str | None]]
-"""Answers ``None`` when what it looks at is ready, else a few words on what is missing."""
+"""Returns ``None`` when something is ready, else a phrase that says why not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class End:
     """How a service ended.
 
     Attributes:
-        pid: of the process, which has been waited for.
+        pid: of the process, which was waited for.
         reason: how it ended and what follows, as the end of a sentence.
         pause_seconds: until it is started again.
     """
@@ -42,26 +42,26 @@ class End:
 
 
 def _no_command(end: End) -> ChildSpec | None:
-    """For plans whose services leave nothing behind."""
+    """For plans without a command after a service's end."""
 
 
 def _no_inputs() -> object:
-    """For plans whose services depend on nothing that changes."""
+    """For plans whose services read no files that change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run.
+    """The processes to run.
 
     Attributes:
-        prerequisites: what the others need, each with the probe that tells when it is up.
+        prerequisites: processes that the others need, each with its probe.
         preparations: commands that must succeed before the services start.
-        services: what runs until the end.
-        readiness: tells whether the whole is ready.
-        ready_line: what to print then, once.
-        after_end: the command to run when a service has ended, before it is started again.
-        inputs: stands for the files that services read at their start; another value means that one
-            which could not start may start now.
+        services: processes that run until the end.
+        readiness: the probe of the whole.
+        ready_line: the line to print, once, when it is ready.
+        after_end: the command to run after a service has ended, before its restart.
+        inputs: the state of the files that services read at their start; when it changes, a service
+            that could not start is tried again.
     """
 
     prerequisites: tuple[tuple[ChildSpec, Probe], ...]
@@ -75,21 +75,21 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long things may take, in seconds; the tests are in more of a hurry.
+    """Time limits and pauses in seconds; tests use shorter ones.
 
     Attributes:
         first_pause: before the first restart of a child; doubles with each further one.
-        longest_pause: where the doubling ends.
-        longest_refusal: where it ends for a child that says that a restart cannot help.
-        after_end: in which the command after a child's end must be done.
-        inputs: between two looks at the plan's inputs, during a pause.
-        steady: after so long a life a child's failures are forgotten.
-        prerequisites: in which prerequisites must be up.
-        services_stop: from asking the services to end until they are killed. With
-            ``prerequisites_stop`` it stays below the 30 s that ``up`` promises.
+        longest_pause: the limit of the doubling.
+        longest_refusal: the limit for a child whose exit status says that a restart cannot help.
+        after_end: limit of the command after a child's end.
+        inputs: between two checks of the plan's inputs, during a pause.
+        steady: a child that ran for this long starts again with the first pause.
+        prerequisites: limit until the prerequisites are ready.
+        services_stop: from the request to end until services are killed. With
+            ``prerequisites_stop`` it is below the 30 s that ``up`` promises.
         prerequisites_stop: the same for the prerequisites.
-        poll: between two looks at a probe.
-        still_waiting: between two words on what readiness waits for.
+        poll: between two calls of a probe.
+        still_waiting: between two messages about what is not ready.
     """
 
     first_pause: float = 0.5
@@ -120,10 +120,10 @@ class Supervisor:
         self._was_ready = False
 
     async def run(self) -> None:
-        """Run until a signal or a fatal failure; on return nothing it started is left.
+        """Run until a signal or a fatal failure; on return all children have ended.
 
         Raises:
-            CommandFailed: something failed that a restart cannot mend.
+            CommandFailed: a child failed and a restart cannot help.
         """
         stop = asyncio.Event()
         with self._signals(stop):
@@ -155,7 +155,7 @@ class Supervisor:
             service.create_task(self._announce())
 
     async def _start_prerequisite(self, child: Child, probe: Probe) -> None:
-        """Start prerequisites and wait until its probe is content."""
+        """Start a prerequisite and wait until its probe says that it is ready."""
         child.start()
         ended = asyncio.create_task(child.wait())
         missing: str | None = "nothing"
@@ -174,14 +174,14 @@ class Supervisor:
             raise CommandFailed(f"{child.spec.name} did not start: {detail}", EXIT_FAILED)
 
     async def _prepare(self, child: Child) -> None:
-        """Run a preparation to its end."""
+        """Run a preparation until it ends."""
         child.start()
         status = await child.wait()
         if status:
             raise _fatal(child, status)
 
     async def _keep(self, child: Child) -> None:
-        """Keep a child alive for good."""
+        """Start a child again whenever it ends."""
         failures = 0
         is_first = True
         while True:
@@ -190,7 +190,7 @@ class Supervisor:
             try:
                 if not child.is_running:
                     child.start()
-            except OSError as error:  # no memory or no process left: that may pass
+            except OSError as error:  # no memory or no process left: temporary
                 self._console.note(f"{child.spec.name} cannot be started: {error}.")
                 status = EXIT_FAILED
             else:
@@ -199,34 +199,34 @@ class Supervisor:
                 raise _fatal(child, status)
             is_first = False
             lived = time.monotonic() - born
-            # One that asks as soon as it is born would keep the machine busy with nothing else.
+            # A child that asks for it at once would otherwise restart in a tight loop.
             if status == EXIT_AGAIN and lived >= self._timeouts.first_pause:
-                self._console.note(f"{child.spec.name} starts again, with what has changed.")
+                self._console.note(f"{child.spec.name} starts again, with the changed models.")
                 continue
             failures = 1 if lived >= self._timeouts.steady else failures + 1
-            await self._rest(child, status, failures, inputs)
+            await self._pause(child, status, failures, inputs)
 
-    async def _rest(self, child: Child, status: int, failures: int, inputs: object) -> None:
-        """Say how a child ended, clear up after it, and let some time pass."""
+    async def _pause(self, child: Child, status: int, failures: int, inputs: object) -> None:
+        """Report how a child ended, run the command after its end, and wait before the restart."""
         timeouts = self._timeouts
         longest = (
             timeouts.longest_refusal if status == EXIT_CONFIGURATION else timeouts.longest_pause
         )
         pause = min(timeouts.first_pause * 2 ** min(failures - 1, 32), longest)
         why = f" ({_last_words(child)})" if status == EXIT_CONFIGURATION and child.last_line else ""
-        next_try = f"starting it again in {pause:g} s (failure {failures} in a row)"
+        next_try = f"restarting it in {pause:g} s (failure {failures} in a row)"
         reason = f"{_ending(status)}{why}; {next_try}."
         self._console.note(f"{child.spec.name} {reason}")
         until = time.monotonic() + pause
-        await self._clear_up(End(child.spec, child.pid or 0, reason, pause))
+        await self._run_after_end(End(child.spec, child.pid or 0, reason, pause))
         while (left := until - time.monotonic()) > 0:
             await asyncio.sleep(min(left, timeouts.inputs))
             if self._plan.inputs() != inputs:
-                self._console.note(f"What {child.spec.name} reads has changed: starting it again.")
+                self._console.note(f"The models of {child.spec.name} have changed: restarting it.")
                 return
 
-    async def _clear_up(self, end: End) -> None:
-        """Run the plan's command for a child that has ended, within its time."""
+    async def _run_after_end(self, end: End) -> None:
+        """Run the plan's command for a child that has ended, within its time limit."""
         spec = self._plan.after_end(end)
         if spec is None:
             return
@@ -236,7 +236,7 @@ class Supervisor:
             async with asyncio.timeout(self._timeouts.after_end):
                 await helper.wait()
         except TimeoutError:
-            self._console.note(f"{spec.name} took too long and is ended.")
+            self._console.note(f"{spec.name} took too long and is killed.")
             helper.kill()
             await helper.wait()
         except OSError as error:
@@ -247,18 +247,18 @@ class Supervisor:
                 helper.close()
 
     async def _announce(self) -> None:
-        """Wait for readiness and say so, once."""
-        spoken = time.monotonic()
+        """Wait until the whole is ready, and print that once."""
+        reported_at = time.monotonic()
         while (missing := await self._plan.readiness()) is not None:
-            if time.monotonic() - spoken >= self._timeouts.still_waiting:
+            if time.monotonic() - reported_at >= self._timeouts.still_waiting:
                 self._console.note(f"Not ready yet: {missing}")
-                spoken = time.monotonic()
+                reported_at = time.monotonic()
             await asyncio.sleep(self._timeouts.poll)
         self._was_ready = True
         self._console.show(self._plan.ready_line)
 
     async def _end_all(self) -> None:
-        """End the services first, then what they stand on."""
+        """End the services first, then the prerequisites."""
         await self._end(self._services, self._timeouts.services_stop)
         await self._end(self._prerequisites, self._timeouts.prerequisites_stop)
         for child in (*self._services, *self._prerequisites):
@@ -289,8 +289,8 @@ class Supervisor:
         loop = asyncio.get_running_loop()
 
         def on_signal() -> None:
-            # A terminal and make may both pass on the same Ctrl-C: a second signal is no order
-            # to be rude to the children.
+            # A terminal and make may both pass on the same Ctrl-C, so a second signal does not kill
+            # the children.
             budget = self._timeouts.services_stop + self._timeouts.prerequisites_stop
             state = "Still stopping" if stop.is_set() else "Stopping"
             self._console.note(f"{state}; this takes at most {budget:g} s.")
@@ -301,14 +301,14 @@ class Supervisor:
                 loop.add_signal_handler(number, on_signal)
         try:
             yield
-        finally:  # deaf from here on: everything is down, and the exit status is to be ours
+        finally:  # everything has ended; a signal must not change the exit status
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_IGN)
 
 
 def _fatal(child: Child, status: int) -> CommandFailed:
-    sentence = _last_words(child) or f"it {_ending(status)} without a word"
+    sentence = _last_words(child) or f"it {_ending(status)} without output"
     code = EXIT_CONFIGURATION if status == EXIT_CONFIGURATION else EXIT_FAILED
     return CommandFailed(f"{child.spec.name}: {sentence}", code)
 

@@ -1,8 +1,8 @@
-"""Texts on a terminal: what a model or a server wrote must not command the terminal.
+"""Makes text from models and servers safe to print on a terminal.
 
-A terminal takes some characters for commands: escape sequences change its title, its colours or
-its answers, a carriage return overwrites a line, and direction marks show text in another order
-than it has. They are shown as escapes instead. Knows nothing of what the texts are.
+A terminal executes some characters: escape sequences change its title, its colours or its answers,
+a carriage return overwrites a line, and direction marks change the order of the text. They are
+printed as escapes instead.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _COMMANDS = re.compile(
 
 
 def printable(text: str) -> str:
-    r"""A text with everything that commands a terminal written as ``\x1b`` or ``\u202e``."""
+    r"""The text with control characters written as escapes, like ``\x1b`` or ``\u202e``."""
     return _COMMANDS.sub(lambda match: _escape(ord(match[0])), text)
 
 
 def printable_json(document: Any) -> str:
-    """A document as indented JSON that any terminal shows as it is; JSON readers get it exactly."""
+    """The document as indented JSON, with control characters as JSON escapes."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     return _COMMANDS.sub(lambda match: json.dumps(match[0])[1:-1], text)
 

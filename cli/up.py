@@ -1,4 +1,4 @@
-"""``textmill up``: draws the plan of one machine's Textmill and hands it to the supervisor."""
+"""``textmill up``: plans the processes of one machine and runs them under the supervisor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from textmill.core.errors import SettingsError
 from textmill.core.settings import Settings
 
 _WORKER = "worker-"
-_MAX_DRAIN_SECONDS = 20.0  # leaves the worker 3 s to say goodbye before it would be killed
+_MAX_DRAIN_SECONDS = 20.0  # leaves the worker 3 s to stop before it is killed
 
 
 def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
@@ -32,7 +32,7 @@ def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
 
     Raises:
         SettingsError: a setting or the models file cannot be used.
-        CommandFailed: the start is refused, or something failed for good.
+        CommandFailed: the start is refused, or a process failed permanently.
     """
     load_catalog(settings).served(settings.serve)
     prepare_home(settings.home)
@@ -50,7 +50,7 @@ def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
 def draw_plan(
     settings: Settings, environment: Mapping[str, str], redis: EmbeddedRedis | None
 ) -> Plan:
-    """Say what runs: Redis where it is embedded, the migration, one web process, the workers."""
+    """The processes: Redis if it is embedded, the migration, one web process, the workers."""
     return _Planner(settings, environment, redis).plan()
 
 
@@ -59,7 +59,7 @@ def _embed_redis(settings: Settings) -> EmbeddedRedis:
     if program is None:
         raise CommandFailed(
             "No Redis server was found: install redis-server 6.2 or newer, run `make up`, which "
-            "brings one, or set TEXTMILL_REDIS_URL.",
+            "installs one, or set TEXTMILL_REDIS_URL.",
             EXIT_CONFIGURATION,
         )
     return configure(program, settings.home / "redis")
@@ -78,7 +78,7 @@ class _Planner:
             preparations=(self._textmill("migrate", "migrate"),),
             services=(self._textmill("web", "web"), *self._workers()),
             readiness=self._readiness,
-            after_end=self._bury,
+            after_end=self._recover_worker,
             inputs=self._inputs,
             ready_line=f"Textmill is ready: {url_of(settings.host, settings.port)}",
         )
@@ -100,20 +100,20 @@ class _Planner:
             if self.settings.worker_metrics_port:
                 number = self.settings.worker_metrics_port + index
                 extra["TEXTMILL_WORKER_METRICS_PORT"] = str(number)
-            # TERM: a worker whose supervisor was killed still hands its jobs back.
+            # TERM: a worker whose supervisor was killed still returns its jobs.
             workers.append(self._textmill(f"{_WORKER}{index + 1}", "worker", extra, "TERM"))
         return workers
 
-    def _bury(self, end: End) -> ChildSpec | None:
-        """A worker's jobs go back to the queue at once; web holds nothing."""
+    def _recover_worker(self, end: End) -> ChildSpec | None:
+        """Return a worker's jobs to the queue at once; the web process holds none."""
         if not end.spec.name.startswith(_WORKER):
             return None
-        spec = self._textmill("recovery", "bury", death_signal="KILL")
+        spec = self._textmill("recovery", "recover-worker", death_signal="KILL")
         arguments = (end.spec.name, str(end.pid), end.reason, f"{end.pause_seconds:g}")
         return replace(spec, command=(*spec.command, "--", *arguments))
 
     def _inputs(self) -> object:
-        """The models file and the models' own files, by their sizes and instants of change."""
+        """The state of the models file and of the models' files: sizes and times of change."""
         path = models_file(self.settings)
         stat: os.stat_result | None = None
         states: list[ModelState] = []

@@ -21,7 +21,7 @@ def serve(settings: Settings) -> None:
 
     try:
         serve_web(settings)
-    except CannotListen as error:  # it was taken in the last instant
+    except CannotListen as error:  # another program took it since the check
         cause = error.__cause__
         system_error = cause if isinstance(cause, OSError) else OSError(str(cause))
         raise CommandFailed(port_sentence(settings.host, settings.port, system_error)) from None

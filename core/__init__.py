@@ -1,4 +1,4 @@
-"""The words that the web side and the worker side share.
+"""The contract that the web side and the worker side share.
 
-May import pydantic, sqlalchemy, celery and redis; never a sibling package, Flask or torch.
+Imports pydantic, sqlalchemy, celery and redis; never a sibling package, Flask or torch.
 """

@@ -1,9 +1,9 @@
-"""What a worker of this machine held when it died, given back at once.
+"""Returns the jobs of a worker of this machine to the queue as soon as it has died.
 
 Each worker writes its id into the state folder, in a file named after its process. A program that
-saw that very process end (a sibling worker, the supervisor of ``up``, or the next start) can then
-expire its leases by the whole id: a process number or a host's name alone may belong to another
-worker by now. The lost job counts as lost, as after a lease that ran out.
+saw that process end (a sibling worker, the supervisor of ``up``, or the next start) can then expire
+its leases by the whole id: a process number or a host name alone may belong to another worker by
+then. The job counts as lost, as it does after a lease that ran out.
 """
 
 from __future__ import annotations
@@ -21,51 +21,50 @@ FOLDER = "workers"  # in the state folder
 
 
 def note_birth(home: Path, worker_id: str) -> None:
-    """Write down that this process is a worker, before it claims anything.
+    """Record that this process is a worker, before it claims anything.
 
-    A state folder that cannot be written costs the time of a lease, should the worker die.
+    If the state folder cannot be written, the jobs of a dead worker wait until its leases expire.
     """
     path = _path(home, os.getpid())
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = path.with_suffix(".new")
         fresh.write_text(worker_id, encoding="utf-8")
-        fresh.replace(path)  # whole at once: a sibling may read it at any moment
+        fresh.replace(path)  # atomically: a sibling may read it at any moment
 
 
 def note_end(home: Path) -> None:
-    """Take back what ``note_birth`` wrote: this worker has given its jobs back."""
+    """Remove the record of this process, which has returned its jobs."""
     with contextlib.suppress(OSError):
         _path(home, os.getpid()).unlink()
 
 
 def noted_workers(home: Path) -> dict[int, str]:
-    """The workers that have noted their birth and not their end: process → worker id.
+    """The recorded workers: process → worker id.
 
-    Only those of this process's PID namespace: the numbers of another container mean nothing here.
+    Only those of this process's PID namespace: numbers of another container have no meaning here.
     """
     return {pid: worker_id for pid in _noted_pids(home) if (worker_id := _noted_id(home, pid))}
 
 
-def bury(
+def recover_worker(
     store: JobStore, home: Path, pid: int, actor: str, expected_id: str | None = None
 ) -> SweepReport | None:
-    """Take back what a worker held whose process has ended.
+    """Return the jobs of a worker whose process has ended to the queue.
 
     Args:
         store: where its jobs are.
         home: its state folder.
         pid: of a process that was seen to end.
-        actor: named in ``job_events``.
-        expected_id: the worker's id, where the process number may be in use again; another worker
-            under that number is left alone.
+        actor: the name that ``job_events`` records.
+        expected_id: the worker's id, if the process number may be in use again; another worker
+            with that number is left alone.
 
     Returns:
-        What became of its jobs; ``None`` where the process was no worker, or had given everything
-        back.
+        The changed jobs; ``None`` if the process was not a worker, or had returned its jobs.
 
     Raises:
-        StorageUnavailable: the database is away; the leases run out.
+        StorageUnavailable: the database is unavailable; the jobs wait until the leases expire.
     """
     worker_id = _noted_id(home, pid)
     if worker_id is None or expected_id not in {None, worker_id}:
@@ -79,15 +78,15 @@ def bury(
     return report
 
 
-def bury_all(store: JobStore, home: Path, actor: str) -> None:
-    """Take back what the workers of this state folder held whose processes are gone.
+def recover_all_workers(store: JobStore, home: Path, actor: str) -> None:
+    """Do the same for all workers of a state folder whose processes have ended.
 
     Raises:
-        StorageUnavailable: the database is away.
+        StorageUnavailable: the database is unavailable.
     """
     for pid in list(_noted_pids(home)):
         if not is_alive(pid):
-            bury(store, home, pid, actor)
+            recover_worker(store, home, pid, actor)
 
 
 def _noted_pids(home: Path) -> Iterator[int]:
@@ -110,7 +109,7 @@ def _path(home: Path, pid: int) -> Path:
 
 
 def _pid_namespace() -> str:
-    """Identifies the processes among which a process number is unique; Linux alone has several."""
+    """The namespace in which process numbers are unique; only Linux has more than one."""
     try:
         return str(os.stat("/proc/self/ns/pid").st_ino)
     except OSError:

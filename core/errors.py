@@ -1,22 +1,22 @@
 """The error tree of the product.
 
 TextmillError
-├── SettingsError            a bad setting or models file: the start is refused
+├── SettingsError            an invalid setting or models file: the start is refused
 ├── ClientError              something the client sent; carries its HTTP status
 │   ├── BadRequest           400
 │   ├── NotFound             404
 │   ├── Conflict             409
 │   ├── ValidationFailed     422, names every bad field at once
 │   ├── Unstorable           422, the database cannot store a value
-│   └── Unavailable          has a time to come back
+│   └── Unavailable          has a time after which to retry
 │       ├── RateLimited      429
 │       ├── QueueFull        503
 │       ├── TooManyStreams   503
-│       └── StorageUnavailable   503, the database is away or busy
-│           └── StorageRefused   503, until its operator has mended it
+│       └── StorageUnavailable   503, the database is unreachable or busy
+│           └── StorageRefused   503, until its operator has fixed it
 └── (cli.exits, finetune.errors, engine.models.errors and engine.requests add theirs)
 
-Every class has a stable ``code``, a word that scripts may match on; the message says what to do.
+Every class has a stable ``code`` that scripts may match; the message says what to do.
 Knows nothing of Flask: ``backend.errors`` turns these into problem documents.
 """
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 
 class TextmillError(Exception):
-    """Root of all errors raised on purpose; ``str(error)`` is a sentence for people."""
+    """Root of the product's own errors; ``str(error)`` is a sentence for people."""
 
     code = "internal"
 
@@ -39,7 +39,7 @@ class SettingsError(TextmillError):
 
 
 class ClientError(TextmillError):
-    """The request cannot be served as it stands."""
+    """The request cannot be served in this form."""
 
     code = "client_error"
     http_status = 400
@@ -59,7 +59,7 @@ class NotFound(ClientError):
 
 
 class Conflict(ClientError):
-    """The thing is not in a state that allows this."""
+    """The present state of the job does not allow this."""
 
     code = "conflict"
     http_status = 409
@@ -82,11 +82,11 @@ class ValidationFailed(ClientError):
     def __init__(self, errors: Sequence[FieldError]) -> None:
         self.errors = list(errors)
         names = ", ".join(error.field or "body" for error in self.errors)
-        super().__init__(f"The request has fields that cannot be used: {names}.")
+        super().__init__(f"Some fields are invalid: {names}.")
 
 
 class Unavailable(ClientError):
-    """The request is fine but must come back later."""
+    """The request is valid but cannot be served now; it may be repeated later."""
 
     code = "unavailable"
     http_status = 503
@@ -97,41 +97,41 @@ class Unavailable(ClientError):
 
 
 class RateLimited(Unavailable):
-    """This owner has too much waiting already."""
+    """This owner has too many queued jobs."""
 
     code = "rate_limited"
     http_status = 429
 
 
 class QueueFull(Unavailable):
-    """The queue holds as many jobs as it may."""
+    """The queue has reached its limit."""
 
     code = "queue_full"
 
 
 class TooManyStreams(Unavailable):
-    """As many event streams and waits are open as may be."""
+    """The limit of open event streams and long polls is reached."""
 
     code = "too_many_streams"
 
 
 class Unstorable(ClientError):
-    """The database cannot store a value of the request, which no check before has refused."""
+    """The database cannot store a value of the request that validation accepted."""
 
     code = "unstorable"
     http_status = 422
 
 
 class StorageUnavailable(Unavailable):
-    """The database is away or busy: what was asked may succeed in a moment."""
+    """The database is unreachable or busy; the request may succeed in a moment."""
 
     code = "storage_unavailable"
 
 
 class StorageRefused(StorageUnavailable):
-    """The database answers and refuses: it is read-only, full, damaged or not migrated.
+    """The database answers but refuses: it is read-only, full, damaged or not migrated.
 
-    A worker keeps what it wanted to write and tries again, as with its base class.
+    A worker keeps its result and tries again, as with the base class.
     """
 
     code = "storage_refused"

@@ -1,7 +1,7 @@
-"""Hears which jobs were written to, and reads their streams: the asynchronous side of the events.
+"""Reads the streams of jobs on an event loop: the asynchronous counterpart of ``core.events``.
 
-Two connections for a whole process, however many watch: one is subscribed to the ids of jobs that
-have just been written to, the other one reads the entries of those that somebody here watches.
+A process needs two connections, however many clients follow jobs: one is subscribed to the ids of
+jobs whose streams have grown, the other reads the entries of the jobs that are followed here.
 """
 
 from __future__ import annotations
@@ -27,16 +27,19 @@ from textmill.core.events import (
     parse_written,
 )
 
-LISTEN_SECONDS = 1.0  # then a ping: a frozen server looks like one with nothing to say
+LISTEN_SECONDS = 1.0  # then a ping: a frozen server looks like a silent one
 MAX_SILENCE_SECONDS = 3.0
-READ_ENTRIES = 200  # of one stream at once; a caller that gets as many asks again
+READ_ENTRIES = 200  # of one stream per call; a caller that gets this many reads again
 
 
 class EventReader:
-    """Reads on one event loop. Opens its connections when they are first needed."""
+    """Reads on one event loop; opens its connections when they are first needed.
+
+    Args:
+        redis_url: without one every call raises ``EventsUnavailable``.
+    """
 
     def __init__(self, redis_url: str | None) -> None:
-        """Keep the address; without one every call says that Redis is away."""
         self._redis: Redis | None = None
         if redis_url:
             self._redis = Redis.from_url(
@@ -54,12 +57,12 @@ class EventReader:
             await self._redis.aclose()
 
     async def written(self) -> AsyncIterator[dict[str, Kind]]:
-        """The jobs that are written to, as it happens, each with the kind of its last entry.
+        """Yield the jobs whose streams grow, as it happens, each with the kind of its last entry.
 
         The first item is empty: from then on nothing is missed.
 
         Raises:
-            EventsUnavailable: Redis is away, or has been silent for ``MAX_SILENCE_SECONDS``.
+            EventsUnavailable: Redis is unavailable, or has been silent for ``MAX_SILENCE_SECONDS``.
         """
         async with self._client() as client, client.pubsub() as channel:
             await channel.subscribe(WRITTEN_CHANNEL)
@@ -79,13 +82,13 @@ class EventReader:
                     await channel.ping()
 
     async def read(self, positions: Mapping[str, str]) -> list[StreamEntry]:
-        """Entries after the given ids, at most ``READ_ENTRIES`` of each stream; waits for none.
+        """Read entries after the given ids, ``READ_ENTRIES`` of each stream at most; never waits.
 
         Args:
             positions: job id → the last stream id seen, ``0-0`` for none.
 
         Raises:
-            EventsUnavailable: Redis is away or too slow.
+            EventsUnavailable: Redis is unavailable or too slow.
         """
         if not positions:
             return []
@@ -95,7 +98,7 @@ class EventReader:
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Redis]:
-        """The client for one call; what goes wrong with it is ``EventsUnavailable``."""
+        """The client for one call; its errors become ``EventsUnavailable``."""
         if self._redis is None:
             raise EventsUnavailable("No Redis is configured.")
         try:

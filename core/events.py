@@ -1,9 +1,9 @@
-"""One Redis stream a job: what the worker has written, for those who watch.
+"""One Redis stream per job: the text as the worker writes it, for clients that follow the job.
 
-Ids are explicit, ``{attempt}-{end}``: ``end`` is the number of characters of text written so far,
-this entry's included. A retried write and a zombie's are thereby refused by Redis itself, a reader
-sees at once where an entry belongs, and a hole can be filled from the row, whose text has the same
-positions. The stream is only speed: losing it loses nothing.
+Ids are explicit, ``{attempt}-{end}``, where ``end`` is the number of characters of text so far,
+including this entry. Redis itself thereby refuses a repeated write and one of a worker that lost
+the job; a reader sees at once where an entry belongs, and can fill a gap from the row, whose text
+has the same positions. The stream only saves time: if it is lost, no text is.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from textmill.core.circuit_breaker import CircuitBreaker
 from textmill.core.errors import TextmillError
 
 SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the heartbeat
-STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry this is over ten minutes of one text
+STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry, over ten minutes of one job
 MAX_RENEWALS = 4096
-STREAM_RENEWAL_SECONDS = 60.0  # between two looks at a running text's time to live
-STREAM_TTL_SECONDS = 900  # the row has the whole text; watchers come within minutes or read that
+STREAM_RENEWAL_SECONDS = 60.0  # between two extensions of a running job's time to live
+STREAM_TTL_SECONDS = 900  # later readers use the row, which has the whole text
 CANCEL_CHANNEL = "textmill:cancel"
-WRITTEN_CHANNEL = "textmill:written"  # the ids of jobs whose streams have just grown
+WRITTEN_CHANNEL = "textmill:written"  # the ids of jobs whose streams have grown
 
 Kind = Literal["started", "token", "done"]
 
@@ -47,10 +47,10 @@ class StreamEntry:
     """One entry of a job's stream.
 
     Attributes:
-        job_id: whose it is.
-        attempt: under which attempt it was written.
-        end: characters of text up to here; one more than the text for ``done``.
-        text: what was appended; empty unless ``kind`` is ``token``.
+        job_id: the job.
+        attempt: the attempt that wrote it.
+        end: number of characters of text up to here; one more than that for ``done``.
+        text: the appended text; empty unless ``kind`` is ``token``.
         num_tokens: completion tokens so far.
         kind: ``started``, ``token`` or ``done``.
     """
@@ -69,12 +69,12 @@ def started(job_id: str, attempt: int) -> StreamEntry:
 
 
 def done(job_id: str, attempt: int, num_characters: int, num_tokens: int) -> StreamEntry:
-    """The entry that closes a job; its row is final by then."""
+    """The entry that closes a job, whose row is already final."""
     return StreamEntry(job_id, attempt, num_characters + 1, "", num_tokens, "done")
 
 
 def make_redis(url: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> Redis:
-    """A client with short time-outs that never retries by itself: redis-py would, for a minute."""
+    """A client with short time-outs and without retries: redis-py's own would take a minute."""
     client: Redis = Redis.from_url(
         url,
         socket_timeout=timeout_seconds,
@@ -89,20 +89,20 @@ def make_redis(url: str, *, timeout_seconds: float = SOCKET_TIMEOUT_SECONDS) -> 
 class EventBus:
     """Writes the streams; ``core.event_reader`` reads them. Safe to share between threads.
 
-    After Redis did not answer once, every call fails at once for two seconds, so that a frozen
-    Redis costs one thread its time-out, and not each caller at each call.
+    After Redis once did not answer, every call fails at once for two seconds, so that a frozen
+    Redis costs one thread its time-out rather than every caller. Connections are opened when
+    needed.
     """
 
     def __init__(self, redis_url: str | None, breaker: CircuitBreaker | None = None) -> None:
-        """Keep the address; connections are opened when first needed."""
         self._redis_url = redis_url
         self._redis = make_redis(redis_url) if redis_url else None
         self._breaker = breaker or CircuitBreaker()
-        self._renewals: dict[str, float] = {}  # when a running text's stream is due, by job
+        self._renewals: dict[str, float] = {}  # when to extend a stream's time to live, by job
 
     @property
     def redis_url(self) -> str | None:
-        """Where the streams are."""
+        """The address of Redis."""
         return self._redis_url
 
     def close(self) -> None:
@@ -119,10 +119,10 @@ class EventBus:
             return False
 
     def publish(self, entries: Sequence[StreamEntry]) -> None:
-        """Append entries and say whose they are, in one round trip.
+        """Append entries and announce their jobs, in one round trip.
 
         Raises:
-            EventsUnavailable: Redis did not take them; readers will use the row.
+            EventsUnavailable: Redis did not accept them; readers use the row.
         """
         if not entries:
             return
@@ -142,13 +142,13 @@ class EventBus:
             results = pipe.execute(raise_on_error=False)
         for result in results:
             if isinstance(result, RedisError) and not _is_refused_duplicate(result):
-                raise EventsUnavailable(f"Redis did not take the events: {result}")
+                raise EventsUnavailable(f"Redis did not accept the events: {result}")
 
     def _due(self, entries: Sequence[StreamEntry]) -> list[str]:
-        """Jobs whose streams are to live longer; to ask at every entry would double the work."""
+        """Jobs whose time to live is due; extending it at each entry would double the work."""
         now = time.monotonic()
         due = []
-        if len(self._renewals) > MAX_RENEWALS:  # texts that another worker finished
+        if len(self._renewals) > MAX_RENEWALS:  # jobs that another worker finished
             self._renewals.clear()
         for job_id, kind in {entry.job_id: entry.kind for entry in entries}.items():
             if kind != "token" or now >= self._renewals.get(job_id, 0.0):
@@ -159,28 +159,28 @@ class EventBus:
         return due
 
     def request_cancel(self, job_id: str) -> None:
-        """Hurry a cancellation that already stands in the row; a failure only makes it slower."""
+        """Announce a cancel that is already in the row; a failure only delays it."""
         with contextlib.suppress(EventsUnavailable), self._client() as client:
             client.publish(CANCEL_CHANNEL, job_id)
 
     def forget(self, job_id: str) -> None:
-        """Drop a deleted job's stream, if Redis is there."""
+        """Delete the stream of a deleted job, if Redis is available."""
         with contextlib.suppress(EventsUnavailable), self._client() as client:
             client.delete(key_of(job_id))
 
     @contextmanager
     def _client(self) -> Iterator[Redis]:
-        """The client for one call; what goes wrong with it is ``EventsUnavailable``."""
+        """The client for one call; its errors become ``EventsUnavailable``."""
         if self._redis is None:
             raise EventsUnavailable("No Redis is configured.")
         if not self._breaker.may_call():
-            raise EventsUnavailable("Redis did not answer a moment ago; it is left alone.")
+            raise EventsUnavailable("Redis did not answer a moment ago; it is not asked again yet.")
         try:
             yield self._redis
         except (RedisConnectionError, RedisTimeoutError) as error:
             self._breaker.note_failure()
             raise EventsUnavailable(f"Redis did not answer: {error}") from error
-        except RedisError as error:  # it answered, and refused: that costs nobody any time
+        except RedisError as error:  # it answered, so the breaker stays closed
             self._breaker.note_success()
             raise EventsUnavailable(f"Redis refused: {error}") from error
         self._breaker.note_success()
@@ -196,7 +196,7 @@ def key_of(job_id: str) -> str:
 
 
 def _written(entries: Sequence[StreamEntry]) -> str:
-    """Whose entries these are, and of which kind the last of each is."""
+    """The message with the jobs of some entries, and the kind of each job's last one."""
     kinds = {entry.job_id: entry.kind for entry in entries}
     return " ".join(f"{job_id}:{kind}" for job_id, kind in kinds.items())
 
@@ -218,7 +218,7 @@ def parse_streams(found: Any) -> list[StreamEntry]:
 
 
 def _flat(items: list[Any]) -> list[Any]:
-    """A stream's entries, which are tuples; where RESP3 was asked for, they lie a list deeper."""
+    """A stream's entries, which are tuples; with RESP3 they are nested one list deeper."""
     return items[0] if isinstance(items[0], list) else items
 
 

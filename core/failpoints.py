@@ -3,8 +3,8 @@
 A process reads ``TEXTMILL_TEST_FAILPOINTS`` once, when it starts: the path of a folder. A file in
 that folder arms the point of the same name, and the next process that reaches the point removes the
 file and kills itself with SIGKILL. A file named ``POINT.always`` stays, so every process that
-reaches the point dies. A file that is not empty holds a text; it counts only where the subject of
-the point, a prompt for instance, contains that text.
+reaches the point dies. A file that is not empty contains a text; it applies only if the subject
+of the point, such as a prompt, contains that text.
 
 Without the variable, which no setting of the product has, reaching a point is one comparison.
 """
@@ -26,7 +26,7 @@ def reach(point: str, subject: str = "") -> None:
 
 
 def is_armed(folder: Path, point: str, subject: str) -> bool:
-    """Whether the point is armed for the subject; disarms a point that counts once."""
+    """Whether the point is armed for the subject; disarms a point that is armed once."""
     if _matches(folder / f"{point}.always", subject):
         return True
     once = folder / point

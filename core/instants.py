@@ -2,7 +2,7 @@
 
 The forms are those of ISO 8601 that ``datetime.fromisoformat`` reads, in the basic and the
 extended format: a calendar date or a week date, with or without a time of day, a fraction and an
-offset. What has no offset is UTC.
+offset. The default offset is UTC.
 """
 
 from __future__ import annotations
@@ -25,10 +25,15 @@ _WEEK = re.compile(r"\d{4}-?W\d\d", re.ASCII | re.IGNORECASE)
 
 
 def parse_instant(name: str, value: str, *, is_end: bool) -> int:
-    """A date or date-time as milliseconds since 1970; a day's or week's end is its last one.
+    """A date or date-time as milliseconds since 1970.
+
+    Args:
+        name: the field that an error names.
+        value: the text.
+        is_end: whether a day or a week stands for its last millisecond instead of its first.
 
     Raises:
-        ValidationFailed: under ``name``, when it is neither.
+        ValidationFailed: it is neither.
     """
     form = _FORM.fullmatch(value.strip())
     try:
@@ -43,7 +48,7 @@ def parse_instant(name: str, value: str, *, is_end: bool) -> int:
         written = f"{date}T{time}{offset.replace(' ', '+')}"
         return _milliseconds(dt.datetime.fromisoformat(written))
     except (ValueError, OverflowError):
-        message = "must be a date or a date-time, as 2026-11-23 or 2026-11-23T12:00:00Z"
+        message = "must be a date or a date-time, such as 2026-11-23 or 2026-11-23T12:00:00Z"
         raise ValidationFailed([FieldError(name, message)]) from None
 
 

@@ -1,7 +1,7 @@
 """Structured logs: a fixed event name and fields, on standard error; no prompts, no secrets.
 
-Tracebacks are written by ``core.redaction``, those of libraries and of threads that die as well;
-passwords in URLs are left out wherever they appear.
+``core.redaction`` formats all tracebacks, including those of libraries and of dying threads.
+Passwords in URLs are removed wherever they appear.
 """
 
 from __future__ import annotations
@@ -28,37 +28,36 @@ _QUOTES_REQUEST = re.compile(
 class BestEffortStream:
     """Writes to a stream while that is possible, without the passwords of URLs.
 
-    Where the disk is full or whoever read the lines has gone, they are lost; the request or the
-    job that wanted to tell something goes on.
+    If the disk is full or the reading end of a pipe is closed, lines are lost; the request or the
+    job that logs them goes on.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """Keep the stream."""
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text, or lose it."""
+        """Write a text, if possible."""
         with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
             self._stream.write(mask_credentials(text))
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written, or lose it."""
+        """Flush the stream, if possible."""
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
 
 
 class _WithoutRequest(logging.Filter):
-    """Leaves out what gunicorn quotes of a request: broken headers, an address with its query."""
+    """Removes from gunicorn's messages the parts of requests that they quote."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Cut the message; the record itself is kept."""
+        """Shorten the message; the record is kept."""
         record.msg, record.args = _QUOTES_REQUEST.sub(r"\1", record.getMessage()), ()
         return True
 
 
 def configure_logs(settings: Settings) -> None:
-    """Set up structlog, and send what libraries log through the same renderer."""
+    """Set up structlog, and render the log records of libraries in the same way."""
     level = _LEVELS[settings.log_level]
     stream = cast("TextIO", BestEffortStream(sys.stderr))
     shared: list[structlog.typing.Processor] = [
@@ -87,13 +86,13 @@ def configure_logs(settings: Settings) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    # Libraries speak from warnings on: their chatter at "info" would drown our events.
+    # Libraries log warnings and above: their "info" records would hide the product's events.
     root.setLevel(max(level, logging.WARNING))
     # gunicorn's own handlers would write tracebacks as Python does.
     for name in ("gunicorn.error", "gunicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [], True
-        logger.setLevel(max(level, logging.INFO))  # below it every address is told
+        logger.setLevel(max(level, logging.INFO))  # below it gunicorn logs every address
         logger.filters = [_WithoutRequest()]
     sys.excepthook = _on_dead_process
     threading.excepthook = _on_dead_thread
@@ -102,7 +101,7 @@ def configure_logs(settings: Settings) -> None:
 def _render_exception(
     _logger: object, _name: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """Put an exception's traceback into the event, without what its message quotes."""
+    """Put an exception's redacted traceback into the event."""
     given = event.pop("exc_info", None)
     if given is True:
         given = sys.exc_info()

@@ -1,8 +1,8 @@
-"""Why something of a running product is left out: a model, the models file, a worker.
+"""Problems of a running product: why a model, the models file or a worker is left out.
 
-Written by workers and by the supervisor of ``up``, read by the web side and ``textmill doctor``:
-the reason may arise on another machine than the one that is asked. A problem that is not reported
-again is forgotten after a while, so that the last words of a machine that is gone do not stay.
+Workers and the supervisor of ``up`` report them; the web side and ``textmill doctor`` show them,
+possibly on another machine. A problem that is not reported again expires after a while, so that
+reports of a machine that is gone disappear.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Kind = Literal["model", "models_file", "worker"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REMEMBERED_SECONDS = 900.0  # a model is tried again, and reported again, after half of this
 MAX_REASON_CHARACTERS = 600
-MODELS_FILE = "models file"  # the subject of the one problem of that kind that a host may have
+MODELS_FILE = "models file"  # the name in a host's one problem of that kind
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a problem is about.
+    """The subject of a problem.
 
     Attributes:
         host: the machine that has it.
@@ -50,7 +50,7 @@ class SeenProblem:
 
 
 def report(engine: Engine, subject: Subject, reason: str, seconds: float) -> None:
-    """Say why something is left out; the word counts for so many seconds."""
+    """Store why a subject is left out; the report expires after ``seconds``."""
     fresh = {
         "reason": reason.replace("\0", "")[:MAX_REASON_CHARACTERS],
         "at": now_ms(),
@@ -67,7 +67,7 @@ def report(engine: Engine, subject: Subject, reason: str, seconds: float) -> Non
 
 
 def solve(engine: Engine, subject: Subject) -> None:
-    """Take a problem back; there need not be one."""
+    """Delete the problem of a subject, if there is one."""
     same = (
         (Problem.host == subject.host)
         & (Problem.kind == subject.kind)
@@ -75,13 +75,13 @@ def solve(engine: Engine, subject: Subject) -> None:
     )
     with reading(engine) as connection:
         if connection.execute(select(Problem.name).where(same)).first() is None:
-            return  # the usual case, and it must not cost a write
+            return  # the usual case, which must not cost a write
     with writing(engine) as connection:
         connection.execute(delete(Problem).where(same))
 
 
 def problems(engine: Engine) -> list[SeenProblem]:
-    """What is left out at present, and why."""
+    """The problems that have not expired."""
     columns = (Problem.host, Problem.kind, Problem.name, Problem.reason, Problem.at)
     query = select(*columns).where(Problem.until >= now_ms()).order_by(*columns[:3])
     with reading(engine) as connection:
@@ -90,7 +90,7 @@ def problems(engine: Engine) -> list[SeenProblem]:
 
 
 def in_words(kind: str, name: str, reason: str) -> str:
-    """A problem as one sentence or two."""
+    """A problem as one or two sentences."""
     if kind == "model":
         return f"The model {name} is left out: {reason}"
     return reason if kind == "models_file" else f"The process {name} {reason}"

@@ -1,8 +1,8 @@
-"""What may be logged of an error: no prompt, no generated text, no cookie, no password.
+"""Redacts errors for the log: no prompt, no generated text, no cookie, no password.
 
-The message of an error that a library raised may quote the value that it could not use: PostgreSQL
-names the row that breaks a rule, pydantic the input, ``int`` the digits. Messages of our own errors
-and of the operating system are kept; of all others what stands in quotes is left out.
+The message of a library's error may quote the invalid value: PostgreSQL quotes the row that
+violates a constraint, pydantic the input, ``int`` the digits. Messages of the product's own errors
+and of the operating system are kept; from all others, quoted parts are removed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from textmill.core.errors import TextmillError
 
 MAX_REASON_CHARACTERS = 300
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/'\"]*@")
-# From the first to the last mark of a kind: a quoted value may contain the same mark again.
+# From the first to the last quotation mark of a kind: a quoted value may contain that mark too.
 _QUOTED = re.compile(r"'.*'|\".*\"|`.*`|\(.*\)", re.DOTALL)
 _STATES_WITH_VALUES = ("21", "22", "23")  # SQLSTATE classes whose messages quote values
 
@@ -27,7 +27,7 @@ def mask_credentials(text: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line on an error that quotes nothing a client sent."""
+    """One line about an error, without values that a client sent."""
     original = getattr(error, "orig", None)
     if isinstance(original, BaseException):
         return reason_of(original)
@@ -46,7 +46,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback of an error and its causes, each with the reason in place of its message."""
+    """The traceback of an error and its causes, with redacted messages."""
     lines: list[str] = []
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -57,7 +57,7 @@ def traceback_of(error: BaseException) -> str:
         lines.append(f"{frames}{kind}: {reason_of(cause)}")
         shown = None if cause.__suppress_context__ else cause.__context__
         cause = cause.__cause__ or shown
-    # As Python prints it: what was raised last comes last.
+    # In Python's order: the error raised last comes last.
     return "\nwhich led to:\n".join(reversed(lines))
 
 

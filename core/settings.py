@@ -1,16 +1,25 @@
 """Settings, read once from the environment at an entry point and passed on as an argument.
 
-Every setting's name, default and range stands in ``_FIELDS``; an unknown ``TEXTMILL_`` name or a
-bad value stops the start with a sentence that names it.
+``Settings`` defines the name, default and range of every setting. An unknown ``TEXTMILL_`` name or
+an invalid value stops the start with a message that names it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from textmill.core.errors import SettingsError
 
@@ -20,54 +29,41 @@ PREFIX = "TEXTMILL_"
 _RESERVED_PREFIXES = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_")
 
 
-def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(text.strip(), 10)
-        if not minimum <= number <= maximum:
-            raise ValueError
-        return number
-
-    parse.__doc__ = f"a whole number from {minimum} to {maximum}"
-    return parse
+def _integer(default: int | None, minimum: int, maximum: int, name: str | None = None) -> Any:
+    """A field that takes whole numbers; ``name`` is that of the variable, if it is another one."""
+    expected = f"a whole number from {minimum} to {maximum}"
+    alias = None if name is None else PREFIX + name
+    return Field(default, ge=minimum, le=maximum, description=expected, validation_alias=alias)
 
 
-def _seconds(minimum: float, maximum: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        number = float(text.strip())
-        if not minimum <= number <= maximum:
-            raise ValueError
-        return number
-
-    parse.__doc__ = f"a number of seconds from {minimum:g} to {maximum:g}"
-    return parse
+def _seconds(default: float, minimum: float, maximum: float) -> Any:
+    """A field that takes a time."""
+    expected = f"a number of seconds from {minimum:g} to {maximum:g}"
+    return Field(default, ge=minimum, le=maximum, description=expected)
 
 
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in allowed:
-            raise ValueError
-        return text
+def _int(value: object) -> object:
+    """Read text as Python does: Pydantic would accept ``8000.0`` too."""
+    return int(value) if isinstance(value, str) else value
 
-    parse.__doc__ = "one of " + ", ".join(allowed)
-    return parse
+
+def _float(value: object) -> object:
+    return float(value) if isinstance(value, str) else value
 
 
 def _host(text: str) -> str:
-    """a host name or an IP address"""  # noqa: D403, D415 - shown inside a sentence
     if not text or any(character.isspace() or character in "/@" for character in text):
         raise ValueError
     return text
 
 
-def _path(text: str) -> Path:
-    """a path"""  # noqa: D403, D415 - shown inside a sentence
-    if not text or "\0" in text:
+def _path(value: str | Path) -> Path:
+    if not value or "\0" in str(value):
         raise ValueError
-    return Path(text).expanduser().absolute()
+    return Path(value).expanduser().absolute()
 
 
 def _database_url(text: str) -> str:
-    """sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME"""  # noqa: D415 - shown inside a sentence
     if text.startswith(("postgresql://", "postgres://")):
         text = "postgresql+psycopg://" + text.split("://", 1)[1]
     if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
@@ -77,8 +73,9 @@ def _database_url(text: str) -> str:
     raise ValueError
 
 
-def _redis_url(text: str) -> str:
-    """redis://HOST:PORT/NUMBER, rediss://… or unix://PATH"""  # noqa: D415 - shown inside a sentence
+def _redis_url(text: str | None) -> str | None:
+    if text is None:
+        return None
     parts = urlsplit(text)
     if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.netloc or parts.path):
         raise ValueError
@@ -86,88 +83,131 @@ def _redis_url(text: str) -> str:
 
 
 def _kernels(text: str) -> str:
-    """auto, off or the path of a folder"""  # noqa: D415 - shown inside a sentence
     return text if text in ("auto", "off") else str(_path(text))
 
 
-def _names(text: str) -> tuple[str, ...]:
-    """model names with commas between"""  # noqa: D403, D415 - shown inside a sentence
-    names = tuple(name.strip() for name in text.split(","))
+def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(value, str):
+        return value
+    names = tuple(name.strip() for name in value.split(","))
     if not all(names):
         raise ValueError
     return names
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+Whole = Annotated[int, BeforeValidator(_int)]
+Seconds = Annotated[float, BeforeValidator(_float)]
+AbsolutePath = Annotated[Path, BeforeValidator(_path)]
+
+
+class Settings(BaseSettings):
     """All settings of one process; see the README for their meaning.
 
-    Times are in seconds. ``redis_url`` is ``None`` where ``up`` runs an embedded server;
-    ``num_slots`` is ``None`` where the device decides; ``serve`` is empty where all models are.
+    The variable of a setting is ``TEXTMILL_`` and its name in capitals, unless an alias is given. A
+    field's description completes the sentence "it must be …". Times are in seconds. ``redis_url``
+    is ``None`` if ``up`` runs an embedded server, ``num_slots`` if the device decides; ``serve`` is
+    empty if all models are served.
     """
 
-    home: Path
-    database_url: str
-    host: str = "127.0.0.1"
-    port: int = 8000
-    redis_url: str | None = None
-    models_path: Path | None = None
-    serve: tuple[str, ...] = ()
-    num_workers: int = 1
-    num_slots: int | None = None
-    cache_mib: int = 0  # bound on a worker's key-value cache; 0: half of the memory that is free
-    kernels: str = "auto"  # "auto": compiled under ``home``; "off": PyTorch alone; or a folder
-    max_queued: int = 1000
-    max_queued_per_owner: int = 0  # 0: no limit of its own
-    deadline_seconds: float = 86_400.0  # a job nobody could run for a day is failed, with a reason
-    drain_seconds: float = 10.0  # leaves 20 s of the 30 s in which `up` promises to stop
-    worker_metrics_port: int = 0  # 0: off; worker number n listens on this port + n - 1
-    max_streams: int = 4096  # event streams and waits that the web process holds open at once
-    max_streams_per_visitor: int = 2048  # of one address: one visitor cannot take all
-    log_level: str = "info"
-    log_format: str = "text"
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=PREFIX, validate_by_name=True
+    )
+
+    home: AbsolutePath = Field(
+        default_factory=lambda: Path(".textmill").absolute(), description="a path"
+    )
+    host: Annotated[str, BeforeValidator(_host)] = Field(
+        "127.0.0.1", description="a host name or an IP address"
+    )
+    port: Whole = _integer(8000, 1, 65_535)
+    database_url: Annotated[str, BeforeValidator(_database_url)] = Field(
+        default_factory=lambda values: f"sqlite:///{values['home']}/textmill.db",
+        description="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
+    )
+    redis_url: Annotated[str | None, BeforeValidator(_redis_url)] = Field(
+        None, description="redis://HOST:PORT/NUMBER, rediss://… or unix://PATH"
+    )
+    models_path: AbsolutePath | None = Field(
+        None, description="a path", validation_alias=PREFIX + "MODELS"
+    )
+    serve: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
+        (), description="model names separated by commas"
+    )
+    num_workers: Whole = _integer(1, 0, 64, "WORKERS")
+    num_slots: Whole | None = _integer(None, 1, 1024, "SLOTS")
+    # Bound on a worker's key-value cache; 0: half of the free memory.
+    cache_mib: Whole = _integer(0, 0, 1 << 24)
+    # "auto": compiled under ``home``; "off": PyTorch alone; or a folder.
+    kernels: Annotated[str, BeforeValidator(_kernels)] = Field(
+        "auto", description="auto, off or the path of a folder"
+    )
+    max_queued: Whole = _integer(1000, 1, 10_000_000)
+    max_queued_per_owner: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per owner
+    # A job that no worker could run for a day fails, with a reason.
+    deadline_seconds: Seconds = _seconds(86_400.0, 1, 31_536_000)
+    # Leaves 20 s of the 30 s in which `up` promises to stop.
+    drain_seconds: Seconds = _seconds(10.0, 0, 3_600)
+    # 0: off; worker number n listens on this port + n - 1.
+    worker_metrics_port: Whole = _integer(0, 0, 65_535)
+    # Event streams and long polls that the web process holds open at once, in all and of one
+    # address: one visitor cannot use all of them.
+    max_streams: Whole = _integer(4096, 1, 1_000_000)
+    max_streams_per_visitor: Whole = _integer(2048, 1, 1_000_000)
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="one of debug, info, warning, error"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="one of text, json")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take arguments alone; only ``from_environment`` reads an environment."""
+        return (init_settings,)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Read the settings from a mapping like ``os.environ``.
 
         Raises:
-            SettingsError: an unknown ``TEXTMILL_`` name, or a value that cannot be used.
+            SettingsError: an unknown ``TEXTMILL_`` name, or an invalid value.
         """
-        known = {PREFIX + spec: (attribute, parse) for spec, (attribute, parse) in _FIELDS.items()}
-        values: dict[str, object] = {}
-        for name, text in environment.items():
-            if not name.startswith(PREFIX) or name.startswith(_RESERVED_PREFIXES):
-                continue
-            if name not in known:
-                raise SettingsError(_unknown(name, list(known)))
-            attribute, parse = known[name]
-            try:
-                values[attribute] = parse(text)
-            except (ValueError, OverflowError):
-                wanted = (parse.__doc__ or "something else").strip()
-                # A URL may hold a password, and this sentence goes into logs.
-                shown = "not one that can be used" if name.endswith("_URL") else repr(text)
-                raise SettingsError(f"{name} is {shown}; it must be {wanted}.") from None
-        home = values.setdefault("home", Path(".textmill").absolute())
-        values.setdefault("database_url", f"sqlite:///{home}/textmill.db")
-        return cls(**values)  # type: ignore[arg-type]
+        known = {variable_of(name): name for name in cls.model_fields}
+        own = {
+            name: text
+            for name, text in environment.items()
+            if name.startswith(PREFIX) and not name.startswith(_RESERVED_PREFIXES)
+        }
+        source = EnvSettingsSource(cls)
+        source.env_vars = {name.lower(): text for name, text in own.items() if name in known}
+        invalid: set[str] = set()
+        try:
+            settings = cls(**source())
+        except ValidationError as error:
+            invalid = {str(item["loc"][0]) for item in error.errors(include_input=False)}
+        problem = _first_problem(own, known, invalid)
+        if problem is not None:
+            raise SettingsError(problem)
+        return settings
 
     def to_environment(self) -> dict[str, str]:
         """The settings as environment variables, for a child process."""
-        names = {attribute: PREFIX + name for name, (attribute, _) in _FIELDS.items()}
         result: dict[str, str] = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name, value in self:
             if value is None or value == ():
                 continue
             text = ",".join(value) if isinstance(value, tuple) else str(value)
-            result[names[item.name]] = text
+            result[variable_of(name)] = text
         return result
 
     @property
     def kernel_dir(self) -> Path | None:
-        """Where compiled kernels are kept; ``None`` where PyTorch is to compute alone."""
+        """The folder of compiled kernels; ``None`` if PyTorch computes alone."""
         if self.kernels == "off":
             return None
         return self.home / "kernels" if self.kernels == "auto" else Path(self.kernels)
@@ -179,8 +219,30 @@ class Settings:
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether the texts are kept in a SQLite file."""
+        """Whether the database is a SQLite file."""
         return self.database_url.startswith("sqlite")
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a field of ``Settings``."""
+    alias = Settings.model_fields[name].validation_alias
+    return alias if isinstance(alias, str) else PREFIX + name.upper()
+
+
+def _first_problem(own: dict[str, str], known: dict[str, str], invalid: set[str]) -> str | None:
+    """The message on the first variable that cannot be used.
+
+    Args:
+        own: the variables that begin with the prefix, and their text.
+        known: variable → field.
+        invalid: the fields whose values are refused, by field or by variable.
+    """
+    for name, text in own.items():
+        if name not in known:
+            return _unknown(name, list(known))
+        if not invalid.isdisjoint({name, known[name]}):
+            return _invalid(name, text, Settings.model_fields[known[name]].description)
+    return None
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -189,25 +251,7 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name} is not a setting of Textmill.{hint}"
 
 
-_FIELDS: dict[str, tuple[str, Callable[[str], object]]] = {
-    "HOME": ("home", _path),
-    "HOST": ("host", _host),
-    "PORT": ("port", _integer(1, 65_535)),
-    "DATABASE_URL": ("database_url", _database_url),
-    "REDIS_URL": ("redis_url", _redis_url),
-    "MODELS": ("models_path", _path),
-    "SERVE": ("serve", _names),
-    "WORKERS": ("num_workers", _integer(0, 64)),
-    "SLOTS": ("num_slots", _integer(1, 1024)),
-    "CACHE_MIB": ("cache_mib", _integer(0, 1 << 24)),
-    "KERNELS": ("kernels", _kernels),
-    "MAX_QUEUED": ("max_queued", _integer(1, 10_000_000)),
-    "MAX_QUEUED_PER_OWNER": ("max_queued_per_owner", _integer(0, 10_000_000)),
-    "DEADLINE_SECONDS": ("deadline_seconds", _seconds(1, 31_536_000)),
-    "DRAIN_SECONDS": ("drain_seconds", _seconds(0, 3_600)),
-    "WORKER_METRICS_PORT": ("worker_metrics_port", _integer(0, 65_535)),
-    "MAX_STREAMS": ("max_streams", _integer(1, 1_000_000)),
-    "MAX_STREAMS_PER_VISITOR": ("max_streams_per_visitor", _integer(1, 1_000_000)),
-    "LOG_LEVEL": ("log_level", _choice("debug", "info", "warning", "error")),
-    "LOG_FORMAT": ("log_format", _choice("text", "json")),
-}
+def _invalid(name: str, text: str, expected: str | None) -> str:
+    # A URL may contain a password, and this message is logged.
+    shown = "not one that can be used" if name.endswith("_URL") else repr(text)
+    return f"{name} is {shown}; it must be {expected}."

@@ -1,8 +1,8 @@
 """Celery tickets: a message that says "a job waits for model M", and nothing more.
 
-The row is the truth. A ticket that is lost costs a few seconds, one that comes twice or too late
-finds nothing to claim; so publishing is best effort, on a thread of its own, and never in the way
-of an answer.
+The row is authoritative. A lost ticket costs a few seconds, and one that arrives twice or too late
+finds no job to claim. Publishing is therefore best effort, on a separate thread, and never delays
+an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kombu.entity import Queue
 from textmill.core.settings import Settings
 
 TASK_NAME = "textmill.work"
-MAX_WAITING_TICKETS = 1_000  # beyond this Redis is away, and the worker's poller finds the rows
+MAX_WAITING_TICKETS = 1_000  # beyond it Redis is unavailable, and the workers poll
 _QUEUE_PREFIX = "textmill.model."
 log = structlog.get_logger(__name__)
 
@@ -28,10 +28,11 @@ def queue_name(model: str) -> str:
 
 
 def make_celery(settings: Settings, models: tuple[str, ...] = ()) -> Celery:
-    """The Celery application of a process; ``models`` are those that a worker consumes for.
+    """The Celery application of a process; ``models`` are those whose tickets a worker consumes.
 
-    Early acknowledgement with the prefetch off came through killed connections with every job run
-    once; late acknowledgement ran jobs twice. There is no result backend: results are rows.
+    With early acknowledgement and without prefetch, every job ran exactly once across killed
+    connections; with late acknowledgement jobs ran twice. There is no result backend: results are
+    rows.
     """
     app = Celery("textmill", broker=settings.redis_url, set_as_current=False)
     app.conf.update(
@@ -65,21 +66,20 @@ def make_celery(settings: Settings, models: tuple[str, ...] = ()) -> Celery:
 
 
 class TicketPublisher:
-    """Publishes tickets from a thread of its own.
+    """Publishes tickets from a separate thread, which starts with the first ticket.
 
-    ``publish`` returns at once and never raises. While Redis is away, tickets over the bound are
-    dropped: workers look into the table every two seconds.
+    ``publish`` returns at once and never raises. While Redis is unavailable, tickets beyond a bound
+    are dropped: workers poll the table every two seconds.
     """
 
     def __init__(self, app: Celery) -> None:
-        """Keep the application; the thread starts with the first ticket."""
         self._app = app
         self._waiting: queue.Queue[str | None] = queue.Queue(MAX_WAITING_TICKETS)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def publish(self, model: str) -> None:
-        """Say that a job waits for a model."""
+        """Queue a ticket for a model."""
         self._ensure_thread()
         try:
             self._waiting.put_nowait(model)
@@ -87,7 +87,7 @@ class TicketPublisher:
             log.warning("ticket_dropped", model=model)
 
     def close(self, timeout_seconds: float = 2.0) -> None:
-        """Publish what waits, within the time, and stop."""
+        """Publish the queued tickets, within the time limit, and stop."""
         with self._lock:
             thread = self._thread
         if thread is None:
@@ -95,7 +95,7 @@ class TicketPublisher:
         try:
             self._waiting.put(None, timeout=timeout_seconds)
         except queue.Full:
-            return  # Redis is away; the thread is a daemon and ends with the process
+            return  # Redis is unavailable; the daemon thread ends with the process
         thread.join(timeout_seconds)
 
     def _ensure_thread(self) -> None:

@@ -1,4 +1,4 @@
-"""Worker processes as the database sees them: who was there lately, with which models.
+"""Worker processes in the database: which were seen lately, and their models.
 
 Knows nothing of leases or jobs (``core.jobs.store``). A worker missing from this table is merely
 shown as offline; its jobs are unaffected.
@@ -21,7 +21,7 @@ SEEN_SECONDS = 30.0  # six missed heartbeats, as long as a lease
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker says of itself at a heartbeat."""
+    """What a worker reports at a heartbeat."""
 
     id: str
     models: list[str]
@@ -32,7 +32,7 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class SeenWorker:
-    """What a worker last said of itself; instants are milliseconds by the database's clock."""
+    """The last report of a worker; instants are milliseconds by the database's clock."""
 
     id: str
     models: tuple[str, ...]
@@ -44,7 +44,7 @@ class SeenWorker:
 
 
 def beat(engine: Engine, state: WorkerState) -> None:
-    """Say that a worker is there; its first beat is its start."""
+    """Store a worker's report; its first one sets ``started_at``."""
     fresh = asdict(state) | {"last_seen": now_ms()}
     with writing(engine) as connection:
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
@@ -56,20 +56,20 @@ def beat(engine: Engine, state: WorkerState) -> None:
 
 
 def forget(engine: Engine, worker_id: str) -> None:
-    """Take away a worker that has stopped."""
+    """Delete a worker that has stopped."""
     with writing(engine) as connection:
         connection.execute(delete(Worker).where(Worker.id == worker_id))
 
 
 def unseen_workers(engine: Engine, seconds: float) -> frozenset[str]:
-    """The workers that were not seen for so long; they died without a word."""
+    """The workers that were not seen for ``seconds``: they died without deleting their row."""
     query = select(Worker.id).where(Worker.last_seen < now_ms() - int(seconds * 1000))
     with reading(engine) as connection:
         return frozenset(connection.execute(query).scalars())
 
 
 def seen_workers(engine: Engine, within_seconds: float = SEEN_SECONDS) -> list[SeenWorker]:
-    """The workers that were seen within the time, the longest-lived first."""
+    """The workers that were seen within the time, the oldest first."""
     query = (
         select(Worker.__table__)
         .where(Worker.last_seen >= now_ms() - int(within_seconds * 1000))
@@ -81,12 +81,12 @@ def seen_workers(engine: Engine, within_seconds: float = SEEN_SECONDS) -> list[S
 
 
 def forget_dead(engine: Engine, host: str) -> None:
-    """Take away the workers of this host whose process is gone: they were killed.
+    """Delete the workers of this host whose process was killed.
 
-    Otherwise the next start would be ready, by their last word, before its own worker is.
+    Otherwise the next start would count as ready, by their last report, before its own worker is.
 
     Args:
-        engine: where the workers stand.
+        engine: of the database.
         host: as in the workers' ids, ``HOST-PID-SUFFIX``.
     """
     with reading(engine) as connection:
@@ -109,5 +109,5 @@ def is_alive(pid: int) -> bool:
 
 
 def worker_host() -> str:
-    """This host's name as it stands in the ids of its workers."""
+    """This host's name in the ids of its workers."""
     return socket.gethostname()[:32]

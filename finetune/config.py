@@ -5,7 +5,6 @@ Reads and validates them; knows nothing of data or models.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from textmill.core.catalog.sources import parse_source
 from textmill.core.strategies import MAX_SEED
 from textmill.finetune.errors import ConfigError
 
@@ -240,11 +240,10 @@ def _resolve_paths(document: dict[str, Any], path: Path) -> None:
 
 def _resolve(name: str, folder: Path, *, must_exist: bool = True) -> str:
     """Resolve a path in the file against its folder; keep Hub ids, packages and model names."""
-    if name.startswith("package:"):
-        return name
-    path = folder / Path(name).expanduser()
-    is_path = bool(re.match(r"[./~]", name)) or path.exists() or not must_exist
-    return str(path) if is_path else name
+    source = parse_source(name, folder)
+    if source.kind == "hub" and not must_exist:
+        return str(folder / name)
+    return str(source)
 
 
 def _message(error: ValidationError, path: Path | None) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from datasets import disable_progress_bars
 from transformers.utils.logging import disable_progress_bar
 
 from textmill.core.catalog.models_file import load_catalog
+from textmill.core.file_lock import file_lock
 from textmill.core.settings import Settings
 from textmill.finetune.base_model import BaseModel, Report, find_base
 from textmill.finetune.config import FinetuneConfig
@@ -78,9 +78,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(file_lock(folder / LOCK_FILE, is_blocking=False))
         except BlockingIOError:
             raise TrainingError(
                 "Another process is running the same fine-tuning; wait for it, or use another"

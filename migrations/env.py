@@ -9,7 +9,7 @@ from alembic import context
 
 from textmill.core.database.tables import Base
 
-# Made by hand in the migrations, since one database only has each: not the models' business.
+# Created by the migrations on one of the two databases only, and not part of the tables' models.
 _OWN_OBJECTS = {"search_vector", "ix_jobs_search_vector"}
 
 

@@ -1,8 +1,8 @@
-"""Indexes on tables that are in use: made beside those who write to them.
+"""Creates indexes on tables that are in use, without blocking writers.
 
-CREATE INDEX keeps all writers of a table waiting until it has read the table. CREATE INDEX
-CONCURRENTLY does not, on PostgreSQL; it cannot run inside a transaction, and leaves an index behind
-that is not valid when it is cut off, so that every call here begins by taking such a one away.
+CREATE INDEX blocks all writers of a table until it has read the table. PostgreSQL's CREATE INDEX
+CONCURRENTLY does not; it cannot run inside a transaction, and leaves an invalid index behind when
+it is interrupted, which every call here therefore drops first.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from alembic import op
 
 
 def create_index(name: str, table: str, columns: Sequence[str], where: str | None = None) -> None:
-    """Make an index from within a migration; may be repeated after it was cut off.
+    """Create an index from a migration; may be repeated after an interruption.
 
     Args:
         name: of the index.
-        table: whose it is.
+        table: of the index.
         columns: in their order.
         where: the condition of a partial index.
     """
@@ -29,7 +29,7 @@ def create_index(name: str, table: str, columns: Sequence[str], where: str | Non
         op.create_index(name, table, list(columns), **options)
         return
     with op.get_context().autocommit_block():
-        # It waits for older transactions, and nobody waits for it: there is no hurry.
+        # It waits for older transactions but blocks none, so it needs no time limit.
         op.execute("SET lock_timeout = 0")
         op.drop_index(name, table, if_exists=True, postgresql_concurrently=True)
         op.create_index(name, table, list(columns), postgresql_concurrently=True, **options)
@@ -37,6 +37,6 @@ def create_index(name: str, table: str, columns: Sequence[str], where: str | Non
 
 
 def _may_commit() -> bool:
-    """Whether the transaction is Alembic's own; a caller's must be left alone."""
+    """Whether the transaction is Alembic's own; a caller's must not be committed here."""
     context = op.get_context()
     return not context._in_external_transaction

@@ -1,9 +1,9 @@
 """Runs the migrations from code: ``textmill migrate`` and ``textmill up`` call this.
 
 On SQLite all migrations run in one transaction under the file's write lock. On PostgreSQL each is
-a transaction of its own, without a limit to its time, beside jobs that are submitted and done: a
-statement that cannot have its lock within a moment gives up its place in the line, since all who
-come later would wait behind it, and the migration is tried again.
+a separate transaction without a time limit, while jobs are submitted and run: a statement that does
+not get its lock quickly gives up, because later statements would wait behind it, and the migration
+is tried again.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from sqlalchemy import Connection, Engine, text
 from textmill.core.database.connections import connecting, make_engine, reading, writing
 from textmill.core.errors import StorageUnavailable
 
-LOCK_MS = 1_000  # writers wait no longer behind a statement that waits for a table's lock
-LOCK_TRIES_SECONDS = 30.0  # then the caller is told, who may go on trying
+LOCK_MS = 1_000  # the longest that writers wait behind a migration that waits for a lock
+LOCK_TRIES_SECONDS = 30.0  # then the caller gets an error, and may try again
 _LOCK_NOT_AVAILABLE = "55P03"
 _MIGRATION_LOCK = 0x7E_87_11_12  # two processes that start together must not both migrate
-_LOOK_SECONDS = 0.2  # between two looks whether another process has migrated
+_LOOK_SECONDS = 0.2  # between two checks whether another process has finished migrating
 _FOLDER = Path(__file__).parent
 log = structlog.get_logger(__name__)
 
 
 def alembic_config(database_url: str, more_versions: Sequence[Path] = ()) -> Config:
-    """Alembic's configuration for one database; there is no alembic.ini to keep in step.
+    """Alembic's configuration for one database; there is no alembic.ini.
 
     Args:
         database_url: as in the settings.
-        more_versions: folders of further migrations, which the tests have.
+        more_versions: folders of further migrations, for tests.
     """
     config = Config()
     config.set_main_option("script_location", str(_FOLDER))
@@ -55,15 +55,15 @@ def upgrade(
     *,
     on_wait: Callable[[], None] = lambda: None,
 ) -> None:
-    """Bring the database to the newest schema; does nothing when it is there already.
+    """Upgrade the database to the current schema; does nothing if it is current.
 
     Args:
         database_url: as in the settings.
-        more_versions: folders of further migrations, which the tests have.
-        on_wait: called again and again while another process migrates the same database.
+        more_versions: folders of further migrations, for tests.
+        on_wait: called repeatedly while another process migrates the same database.
 
     Raises:
-        StorageUnavailable: it is away, or a lock that is needed was never free.
+        StorageUnavailable: the database is unreachable, or a required lock was never free.
     """
     config = alembic_config(database_url, more_versions)
     if database_url.startswith("sqlite"):
@@ -94,17 +94,17 @@ def _upgrade_beside_others(engine: Engine, config: Config) -> None:
             if not _wants_a_lock(error) or time.monotonic() > deadline:
                 raise
             log.warning("migration_waits", reason="a table is locked; trying again")
-            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - lets those who wait go first
+            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - lets waiting writers go first
         else:
             return
 
 
 @contextmanager
 def _alone(engine: Engine, on_wait: Callable[[], None]) -> Iterator[None]:
-    """Hold off other processes that migrate.
+    """Exclude other processes that migrate.
 
-    The lock is a session's and is asked for without waiting: a session that waits in a transaction
-    would keep CREATE INDEX CONCURRENTLY waiting for it.
+    The lock belongs to the session and is requested without waiting: a session that waits inside a
+    transaction would block CREATE INDEX CONCURRENTLY.
     """
     with connecting(engine) as connection:
         session = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -129,7 +129,7 @@ def _wants_a_lock(error: StorageUnavailable) -> bool:
 
 
 def is_at_head(database_url: str) -> bool:
-    """Whether the database has the newest schema."""
+    """Whether the database has the current schema."""
     engine = make_engine(database_url, pool_size=1)
     try:
         with reading(engine) as connection:

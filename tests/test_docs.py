@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import Product, workspace
-from textmill.core import settings as settings_module
 from textmill.core.catalog.models_file import load_catalog
-from textmill.core.settings import PREFIX, Settings
+from textmill.core.settings import Settings, variable_of
 from textmill.core.strategies import STRATEGIES, ParameterSpec, StrategySpec
 
 ROOT = Path(__file__).parent.parent
@@ -70,7 +69,7 @@ def test_the_readme_is_right_about_the_repetition_penalty() -> None:
 
 def test_the_readme_lists_every_setting_and_no_other() -> None:
     shown = [row[0].strip("`") for row in rows_of(README, "name")]
-    assert shown == [PREFIX + name for name in settings_module._FIELDS]
+    assert shown == [variable_of(name) for name in Settings.model_fields]
 
 
 def test_the_readme_shows_the_defaults_that_the_code_has() -> None:

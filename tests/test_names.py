@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from textmill.core import settings as settings_module
-from textmill.core.settings import PREFIX
+from textmill.core.settings import PREFIX, Settings, variable_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = (
@@ -111,7 +110,7 @@ def unknown_documents(path: Path) -> list[str]:
 
 
 def unknown_settings(path: Path) -> list[str]:
-    known = {PREFIX + name for name in settings_module._FIELDS}
+    known = {variable_of(name) for name in Settings.model_fields}
     return [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for line, text in prose_of(path)

@@ -1,6 +1,6 @@
-"""A tokenizer in a child process that is killed when it takes too long, and started again.
+"""A tokenizer in a child process, which is killed when it takes too long, and restarted.
 
-The program that runs there is ``tokenizing.process``.
+The child runs ``tokenizing.process``.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from typing import IO, Any, cast
 from textmill.core.errors import TextmillError, Unavailable
 from textmill.tokenizing import process as tokenizer_process
 
-ENCODE_SECONDS = 5.0  # 256 KiB take 0.6 s on a core of 2023 with patterns that are known
+ENCODE_SECONDS = 5.0  # with known patterns 256 KiB take 0.6 s on a core of 2023
 LOAD_SECONDS = 30.0
 RETRY_SECONDS = 5
-MAX_CHARACTERS = 200  # of the library's own words
+MAX_CHARACTERS = 200  # of the library's error message
 
 
 class TokenizerFault(TextmillError):
-    """A tokenizer cannot be loaded, or cannot read a text; the message says which."""
+    """A tokenizer cannot be loaded, or cannot tokenize a text; the message says which."""
 
     code = "tokenizer_fault"
 
 
 class TokenizerBusy(Unavailable):
-    """Another text takes so long that this one was not tried."""
+    """Another text takes so long that this one was not tokenized."""
 
     code = "tokenizer_busy"
 
 
 class TokenizerProcess:
-    """Holds a tokenizer of unknown patterns; one text at a time, killed when it takes too long."""
+    """A tokenizer with unknown patterns; one text at a time, killed when it takes too long."""
 
     def __init__(self, tokenizer_json: str) -> None:
         self._json = tokenizer_json
@@ -47,17 +47,17 @@ class TokenizerProcess:
         """Start the process.
 
         Raises:
-            TokenizerFault: it ends, or takes too long, while it loads the tokenizer.
+            TokenizerFault: it crashes, or takes too long, while it loads the tokenizer.
         """
         with self._lock:
             self._running()
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Have a text cut.
+        """Send one request and return its reply.
 
         Raises:
             TokenizerFault: the tokenizer fails on it, or takes too long.
-            TokenizerBusy: it was not tried.
+            TokenizerBusy: another text takes too long.
         """
         if not self._lock.acquire(timeout=ENCODE_SECONDS):
             raise TokenizerBusy(
@@ -81,7 +81,7 @@ class TokenizerProcess:
         return reply
 
     def stop(self) -> None:
-        """End the process; the next text starts it again."""
+        """Kill the process; the next text starts it again."""
         with self._lock:
             self._end()
 
@@ -106,7 +106,7 @@ class TokenizerProcess:
     def _exchange(
         self, child: subprocess.Popen[str], line: str, seconds: float
     ) -> dict[str, Any] | None:
-        """A line there and one back; ``None`` where the process ended, or had to be."""
+        """Write a line and read one; ``None`` if the process crashed or was killed."""
         timer = threading.Timer(seconds, child.kill)
         timer.daemon = True
         timer.start()

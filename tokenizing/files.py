@@ -1,6 +1,6 @@
-"""What can be said of a tokenizer.json before it is used: is it harmless, how long are its tokens?
+"""Inspects a tokenizer.json before it is used: whether it is harmless, how long its tokens are.
 
-Knows nothing of the library that will read it.
+Knows nothing of the library that reads it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _KNOWN_PRE_TOKENIZERS = {
     "UnicodeScripts",
 }
 _KNOWN_PROCESSORS = {"Sequence", "ByteLevel", "BertProcessing", "RobertaProcessing"}
-_MOST_PIECES = 8  # of a template: what stands around a text, and the text
+_MOST_PIECES = 8  # of a template: the text and the tokens around it
 
 
 def is_known(document: Mapping[str, Any]) -> bool:
-    """Whether cutting a text takes time and memory by its length alone, as far as is known."""
+    """Whether the time and memory of tokenizing are known to depend on the text's length alone."""
     normalizers = _steps(document.get("normalizer"))
     cuts = _steps(document.get("pre_tokenizer"))
     return (
@@ -57,7 +57,7 @@ def is_known(document: Mapping[str, Any]) -> bool:
 
 
 def _grows(step: Mapping[str, Any]) -> bool:
-    """Whether a normalizer may make a text much longer, which a chain of them does without end."""
+    """Whether a normalizer may lengthen a text, which a chain of them could do without bound."""
     pattern, content = step.get("pattern"), step.get("content", step.get("prepend", ""))
     replaced = pattern.get("String") if isinstance(pattern, Mapping) else None
     return len(str(content)) > max(1, len(str(replaced or "")))

@@ -1,8 +1,9 @@
-"""Tokenizers that cannot harm who calls them: no panic, no endless pattern, no lock held for long.
+"""Tokenizers that are safe to call: no panic, no endless pattern, no lock held for long.
 
-A tokenizer.json may hold any regular expression, and other parts that end the process or never end.
-What is known to take time by the length of a text alone runs here, without Python's lock; all else
-runs in a process that is killed when it takes too long. Knows nothing of models or of HTTP.
+A tokenizer.json may contain any regular expression, and other parts that crash the process or never
+end. Tokenizers whose time is known to depend on the text's length alone run in this process,
+without Python's lock; all others run in a process that is killed when it takes too long. Knows
+nothing of models or of HTTP.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from textmill.tokenizing.files import bound, is_known
 __all__ = ["SafeTokenizer", "Spans", "TokenizerBusy", "TokenizerFault", "library_faults"]
 
 
-# One text is one thread's work, and the library's own threads would not survive a fork.
+# Each text is tokenized on one thread; the library's own threads would not survive a fork.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 _NO_ENCODING = {"normalizer": None, "pre_tokenizer": None, "post_processor": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The tokens of a text and what each one covers.
+    """The tokens of a text and the part of it that each one covers.
 
     Attributes:
         ids: token ids.
-        offsets: for each, where it begins and ends in the text, in characters; those of one
-            character have the same.
-        is_added: for each, whether the tokenizer set it around the text.
+        offsets: for each token, its begin and end in the text, in characters; tokens of the same
+            character have the same offsets.
+        is_added: for each token, whether the tokenizer added it around the text.
     """
 
     ids: list[int]
@@ -49,10 +50,10 @@ class Spans:
     is_added: list[bool]
 
     def pieces(self, text: str) -> list[str]:
-        """A piece of the text for each token; together they are the text.
+        """The piece of the text for each token; joined they are the text.
 
-        A character of several tokens is with its last one, and what no token covers is with the
-        next one.
+        A character of several tokens belongs to the last of them, and a part that no token covers
+        to the next token.
         """
         own = [n for n, added in enumerate(self.is_added) if not added]
         pieces = [""] * len(self.ids)
@@ -70,25 +71,25 @@ class SafeTokenizer:
     """A tokenizer.json, read by the tokenizers library. Threads may share it."""
 
     def __init__(self, tokenizer_json: str) -> None:
-        """Read it.
+        """Load the tokenizer.
 
         Raises:
-            TokenizerFault: it cannot be read.
+            TokenizerFault: it cannot be loaded.
         """
         try:
             document = json.loads(tokenizer_json)
         except (ValueError, RecursionError) as error:
-            raise TokenizerFault(f"The tokenizer is no JSON: {error}.") from None
+            raise TokenizerFault(f"The tokenizer is not valid JSON: {error}.") from None
         if not isinstance(document, dict):
-            raise TokenizerFault("The tokenizer is no JSON object.")
+            raise TokenizerFault("The tokenizer is not a JSON object.")
         if document.get("truncation") or document.get("padding"):
-            # Neither is wanted, and a file may ask for more padding than there is memory.
+            # Neither is used, and a file may request more padding than there is memory.
             document |= {"truncation": None, "padding": None}
             tokenizer_json = json.dumps(document)
         self.is_known = is_known(document)
         self._process = None if self.is_known else TokenizerProcess(tokenizer_json)
         if self._process is not None:
-            self._process.start()  # what crashes the library crashes there
+            self._process.start()  # a file that crashes the library crashes that process
             tokenizer_json = json.dumps(document | _NO_ENCODING)
         with library_faults("The tokenizer cannot be loaded"):
             self.library = Tokenizer.from_str(tokenizer_json)
@@ -98,8 +99,8 @@ class SafeTokenizer:
         """Token ids of a text.
 
         Args:
-            text: what to cut.
-            adds_ends: set the tokens around it that the file asks for.
+            text: the text to tokenize.
+            adds_ends: whether to add the tokens around it that the file specifies.
 
         Raises:
             TokenizerFault: the tokenizer fails on it, or takes too long.
@@ -109,12 +110,12 @@ class SafeTokenizer:
             reply = self._process.ask({"text": text, "spans": False, "ends": adds_ends})
             return cast("list[int]", reply["ids"])
         with library_faults("The model's tokenizer cannot read this text"):
-            # The call for one text keeps Python's lock; the one for several lets go of it.
+            # The call for one text keeps Python's lock; the one for a batch releases it.
             (encoding,) = self.library.encode_batch_fast([text], add_special_tokens=adds_ends)
             return list(encoding.ids)
 
     def spans(self, text: str) -> Spans:
-        """The same with what each token covers; four times slower.
+        """The tokens of a text with their offsets; four times slower than ``encode``.
 
         Raises:
             TokenizerFault: the tokenizer fails on it, or takes too long.
@@ -130,7 +131,7 @@ class SafeTokenizer:
             return Spans(list(encoding.ids), list(encoding.offsets), added)
 
     def least_tokens(self, text: str) -> int:
-        """How many tokens a text has at least, in no time; 0 where that cannot be told."""
+        """A lower bound on a text's number of tokens, without tokenizing; 0 if unknown."""
         return 0 if self._bound is None else self._bound.least_tokens(text)
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
@@ -143,14 +144,14 @@ class SafeTokenizer:
             return str(self.library.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def close(self) -> None:
-        """End its process, if it has one."""
+        """Stop its process, if it has one."""
         if self._process is not None:
             self._process.stop()
 
 
 @contextlib.contextmanager
 def library_faults(what: str) -> Iterator[None]:
-    """Make one kind of error of all that the library raises; its panics are no ``Exception``."""
+    """Convert all errors of the library; its panics are not subclasses of ``Exception``."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):

@@ -1,4 +1,4 @@
 """The worker side: claims jobs and decodes them.
 
-May import core, torch and transformers; never backend or Flask.
+Imports core, engine and tokenizing; never backend, cli or Flask.
 """

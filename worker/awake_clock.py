@@ -1,8 +1,8 @@
-"""A clock that leaves out the time in which this process stood still.
+"""A clock that leaves out the time in which this process did not run.
 
-A process that was stopped, a machine that slept, a thread that got no processor: to all of them
-``time.monotonic`` jumps (on some systems it does not even do that). Whoever judges others by the
-time that passed would take a pause of its own for a failure of theirs.
+``time.monotonic`` jumps for a process that was stopped, on a machine that slept, and in a thread
+that got no processor time (after sleep on some systems it does not even jump). Code that judges
+others by elapsed time would take a pause of its own process for their failure.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from collections.abc import Callable
 
 
 class AwakeClock:
-    """Counts seconds; between two readings it goes on by a bounded step at most.
+    """Counts seconds; between two readings it advances by at most a bounded step.
 
-    To be read regularly, and more often than the step is long.
+    It must be read regularly, at intervals shorter than the step.
+
+    Args:
+        most_seconds: the longest step.
+        clock: the underlying clock.
     """
 
     def __init__(self, most_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """``most_seconds`` is the longest step between two readings."""
         self._most_seconds = most_seconds
         self._clock = clock
         self._read_at = clock()

@@ -1,4 +1,4 @@
-"""Hears cancellations over Redis, which only hurries them: the row holds the truth."""
+"""Receives cancel messages over Redis; they only save time, as the row is authoritative."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from redis.exceptions import RedisError
 
 from textmill.core.events import CANCEL_CHANNEL, make_redis
 
-LISTEN_SECONDS = 1.0  # how long one wait for a message takes; below the socket time-out
+LISTEN_SECONDS = 1.0  # one wait for a message; below the socket time-out
 RETRY_SECONDS = 2.0
 
 
 class CancelListener:
-    """A thread that stirs the progress loop when somebody cancels a job."""
+    """A thread that calls back when a job is canceled.
+
+    Args:
+        redis_url: of Redis.
+        on_cancel: called after each message; it queries the database for this worker's jobs.
+    """
 
     def __init__(self, redis_url: str, on_cancel: Callable[[], None]) -> None:
-        """``on_cancel`` asks the database which of our jobs are meant."""
         self._url = redis_url
         self._on_cancel = on_cancel
         self._closing = threading.Event()

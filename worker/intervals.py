@@ -1,6 +1,6 @@
-"""How often a worker does what, and how long it waits: one place for times that depend on another.
+"""The intervals and waiting times of a worker, in one place because they depend on each other.
 
-Settings do not change them: they are chosen together, and the tests alone are in more of a hurry.
+They are not settings: they are chosen together, and only tests use shorter ones.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ class Intervals:
     """Seconds.
 
     Attributes:
-        lease: for how long a worker may regard a job as its own without a word.
-        heartbeat: between two renewals; six chances within a lease.
-        progress: what a reader without Redis waits for, and a cancellation at most.
-        poll: between two looks for jobs; the cost of a lost ticket.
-        sweep: between two looks at the leases of others.
-        silence: for how long a sweeper itself must have seen no renewal of an expired lease. In
-            that time a worker that was paused as well, or whose database was away, renews first.
-        settled: after so long a job that was lost before is taken for harmless to its neighbours;
-            what kills a worker mostly does so in the prefill or the first steps.
+        lease: how long a job stays a worker's without a renewal.
+        heartbeat: between two renewals; six of them fit into a lease.
+        progress: between two writes of the text so far; the longest delay of a cancel, and of text
+            for readers without Redis.
+        poll: between two polls of the table; the cost of a lost ticket.
+        sweep: between two checks of the leases of other workers.
+        silence: how long a sweeper itself must have seen no renewal of an expired lease. In that
+            time a worker that was paused too, or had no database, renews its leases first.
+        settled: a job that was lost before counts as harmless after this time; jobs that kill a
+            worker mostly do so in the prefill or the first steps.
     """
 
     lease: float = LEASE_SECONDS

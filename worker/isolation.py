@@ -1,15 +1,15 @@
-"""Which jobs may run beside which, after workers were lost with jobs in hand.
+"""Decides which jobs may run beside each other after workers died with running jobs.
 
-A lost job is a suspect: it may be the one that killed its worker. Most were only near it, or the
-worker was killed from outside. The rule (docs/decisions/0014) finds the guilty one at its third
-loss, fails no innocent one, and bounds for how long slots are left empty:
+A lost job is a suspect: it may have killed its worker. Most lost jobs only ran beside it, or the
+worker was killed from outside. The rule (docs/decisions/0014) identifies the cause at its third
+loss, fails no other job, and bounds how long slots stay empty:
 
-- a job that was never lost runs beside anything;
+- a job that was never lost runs beside any other;
 - of those that were lost once, at most the square root of the slots start within a few seconds;
 - one that was lost twice starts alone: beside it run only jobs that were never lost and have run
   for a few seconds, and nothing starts until it has run as long.
 
-Knows nothing of databases; the store picks the job that this admits.
+Knows nothing of databases; the store picks a job that this admits.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANY_LOSSES = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class RunningJob:
-    """A job that runs: how often it was lost before, and for how long it has run now."""
+    """A running job: how often it was lost before, and how long it has run."""
 
     lost_count: int
     seconds: float
@@ -31,12 +31,12 @@ class RunningJob:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What may start beside what runs.
+    """Which jobs may start beside the running ones.
 
     Attributes:
-        most_losses: the job may have been lost so often; -1: nothing may start.
-        waits_for_first: when the first in the line was lost more often, nothing that is behind it
-            starts either: it is to get its turn, within a few seconds.
+        most_losses: the most losses that a job may have; -1: none may start.
+        waits_for_first: whether no job may start if the first in the queue has more losses, so
+            that the first gets its turn within a few seconds.
     """
 
     most_losses: int
@@ -44,7 +44,7 @@ class Admission:
 
 
 def admission(running: Sequence[RunningJob], num_slots: int, settled_seconds: float) -> Admission:
-    """What may start beside the jobs that run."""
+    """Which jobs may start beside the running ones."""
     unsettled = [job for job in running if job.seconds < settled_seconds]
     if any(job.lost_count > 1 for job in unsettled):
         return Admission(-1)
@@ -60,7 +60,7 @@ def admission(running: Sequence[RunningJob], num_slots: int, settled_seconds: fl
 def group_size(num_slots: int) -> int:
     """How many jobs that were lost once may start together.
 
-    A group of g out of n slots has all slots in use after n/g pauses, and when the guilty one is in
-    it, g jobs start alone afterwards: the sum is least where both are equal.
+    With groups of g, n slots are in use after n/g pauses; if the cause is in a group, its g jobs
+    start alone afterwards. The sum is smallest where both are equal.
     """
     return math.isqrt(max(1, num_slots) - 1) + 1  # the square root, rounded up

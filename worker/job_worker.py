@@ -1,8 +1,7 @@
-"""Claim → decode → finish: what one ticket, or one look of the poller, sets going.
+"""Claim → decode → finish: the work that a ticket or the poller starts.
 
-No decision is made here that the database or the engine makes: the store says what may run, the
-engine how a text ends, and this carries the one to the other. The Celery task and the poller call
-the same ``JobWorker.work``.
+The store decides which job runs, the engine how its text ends; this module connects the two. The
+Celery task and the poller both call ``JobWorker.work``.
 """
 
 from __future__ import annotations
@@ -10,15 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import structlog
 
-from textmill.core.errors import Conflict, StorageUnavailable, TextmillError, Unstorable
+from textmill.core.errors import StorageUnavailable
 from textmill.core.failpoints import reach
 from textmill.core.jobs.records import JobRecord
-from textmill.core.jobs.store import JobStore, Outcome, Progress
+from textmill.core.jobs.store import JobStore, Progress
 from textmill.core.redaction import reason_of
 from textmill.core.strategies import decoding_parameters
 from textmill.engine import Delta, Generation, GenerationRequest, GenerationResult, InferenceEngine
@@ -26,17 +24,16 @@ from textmill.engine.requests import EngineStopped
 from textmill.worker.intervals import Intervals
 from textmill.worker.isolation import ANY_LOSSES, Admission, RunningJob, admission
 from textmill.worker.metrics import WorkerMetrics
+from textmill.worker.outcomes import code_of, failed_result, may_retry, outcome_of
 from textmill.worker.publishing import JobStream, Publisher, storable
+from textmill.worker.result_writer import ResultWriter
 
-MAX_ERRORS = 3  # a job whose decoding failed this often fails; each error counts as a loss
-RETRY_WRITE_SECONDS = 1.0  # between tries to write a result while the database is away
-Written = TypeVar("Written")
 log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
 class ActiveJob:
-    """A job between its claim and its end; ``generation`` is ``None`` until the engine has it."""
+    """A job between its claim and its end; ``generation`` is ``None`` until it is submitted."""
 
     job: JobRecord
     claimed_at: float
@@ -46,7 +43,23 @@ class ActiveJob:
 
 
 class JobWorker:
-    """Runs jobs on an engine, as many at once as it has slots."""
+    """Runs jobs on an engine, as many at once as it has slots.
+
+    Args:
+        store: of the jobs.
+        engine: decodes them.
+        publisher: gets the text as it is written, for clients that follow jobs.
+        metrics: counts claims and ends.
+        worker_id: this worker in the rows of its jobs.
+        revisions: the served models' names and revisions.
+        on_dead_engine: called when the engine has died during a job, which is queued again by
+            then; the worker can only exit.
+        settled_seconds: a job that was lost before counts as harmless after this time.
+
+    Attributes:
+        models: names of the models whose jobs are claimed.
+        is_blocked: whether jobs that were lost before wait until others have settled.
+    """
 
     def __init__(
         self,
@@ -60,21 +73,9 @@ class JobWorker:
         on_dead_engine: Callable[[], None] = lambda: None,
         settled_seconds: float | None = None,
     ) -> None:
-        """Keep the parts.
-
-        Args:
-            store: what may run, and where ends are written.
-            engine: what writes the texts.
-            publisher: takes what is written, for those who watch.
-            metrics: counts.
-            worker_id: stands in the rows that this worker holds.
-            revisions: the served models' names with their revisions.
-            on_dead_engine: called when the engine has died under a job, which is back in the queue
-                by then; a worker can do nothing but end.
-            settled_seconds: after so long a job that was lost before is taken for harmless.
-        """
         self._store = store
         self._engine = engine
+        self._results = ResultWriter(store)
         self._publisher = publisher
         self._metrics = metrics
         self._worker_id = worker_id
@@ -87,16 +88,14 @@ class JobWorker:
         self._lock = threading.Lock()
         self._active: dict[str, ActiveJob] = {}
         self._ended = threading.Condition(self._lock)
-        self._unwritten = 0  # results that wait for the database to come back
         self._closing = threading.Event()
-        self._giving_up = threading.Event()
         self.num_claimed = 0
-        self.is_blocked = False  # jobs that were lost before wait until others have settled
+        self.is_blocked = False
 
     # ---- running ----------------------------------------------------------------------------
 
     def work(self) -> int:
-        """Run jobs until none can be claimed or no slot is free; returns how many were run."""
+        """Run jobs until none can be claimed or no slot is free; returns their number."""
         num_run = 0
         while self._slots.acquire(blocking=False):
             try:
@@ -110,9 +109,9 @@ class JobWorker:
         return num_run
 
     def _claim(self) -> ActiveJob | None:
-        """One claim at a time, so that what may run beside what is known."""
+        """Claim a job; claims are serial, so that each one knows the jobs that run."""
         with self._claim_lock:
-            if self._closing.is_set() or self._unwritten:
+            if self._closing.is_set() or self._results.is_waiting:
                 return None
             admitted = self._admission()
             self.is_blocked = admitted.most_losses < 0
@@ -129,7 +128,7 @@ class JobWorker:
                 log.warning("claim_failed", reason=str(error))
                 return None
             if job is None:
-                self.is_blocked = admitted.most_losses < ANY_LOSSES  # perhaps: a lost job waits
+                self.is_blocked = admitted.most_losses < ANY_LOSSES  # perhaps a lost job waits
                 return None
             self.num_claimed += 1
             active = ActiveJob(job, claimed_at=time.monotonic())
@@ -161,7 +160,7 @@ class JobWorker:
                 self._ended.notify_all()
 
     def _decode(self, active: ActiveJob, stream: JobStream) -> GenerationResult:
-        """Let the engine write the text; whatever goes wrong becomes a result."""
+        """Decode the job; every error becomes a result."""
         job = active.job
 
         def on_delta(delta: Delta) -> None:
@@ -184,12 +183,12 @@ class JobWorker:
             with self._lock:
                 active.generation = generation
                 reason = active.stop_reason
-            if reason is not None:  # asked to stop before the engine had it
+            if reason is not None:  # stopped before it was submitted
                 generation.cancel(reason)
             return generation.result()
-        except Exception as error:  # the task edge: nothing may leave a job without an end
+        except Exception as error:  # the task edge: every job must get an end
             log.exception("decoding_failed", job_id=job.id)
-            return _failed(error)
+            return failed_result(error)
 
     def _end(self, active: ActiveJob, result: GenerationResult, stream: JobStream) -> None:
         job = active.job
@@ -197,20 +196,20 @@ class JobWorker:
             log.warning("job_lost")
             return
         if result.finish_reason == "released":
-            self._write(lambda: self._store.release(job))
+            self._results.release(job)
             log.info("job_released")
             return
         if isinstance(result.error, EngineStopped):
-            self._give_back(job)
+            self._release_for_dead_engine(job)
             return
-        if result.finish_reason == "error" and self._retries(job, result):
-            self._write(lambda: self._store.release(job, delay_seconds=1.0, counts_as_loss=True))
+        if result.finish_reason == "error" and may_retry(job, result):
+            self._results.release(job, delay_seconds=1.0, counts_as_loss=True)
             reason = reason_of(result.error) if result.error else ""
-            log.warning("job_retried", code=_code(result.error), reason=reason)
+            log.warning("job_retried", code=code_of(result.error), reason=reason)
             return
-        made = self._outcome(job, result)
+        made = outcome_of(result, self._revisions.get(job.model))
         reach("before_result", job.prompt)
-        outcome = self._finish(job, made)
+        outcome = self._results.finish(job, made)
         if outcome is None:
             log.warning("result_thrown_away", status=made.status)
             return
@@ -225,100 +224,31 @@ class JobWorker:
             seconds=round(time.monotonic() - active.claimed_at, 3),
         )
 
-    def _finish(self, job: JobRecord, outcome: Outcome) -> Outcome | None:
-        """Write an outcome; one that no database can store fails the job instead."""
-        try:
-            return self._write(lambda: self._store.finish(job, outcome))
-        except (Unstorable, Conflict):  # to try again would meet the same, and hold up all others
-            log.exception("outcome_cannot_be_stored", status=outcome.status)
-        failed = replace(
-            outcome,
-            status="failed",
-            text="",
-            finish_reason="error",
-            error_code="unstorable",
-            error_message="The database cannot store the text that was written.",
-            trace=None,
-        )
-        return self._write(lambda: self._store.finish(job, failed))
-
-    def _give_back(self, job: JobRecord) -> None:
-        """The engine is gone: no fault of the job's, and no use in claiming another."""
+    def _release_for_dead_engine(self, job: JobRecord) -> None:
+        """Return a job to the queue without a loss, and claim no further one."""
         is_leaving = self._closing.is_set()
         self.close()
-        self._write(lambda: self._store.release(job))
+        self._results.release(job)
         log.warning("job_released", reason="the engine has stopped")
         if not is_leaving:
             self._on_dead_engine()
 
-    @staticmethod
-    def _retries(job: JobRecord, result: GenerationResult) -> bool:
-        """Whether an error may be a neighbour's fault: then the job is tried again, alone."""
-        is_own_fault = isinstance(result.error, TextmillError) and getattr(
-            result.error, "is_permanent", False
-        )
-        return not is_own_fault and job.lost_count + 1 < MAX_ERRORS
-
-    def _outcome(self, job: JobRecord, result: GenerationResult) -> Outcome:
-        statuses = {"canceled": "canceled", "error": "failed", "deadline": "failed"}
-        error_code = error_message = None
-        if result.finish_reason == "error":
-            error_code, error_message = _code(result.error), storable(str(result.error)[:1000])
-        elif result.finish_reason == "deadline":
-            error_code, error_message = "deadline", "The text was not done by the job's deadline."
-        return Outcome(
-            status=statuses.get(result.finish_reason, "succeeded"),
-            text=storable(result.text),
-            finish_reason=result.finish_reason,
-            num_prompt_tokens=result.num_prompt_tokens or None,
-            num_completion_tokens=result.num_completion_tokens,
-            first_token_seconds=result.first_token_seconds,
-            model_revision=self._revisions.get(job.model),
-            error_code=error_code,
-            error_message=error_message,
-            trace=_trace_json(result),
-        )
-
-    def _write(self, write: Callable[[], Written]) -> Written | None:
-        """Write a result; while the database is away keep it, claim nothing, and try again.
-
-        Returns:
-            What the write returned; ``None`` when the worker gave it up.
-        """
-        is_waiting = False
-        try:
-            while True:
-                try:
-                    return write()
-                except StorageUnavailable as error:
-                    if not is_waiting:
-                        is_waiting = True
-                        with self._lock:
-                            self._unwritten += 1
-                        log.warning("result_waits_for_database", reason=str(error))
-                    if self._giving_up.wait(RETRY_WRITE_SECONDS):
-                        return None  # the lease runs out, and another worker repeats the job
-        finally:
-            if is_waiting:
-                with self._lock:
-                    self._unwritten -= 1
-
     def add_model(self, name: str, revision: str) -> None:
-        """Claim jobs of one more model, which the engine holds by now."""
+        """Claim jobs of one more model, which the engine has loaded."""
         self._revisions[name] = revision
         self.models = (*(model for model in self.models if model != name), name)
 
-    # ---- what the heartbeat and the drain need ------------------------------------------------
+    # ---- for the heartbeat and the drain ------------------------------------------------------
 
     @property
     def num_active(self) -> int:
-        """Jobs between claim and end."""
+        """The number of jobs between claim and end."""
         with self._lock:
             return len(self._active)
 
     @property
     def num_free(self) -> int:
-        """Slots in which nothing runs."""
+        """The number of free slots."""
         return max(0, self._engine.num_slots - self.num_active)
 
     def attempts(self) -> dict[str, int]:
@@ -350,7 +280,7 @@ class JobWorker:
         return found
 
     def stop_jobs(self, job_ids: frozenset[str], reason: str) -> None:
-        """Make the engine drop jobs: ``canceled``, ``lost`` or ``released``."""
+        """Stop decoding some jobs; the reason is ``canceled``, ``lost`` or ``released``."""
         with self._lock:
             chosen = [a for job_id, a in self._active.items() if job_id in job_ids]
             for active in chosen:
@@ -360,49 +290,18 @@ class JobWorker:
                 active.generation.cancel(reason)
 
     def close(self) -> None:
-        """Admit nothing more."""
+        """Claim no further jobs."""
         self._closing.set()
 
     def drain(self, seconds: float) -> None:
-        """Let what runs go on for a while, then give the rest back to the queue."""
+        """Let running jobs go on for ``seconds``, then return the rest to the queue."""
         self.close()
         if not self.wait_until_idle(seconds):
             self.stop_jobs(frozenset(self.attempts()), "released")
             if not self.wait_until_idle(3.0):
-                self._giving_up.set()
+                self._results.give_up()
 
     def wait_until_idle(self, seconds: float) -> bool:
-        """Wait until nothing runs; whether that came to be within the time."""
+        """Wait until no job runs; returns whether that happened within the time."""
         with self._lock:
             return self._ended.wait_for(lambda: not self._active, timeout=seconds)
-
-
-def _failed(error: Exception) -> GenerationResult:
-    return GenerationResult(
-        text="",
-        finish_reason="error",
-        num_prompt_tokens=0,
-        num_completion_tokens=0,
-        first_token_seconds=None,
-        decode_seconds=0.0,
-        trace=None,
-        error=error,
-    )
-
-
-def _code(error: Exception | None) -> str:
-    return str(getattr(error, "code", "internal"))
-
-
-def _trace_json(result: GenerationResult) -> list[dict[str, Any]] | None:
-    if result.trace is None:
-        return None
-    return [_storable_json(token.as_json()) for token in result.trace]
-
-
-def _storable_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _storable_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_storable_json(item) for item in value]
-    return storable(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus; served on a port of its own when the settings name one."""
+"""A worker's metrics for Prometheus, served on a separate port if the settings name one."""
 
 from __future__ import annotations
 
@@ -52,16 +52,16 @@ class WorkerMetrics:
         )
 
     def watch(self, engine: InferenceEngine) -> None:
-        """Show the engine's occupancy at every scrape."""
+        """Export the engine's figures at every scrape."""
         self.registry.register(_EngineMetrics(engine))
 
     def claimed(self, job: JobRecord) -> None:
-        """A job was claimed."""
+        """Count a claimed job."""
         if job.started_at is not None:
             self._waiting.observe(max(0, job.started_at - job.created_at) / 1000)
 
     def ended(self, job: JobRecord, outcome: Outcome, result: GenerationResult) -> None:
-        """A job's end was written."""
+        """Count a job whose end was written."""
         self._ended.labels(job.model, outcome.status).inc()
         self._tokens.labels(job.model).inc(outcome.num_completion_tokens)
         if outcome.error_code is not None:
@@ -74,13 +74,13 @@ class WorkerMetrics:
 
 
 class _EngineMetrics(Collector):
-    """The engine's numbers as they are when Prometheus asks."""
+    """The engine's figures at the time of a scrape."""
 
     def __init__(self, engine: InferenceEngine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        """One sample each."""
+        """Yield one sample of each figure."""
         engine, seen = self._engine, self._engine.statistics()
         gauges = {
             "active_sequences": ("Sequences being decoded", engine.num_active),

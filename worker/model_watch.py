@@ -1,11 +1,11 @@
-"""Compares the models file with what this worker holds, from its start to its end.
+"""Keeps the models of a worker in step with the models file.
 
-A model that is new is loaded while the others write, and served beside them. For one that was
-changed or taken out the worker asks for its own end: a new process starts with the new file, and
-holds each model once. Before that the new file is proven to load, so that a mistake in it changes
-nothing. A model that cannot be loaded stays out, alone, and the board says why; it is tried again
-when the models file or its own files change, and after growing pauses. Knows nothing of engines,
-Celery and signals.
+A new model is loaded while the others decode, and served beside them. After a change or removal of
+a model the worker asks to be restarted: the new process reads the new file, and no model is in
+memory twice. Before that the changed model is loaded on trial, so that a mistake in it changes
+nothing. A model that cannot be loaded is left out by itself and reported; it is tried again when
+the models file or its own files change, and after growing pauses. Knows nothing of engines, Celery
+and signals.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from textmill.worker.problems import Board, NoBoard
 from textmill.worker.trials import TRIAL_SECONDS, TrialUnfinished
 
 WATCH_MODELS_SECONDS = 5.0
-START_TRIAL_SECONDS = 300.0  # of one model among several at the start: the others are to be served
-FIRST_PAUSE_SECONDS = 60.0  # before a model whose files did not change is tried again; it doubles
+START_TRIAL_SECONDS = 300.0  # of one model among several at the start: the others wait
+FIRST_PAUSE_SECONDS = 60.0  # before an unchanged model is tried again; it doubles
 LONGEST_PAUSE_SECONDS = 1800.0
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -36,12 +36,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What the watch does to its worker.
+    """The calls of the watch to its worker.
 
     Attributes:
-        add: serve a model that was loaded; raises where that cannot be.
-        renew: tell visitors what a model's folder now says of it; its weights are the same.
-        ask_end: end in good order, for this reason, and be started again.
+        add: serve a loaded model; raises if that is impossible.
+        renew: store the new record of a model whose weights are unchanged.
+        ask_end: stop for this reason, and be started again.
     """
 
     add: Callable[[LoadedModel], None]
@@ -51,7 +51,7 @@ class Actions:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """A line of the models file at one look; ``catalog`` is that state of the file."""
+    """An entry of the models file, its files, and the catalogue that it was read from."""
 
     spec: ModelSpec
     state: ModelState
@@ -60,7 +60,7 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """A model that could not be loaded, and when it is tried again though nothing changed."""
+    """A model that could not be loaded, and when it is tried again if nothing changes."""
 
     wanted: _Wanted
     pause_seconds: float
@@ -68,15 +68,26 @@ class _Failure:
 
 
 def _trust(spec: ModelSpec, patience_seconds: float) -> None:
-    """For loaders that need no trial."""
+    """A trial that always succeeds, for loaders that need none."""
 
 
 class ModelWatch:
     """The models of one worker.
 
+    Args:
+        catalog: returns the current catalogue of the models to serve; a new object means that the
+            file changed.
+        load: loads a model.
+        check: given where no model may be loaded beside those that decode; checks that a model's
+            files are usable, and then a new model needs a new process too.
+        try_out: checks within a number of seconds that a model does no harm; called before the
+            model is loaded or checked, and raises a ``ModelLoadError`` if it does.
+        board: gets reports of the models that are left out.
+        clock: in seconds.
+
     Attributes:
-        models: what is held, by name.
-        is_loading: whether a model is being loaded at this moment.
+        models: the loaded models, by name.
+        is_loading: whether a model is being loaded now.
     """
 
     def __init__(
@@ -89,19 +100,6 @@ class ModelWatch:
         board: Board | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Hold nothing yet.
-
-        Args:
-            catalog: gives the present catalogue of what this worker is to serve; another object
-                means that the file changed.
-            load: loads a model.
-            check: where no model may be loaded beside those that write, sees that its files can be
-                used; then a new model, too, takes a new process.
-            try_out: sees, within so many seconds, that a model does no harm; called before it is
-                loaded or checked, and raises a ``ModelLoadError`` where it does.
-            board: is told what is left out.
-            clock: in seconds.
-        """
         self.models: dict[str, LoadedModel] = {}
         self.is_loading = False
         self._catalog = catalog
@@ -111,18 +109,18 @@ class ModelWatch:
         self._board = board or NoBoard()
         self._clock = clock
         self._held: dict[str, ModelState] = {}
-        self._proven: dict[str, ModelState] = {}  # another model than before, and it loads
+        self._proven: dict[str, ModelState] = {}  # changed models that were loaded on trial
         self._failed: dict[str, _Failure] = {}
-        self._seen: dict[str, ModelState] = {}  # at the last look
+        self._seen: dict[str, ModelState] = {}  # at the last call of look
         self._has_asked = False
 
     def load_all(self) -> None:
-        """Load what the file names, at the start.
+        """Load the models of the file, at the start.
 
-        A model that cannot be loaded is left out: the others are not to wait for it.
+        A model that cannot be loaded is left out, so that the others do not wait for it.
 
         Raises:
-            ModelLoadError: none can be loaded.
+            ModelLoadError: no model can be loaded.
         """
         catalog = self._catalog()
         patience = START_TRIAL_SECONDS if len(catalog.models) > 1 else TRIAL_SECONDS
@@ -130,7 +128,7 @@ class ModelWatch:
         for spec in catalog:
             if (error := self._load_at_start(spec, catalog, patience)) is not None:
                 failures.append((spec, error))
-        if not self.models:  # nothing is kept waiting: what was only slow gets all its time
+        if not self.models:  # no other model waits: slow ones get all their time
             slow = [spec for spec, error in failures if isinstance(error, TrialUnfinished)]
             for spec in slow:
                 self._load_at_start(spec, catalog, TRIAL_SECONDS)
@@ -146,16 +144,17 @@ class ModelWatch:
         try:
             self._try_out(spec, patience_seconds)
             self._hold(wanted, self._load(spec))
-        except Exception as error:  # libraries raise all sorts; the other models are to be served
+        except Exception as error:  # libraries raise anything; the other models must be served
             self._fail(wanted, error)
             return error
         return None
 
     def look(self, actions: Actions) -> None:
-        """Compare once, and do what follows.
+        """Compare once, and act on the differences.
 
         Raises:
-            StorageUnavailable: a new model cannot be announced; the next look tries again.
+            StorageUnavailable: the record of a new model cannot be stored; the next call tries
+                again.
         """
         if self._has_asked:
             return
@@ -163,12 +162,12 @@ class ModelWatch:
         all_wanted = [_Wanted(spec, ModelState.of(spec), catalog) for spec in catalog]
         states = {wanted.spec.name: wanted.state for wanted in all_wanted}
         self._forget_failures(set(states))
-        # Else somebody may still be writing the file, or copying weights.
+        # Otherwise the file or the weights may still be being written.
         is_settled = states == self._seen
         self._seen = states
         try:
             for wanted in all_wanted:
-                if self._is_dealt_with(wanted):
+                if self._is_done(wanted):
                     continue
                 if wanted.spec.name not in self._held and self._check is None:
                     self._add(wanted, actions)
@@ -182,23 +181,23 @@ class ModelWatch:
             actions.ask_end(", ".join(reasons))
 
     def _forget_failures(self, names: set[str]) -> None:
-        """Of models that nobody wants any more."""
+        """Forget failures of models that are no longer in the file."""
         for name in self._failed.keys() - names:
             del self._failed[name]
-            self._board.tell("model", name, None)
+            self._board.report("model", name, None)
 
-    def _is_dealt_with(self, wanted: _Wanted) -> bool:
+    def _is_done(self, wanted: _Wanted) -> bool:
         name = wanted.spec.name
         known = (self._held.get(name), self._proven.get(name))
         return wanted.state in known or self._has_failed(wanted)
 
     def _has_failed(self, wanted: _Wanted) -> bool:
-        """Whether it was tried, nothing changed since, and its next try is yet to come."""
+        """Whether it failed, nothing changed since, and its next attempt is not due."""
         failed = self._failed.get(wanted.spec.name)
         return failed is not None and _is_same(failed, wanted) and self._clock() < failed.next_at
 
     def _reasons(self, all_wanted: Sequence[_Wanted]) -> list[str]:
-        """Why a new process is needed; none where it would lose a model, or hold none."""
+        """Why a new process is needed; empty if it would lose a model, or serve none."""
         reasons = []
         can_hold = False
         for wanted in all_wanted:
@@ -224,14 +223,14 @@ class ModelWatch:
         except StorageUnavailable:
             raise
         except EngineStopped:
-            return  # the worker ends
-        except Exception as error:  # as with loading: its failure stays its own
+            return  # the worker is stopping
+        except Exception as error:  # as in loading: the other models must not be affected
             self._fail(wanted, error)
         else:
             self._hold(wanted, model)
 
     def _prove(self, wanted: _Wanted, actions: Actions) -> None:
-        """See that a model can be loaded, and whether it is another one than before."""
+        """Load a changed model on trial, and find out whether its weights differ."""
         name = wanted.spec.name
         if self._check is not None:
             if self._attempt(wanted, self._check) is not None:
@@ -253,7 +252,7 @@ class ModelWatch:
         try:
             self._try_out(wanted.spec, TRIAL_SECONDS)
             return call(wanted.spec)
-        except Exception as error:  # libraries raise all sorts, and those that write must go on
+        except Exception as error:  # libraries raise anything, and the loaded models must go on
             self._fail(wanted, error)
             return None
         finally:
@@ -266,7 +265,7 @@ class ModelWatch:
 
     def _succeed(self, name: str) -> None:
         self._failed.pop(name, None)
-        self._board.tell("model", name, None)
+        self._board.report("model", name, None)
 
     def _fail(self, wanted: _Wanted, error: Exception) -> None:
         name, reason = wanted.spec.name, in_one_line(error)
@@ -276,7 +275,7 @@ class ModelWatch:
             pause = min(2 * before.pause_seconds, LONGEST_PAUSE_SECONDS)
         delay = 0.0 if isinstance(error, TrialUnfinished) and before is None else pause
         self._failed[name] = _Failure(wanted, pause, self._clock() + delay)
-        self._board.tell("model", name, reason)
+        self._board.report("model", name, reason)
         log.error(
             "model_not_loaded",
             model=name,

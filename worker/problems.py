@@ -1,6 +1,6 @@
-"""What this worker leaves out and why, told to the database for visitors and operators.
+"""Reports to the database which models this worker leaves out and why.
 
-Nothing here ends a load or a loop: a word that cannot be stored now is stored at the next chance.
+No error here ends a load or a loop: a report that cannot be stored now is stored at the next call.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from textmill.core.database.connections import make_engine
 from textmill.core.errors import TextmillError
-from textmill.core.problems import REMEMBERED_SECONDS, Kind, Subject, report, solve
+from textmill.core.problems import REMEMBERED_SECONDS, Kind, Subject, solve
+from textmill.core.problems import report as store_problem
 
 log = structlog.get_logger(__name__)
 
 
 class Board(Protocol):
-    """Takes problems, and their ends."""
+    """Receives problems and their resolutions."""
 
-    def tell(self, kind: Kind, name: str, reason: str | None) -> None:
-        """Say why something is left out; ``None`` takes it back."""
+    def report(self, kind: Kind, name: str, reason: str | None) -> None:
+        """Report why something is left out; ``None`` withdraws the report."""
 
     def send(self) -> None:
-        """Store what is new; called now and then, from one thread at a time."""
+        """Store new reports; called from one thread at a time."""
 
 
 class NoBoard:
-    """For loads that nobody is told of."""
+    """Discards all reports."""
 
-    def tell(self, kind: Kind, name: str, reason: str | None) -> None:
+    def report(self, kind: Kind, name: str, reason: str | None) -> None:
         """Do nothing."""
 
     def send(self) -> None:
@@ -42,12 +43,11 @@ class NoBoard:
 
 
 class ProblemBoard:
-    """The problems of one worker, as the database is to have them."""
+    """The problems of one worker, which ``send`` writes to the database."""
 
     def __init__(
         self, database_url: str, host: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Know of no problem yet."""
         self._database_url = database_url
         self._host = host
         self._clock = clock
@@ -55,13 +55,13 @@ class ProblemBoard:
         self._known: dict[tuple[Kind, str], str | None] = {}  # guarded by _lock
         self._sent: dict[tuple[Kind, str], tuple[str | None, float]] = {}
 
-    def tell(self, kind: Kind, name: str, reason: str | None) -> None:
-        """Say why something is left out; ``None`` takes it back."""
+    def report(self, kind: Kind, name: str, reason: str | None) -> None:
+        """Report why something is left out; ``None`` withdraws the report."""
         with self._lock:
             self._known[kind, name] = reason
 
     def send(self) -> None:
-        """Store what is new, and what would soon be forgotten."""
+        """Store new reports, and repeat those that would soon expire."""
         with self._lock:
             due = {key: reason for key, reason in self._known.items() if self._is_due(key, reason)}
         if not due:
@@ -74,7 +74,7 @@ class ProblemBoard:
                 if reason is None:
                     solve(engine, subject)
                 else:
-                    report(engine, subject, reason, REMEMBERED_SECONDS)
+                    store_problem(engine, subject, reason, REMEMBERED_SECONDS)
                 self._sent[kind, name] = reason, self._clock()
         except (TextmillError, SQLAlchemyError) as error:
             log.warning("problem_not_stored", reason=type(error).__name__)

@@ -1,7 +1,7 @@
-"""Gathers what the engine writes and sends it to the jobs' streams every few tens of milliseconds.
+"""Collects the engine's text and sends it to the jobs' streams every few tens of milliseconds.
 
-The engine's thread only appends to a list here. Knows nothing of the database: when Redis is away
-the entries are thrown away, and readers take the text from the row.
+The engine's thread only appends to a list. Knows nothing of the database: while Redis is
+unavailable entries are dropped, and readers get the text from the row.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ import structlog
 
 from textmill.core.events import EventsUnavailable, StreamEntry
 
-GATHER_SECONDS = 0.04  # fast enough to look continuous, and one round trip for all the batch
-# With many texts at once each has few tokens in 40 ms, and the round trips would cost the engine.
-GATHER_SECONDS_AT_MOST, FEW_TEXTS = 0.1, 16
+GATHER_SECONDS = 0.04  # looks continuous; one round trip per batch
+# With many jobs at once each has few tokens in 40 ms, and round trips would slow the engine.
+GATHER_SECONDS_AT_MOST, FEW_JOBS = 0.1, 16
 BACK_OFF_SECONDS = 1.0  # after a failure: a frozen Redis costs its time-out at every try
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 log = structlog.get_logger(__name__)
 
 
 def storable(text: str) -> str:
-    """The text as both databases can keep it.
+    """The text in a form that both databases can store.
 
-    A NUL, which PostgreSQL refuses, and half of a surrogate pair, which is no UTF-8, show as the
+    NUL, which PostgreSQL refuses, and lone surrogates, which are not valid UTF-8, become the
     replacement character.
     """
     return _UNSTORABLE.sub("\ufffd", text)
 
 
 class JobStream:
-    """Turns the deltas of one attempt into entries with positions."""
+    """Turns the deltas of one attempt into stream entries with positions."""
 
     def __init__(self, job_id: str, attempt: int, add: Callable[[StreamEntry], None]) -> None:
-        """Start at the beginning of the text."""
         self._job_id = job_id
         self._attempt = attempt
         self._add = add
         self._end = 0
 
     def started(self) -> None:
-        """Say that the attempt runs."""
+        """Add the entry that the attempt has started."""
         self._add(StreamEntry(self._job_id, self._attempt, 0, "", 0, "started"))
 
     def append(self, text: str, num_tokens: int) -> None:
-        """Say what was written; ``num_tokens`` counts from the start of the text."""
+        """Add appended text; ``num_tokens`` counts from the start of the text."""
         if not text:
             return
         self._end += len(text)
@@ -57,16 +56,19 @@ class JobStream:
         self._add(entry)
 
     def done(self, num_characters: int, num_tokens: int) -> None:
-        """Say that the row is final; to be called once it is."""
+        """Add the entry that the job has ended; call it once the row is final."""
         end = max(num_characters, self._end) + 1
         self._add(StreamEntry(self._job_id, self._attempt, end, "", num_tokens, "done"))
 
 
 class Publisher:
-    """A thread that sends gathered entries, neighbouring ones of a job joined into one."""
+    """A thread that sends collected entries; successive ones of a job are joined.
+
+    Args:
+        send: ``EventBus.publish`` or a substitute.
+    """
 
     def __init__(self, send: Callable[[Sequence[StreamEntry]], None]) -> None:
-        """``send`` is ``EventBus.publish`` or stands in for it."""
         self._send = send
         self._waiting: list[StreamEntry] = []
         self._lock = threading.Lock()
@@ -85,7 +87,7 @@ class Publisher:
         self._woken.set()
 
     def close(self, timeout_seconds: float = 3.0) -> None:
-        """Send what waits, and end."""
+        """Send the remaining entries, and stop."""
         self._closing.set()
         self._woken.set()
         self._thread.join(timeout_seconds)
@@ -94,7 +96,7 @@ class Publisher:
         sent_at, gather_seconds = 0.0, GATHER_SECONDS
         while True:
             self._woken.wait()
-            # What comes after a pause, a first token above all, goes out at once.
+            # An entry after a pause, above all a first token, is sent at once.
             pause = sent_at + gather_seconds - time.monotonic()
             closing = self._closing.wait(max(0.0, pause))
             sent_at = max(time.monotonic(), sent_at)
@@ -103,7 +105,7 @@ class Publisher:
                 batch, self._waiting = self._waiting, []
             if batch:
                 batch = joined(batch)
-                share = len(batch) / FEW_TEXTS
+                share = len(batch) / FEW_JOBS
                 gather_seconds = min(GATHER_SECONDS_AT_MOST, GATHER_SECONDS * max(1.0, share))
                 self._try(batch)
             if closing:
@@ -118,7 +120,7 @@ class Publisher:
 
 
 def joined(entries: Sequence[StreamEntry]) -> list[StreamEntry]:
-    """The same entries with a job's successive tokens as one entry; each job's order is kept."""
+    """The entries with successive tokens of a job joined; the order of each job is kept."""
     result: list[StreamEntry] = []
     open_at: dict[str, int] = {}
     for entry in entries:

@@ -1,7 +1,7 @@
-"""Notices the death of another worker on this machine, and gives its jobs back at once.
+"""Detects the death of another worker on this machine, and returns its jobs at once.
 
-Needs Linux's process file descriptors (``pidfd_open``, since 5.3). Without them, or where no
-sibling is alive, the supervisor of ``up`` gives the jobs back about a second later. Without a
+Needs Linux's process file descriptors (``pidfd_open``, since 5.3). Without them, or if no
+sibling is alive, the supervisor of ``up`` returns the jobs about a second later. Without a
 supervisor, the jobs wait until the lease has expired.
 """
 
@@ -15,47 +15,45 @@ from pathlib import Path
 
 import structlog
 
-from textmill.core.dead_workers import bury, noted_workers
+from textmill.core.dead_workers import noted_workers, recover_worker
 from textmill.core.jobs.store import JobStore
 
-LOOK_SECONDS = 0.25  # between two looks for new siblings; a death is noticed at once
+LOOK_SECONDS = 0.25  # between two searches for new siblings; a death is noticed at once
 log = structlog.get_logger(__name__)
 
 
 class SiblingWatch:
     """Holds a process file descriptor of every other worker of the same state folder.
 
-    Not thread-safe: one loop calls ``look``, and ``close`` once that loop has ended.
+    Not thread-safe: one loop calls ``look``, and ``close`` is called once that loop has ended.
+
+    Args:
+        store: of the jobs.
+        home: the state folder that the siblings share.
+        worker_id: of this worker.
+        on_requeued: called when jobs of a dead sibling are queued again.
     """
 
     def __init__(
         self, store: JobStore, home: Path, worker_id: str, on_requeued: Callable[[], None]
     ) -> None:
-        """Open nothing yet.
-
-        Args:
-            store: where the jobs are.
-            home: the state folder that the siblings share.
-            worker_id: of this worker.
-            on_requeued: called when jobs of a dead sibling wait again.
-        """
         self._store = store
         self._home = home
         self._worker_id = worker_id
         self._on_requeued = on_requeued
         self._watched: dict[int, tuple[int, str]] = {}  # descriptor → process, worker id
-        self._dead: dict[str, int] = {}  # worker id → process, until its jobs are given back
+        self._dead: dict[str, int] = {}  # worker id → process, until its jobs are returned
 
     def look(self, seconds: float = LOOK_SECONDS) -> None:
         """Watch for the time, or until a sibling has ended.
 
         Raises:
-            StorageUnavailable: the database is away; the next look tries again.
+            StorageUnavailable: the database is unavailable; the next call tries again.
         """
         self._watch_new()
         self._await_end(seconds)
         for worker_id, pid in list(self._dead.items()):
-            self._bury(worker_id, pid)
+            self._recover(worker_id, pid)
             del self._dead[worker_id]
 
     def close(self) -> None:
@@ -93,8 +91,8 @@ class SiblingWatch:
         with contextlib.suppress(OSError):
             os.close(descriptor)
 
-    def _bury(self, worker_id: str, pid: int) -> None:
-        report = bury(
+    def _recover(self, worker_id: str, pid: int) -> None:
+        report = recover_worker(
             self._store, self._home, pid, f"sibling:{self._worker_id}", expected_id=worker_id
         )
         if report is None:

@@ -1,6 +1,6 @@
-"""Takes back what dead workers held, fails what waited too long, and repeats lost tickets.
+"""Takes back the jobs of dead workers, fails jobs past their deadline, and repeats lost tickets.
 
-Runs in every worker; the guarded transitions make it harmless that several do.
+Runs in every worker, which the guarded transitions make harmless.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
+from textmill.core.jobs.leases import HeldLease
 from textmill.core.jobs.store import JobStore
-from textmill.core.jobs.sweeping import HeldLease
 from textmill.core.workers import forget, unseen_workers
 from textmill.worker.awake_clock import AwakeClock
 from textmill.worker.intervals import Intervals
@@ -20,22 +20,25 @@ log = structlog.get_logger(__name__)
 
 
 class LeaseObserver:
-    """Tells the leases of the dead by what it has seen itself, whatever the clocks say.
+    """Decides which leases belong to dead workers, by its own observation rather than by clocks.
 
-    A lease that is only expired proves little: the whole machine may have been paused, the database
-    away, or a clock set. Here a worker is dead when its lease is expired and was not renewed for a
-    while that this process was awake to see; or, should the database's clock have been set back,
-    when it was not renewed for longer than any lease lasts.
+    An expired lease alone proves little: the whole machine may have been paused, the database
+    unreachable, or a clock set. A worker counts as dead if its lease is expired and this process,
+    while it was running, has seen no renewal for a while; or, in case the database's clock was set
+    back, if the lease was not renewed for longer than any lease lasts.
+
+    Args:
+        intervals: how long a worker must be silent.
+        clock: in seconds; leaves out pauses of this process.
     """
 
     def __init__(self, intervals: Intervals, clock: Callable[[], float] | None = None) -> None:
-        """Nothing was seen yet; ``clock`` leaves out what this process slept through."""
         self._intervals = intervals
         self._clock = clock or AwakeClock(intervals.sweep)
         self._seen_at: dict[tuple[str, int, int], float] = {}
 
     def dead(self, leases: Sequence[HeldLease]) -> list[HeldLease]:
-        """Look at the leases of others; those to take back."""
+        """Observe the leases of other workers; returns those to take back."""
         now = self._clock()
         self._seen_at = {key: self._seen_at.get(key, now) for key in map(_key, leases)}
         return [lease for lease in leases if self._is_dead(lease, now - self._seen_at[_key(lease)])]
@@ -47,7 +50,15 @@ class LeaseObserver:
 
 
 class Sweeper:
-    """One sweep at a time, called by a loop."""
+    """Sweeps; a loop calls it, one sweep at a time.
+
+    Args:
+        store: of the leases.
+        publish: publishes a ticket for a model.
+        actor: the name that ``job_events`` records.
+        living: the jobs (id → attempt) that this process works on; it never takes them back.
+        intervals: how long a worker must be silent.
+    """
 
     def __init__(
         self,
@@ -58,16 +69,6 @@ class Sweeper:
         living: Callable[[], Mapping[str, int]] = dict,
         intervals: Intervals | None = None,
     ) -> None:
-        """Keep the parts.
-
-        Args:
-            store: where the leases are.
-            publish: sends a ticket for a model.
-            actor: is named in ``job_events``.
-            living: the jobs (id → attempt) that this process holds and works on; it never takes
-                them away from itself.
-            intervals: how long a worker must be silent.
-        """
         self._store = store
         self._publish = publish
         self._actor = actor
@@ -76,9 +77,9 @@ class Sweeper:
         self._unseen: frozenset[str] = frozenset()
 
     def sweep(self) -> None:
-        """Judge the leases and deadlines, and publish a ticket for every model that waits."""
+        """Check leases and deadlines, and publish a ticket for every model with eligible jobs."""
         leases = self._store.held_leases()
-        living = self._living()  # asked after the leases: what was claimed meanwhile is not among
+        living = self._living()  # read after the leases, so that they contain no newer claim
         others = [lease for lease in leases if living.get(lease.job_id) != lease.attempt]
         report = self._store.sweep(self._actor, self._observer.dead(others))
         for job_id, model in report.requeued:
@@ -92,7 +93,7 @@ class Sweeper:
         self._forget_unseen()
 
     def _forget_unseen(self) -> None:
-        """Forget workers that are long gone; at the second look: a clock may have been set."""
+        """Delete workers unseen in two sweeps; once may be due to a clock that was set."""
         unseen = unseen_workers(self._store.engine, FORGET_WORKER_SECONDS)
         for worker_id in unseen & self._unseen:
             forget(self._store.engine, worker_id)

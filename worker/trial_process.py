@@ -1,9 +1,9 @@
-"""``python -m textmill.worker.trial_process``: loads one model and writes a few tokens on it.
+"""``python -m textmill.worker.trial_process``: loads one model and generates a few tokens with it.
 
-A model that crashes or fills the memory does so here, and the process that serves others goes on.
-What to load comes as JSON on the standard input; each line of the standard output is a JSON object
-with ``report``, a sentence on what takes time, or ``error``, why the model cannot be served. Status
-0 is a model that works.
+A model that crashes or fills the memory does so here, and the worker goes on. Standard input
+contains a JSON object that says what to load. Each line of standard output is a JSON object with
+``report``, a sentence about a slow step, or ``error``, why the model cannot be served. The exit
+status is 0 if the model works.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_NICENESS = 5  # what others write comes first
+_NICENESS = 5  # the worker's own decoding comes first
 NUM_TOKENS = 4
 _TEXT = "The quick brown fox"
 
 
 @dataclass(eq=False, slots=True)
 class TrialRow:
-    """A text in a slot."""
+    """A sequence in a slot."""
 
     slot: int
     ids: list[int]
@@ -37,19 +37,19 @@ class TrialRow:
 def main() -> int:
     """Try the model that the standard input asks for."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print what they like; it is no part of the answer
+    os.dup2(2, 1)  # output of libraries is not part of the answer
     _give_way()
     asked = json.loads(sys.stdin.read())
     try:
         _try(asked, out)
-    except Exception as error:  # the edge of this process: whatever a library raises is the answer
+    except Exception as error:  # the edge of this process: any error of a library is the answer
         _say(out, error=f"{_sentence(error)}")
         return 1
     return 0
 
 
 def _give_way() -> None:
-    """End with the parent, leave no core, and be the first to go when memory is short."""
+    """Die with the parent, write no core file, and be killed first when memory is short."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     with contextlib.suppress(OSError):
@@ -67,7 +67,7 @@ def _try(asked: dict[str, Any], out: IO[str]) -> None:
     from textmill.engine.models.loading import MAX_BEAMS, load  # noqa: PLC0415
 
     spec = ModelSpec(**asked["spec"])
-    # A GPU holds the models that are served; the trial is to fit beside them.
+    # The served models are on the GPU; the trial must fit beside them.
     num_slots = MAX_BEAMS if torch.cuda.is_available() else int(asked["num_slots"])
     kernel_dir = asked["kernel_dir"]
     model = load(
@@ -82,10 +82,10 @@ def _try(asked: dict[str, Any], out: IO[str]) -> None:
 
 
 def write(model: Any) -> None:
-    """Write a few tokens on a ``LoadedModel``, in two slots; the edges of its vocabulary are read.
+    """Generate a few tokens with a ``LoadedModel``, in two slots, from the edges of its vocabulary.
 
     Raises:
-        ModelUnusable: what it computes is no number.
+        ModelUnusable: it computes values that are not finite.
     """
     import torch  # noqa: PLC0415
 
@@ -102,7 +102,8 @@ def write(model: Any) -> None:
         logits = model.runner.decode(rows)
         if tuple(logits.shape) != (len(rows), vocabulary) or not bool(torch.isfinite(logits).all()):
             raise ModelUnusable(
-                "What the model computes is no number; its weights are damaged: copy them again."
+                "The model computes values that are not finite; its weights are damaged:"
+                " copy them again."
             )
         for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True):
             row.ids.append(token)
@@ -114,7 +115,7 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, TextmillError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "There is not memory enough; free some, or lower TEXTMILL_SLOTS."
+        return "Out of memory; free some, or lower TEXTMILL_SLOTS."
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 

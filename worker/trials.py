@@ -1,8 +1,8 @@
-"""Tries a model in a process of its own before this one loads it, once for each set of files.
+"""Tries a model in a separate process before this one loads it, once for each set of files.
 
-What is known to work is remembered beside the compiled kernels, under a name made of the weights'
-revision and of everything else that the load depends on: a second start tries nothing. Knows
-nothing of the models file and of what is served.
+Models that work are recorded beside the compiled kernels, under a name made from the weights'
+revision and everything else that loading depends on, so that a second start tries nothing. Knows
+nothing of the models file.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.placement import place
 from textmill.engine.models.sources import find_prepared
 
-TRIAL_SECONDS = 900.0  # a download and a conversion are part of it
+TRIAL_SECONDS = 900.0  # including a download and a conversion
 FOLDER = "tried"  # inside the kernels' folder
-_LAST_WORDS_BYTES = 2000
+_LAST_OUTPUT_BYTES = 2000
 _PROCESS = "textmill.worker.trial_process"
 Report = Callable[[str], None]
 
 
 class TrialUnfinished(ModelUnusable):
-    """A trial took longer than it was given; a longer one may end."""
+    """A trial exceeded its time limit; with a longer one it may succeed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class Trials:
     Attributes:
         cache_dir: where converted models are kept.
         kernel_dir: where compiled kernels are kept; ``None`` for PyTorch alone.
-        memory_dir: where known models are remembered; need not exist.
-        num_slots: texts that must fit at once.
-        report: gets a sentence about what takes time.
+        memory_dir: the folder of the records; may be missing.
+        num_slots: number of sequences that must fit at once.
+        report: gets a sentence about each slow step.
     """
 
     cache_dir: Path
@@ -60,10 +60,10 @@ class Trials:
     _marks: dict[ModelSpec, Path | None] = field(default_factory=dict, repr=False, compare=False)
 
     def try_out(self, spec: ModelSpec, patience_seconds: float = TRIAL_SECONDS) -> None:
-        """See in another process that a model loads and writes, unless that is known.
+        """Check in another process that a model loads and generates, unless that is recorded.
 
         Raises:
-            ModelLoadError: it does not; one sentence on why.
+            ModelLoadError: it does not; the message is one sentence.
         """
         mark = self._mark(spec)
         if mark is None or not self._is_good(mark):
@@ -80,8 +80,8 @@ class Trials:
 
     @contextmanager
     def loading(self, spec: ModelSpec) -> Iterator[None]:
-        """Load inside; a process that ends in it makes the next one try the model again."""
-        mark = self._marks.pop(spec, None) or self._mark(spec)  # hashing takes as long as reading
+        """Wraps the loading: if this process dies in it, the next one tries the model again."""
+        mark = self._marks.pop(spec, None) or self._mark(spec)  # hashing is as slow as reading
         started = None if mark is None else mark.with_suffix(f".{os.getpid()}.loading")
         try:
             if started is not None:
@@ -94,11 +94,11 @@ class Trials:
                     started.unlink()
 
     def _is_good(self, mark: Path) -> bool:
-        """Whether these very files were tried, and ended no process since."""
+        """Whether exactly these files were tried, and no process has died loading them since."""
         return mark.is_file() and not self._has_killed(mark)
 
     def _has_killed(self, mark: Path) -> bool:
-        """Whether a process ended while it loaded the model; that counts once."""
+        """Whether a process died while it loaded the model; removes its trace, to count once."""
         found = False
         for path in mark.parent.glob(f"{mark.stem}.*.loading"):
             pid = path.suffixes[0].removeprefix(".")
@@ -109,7 +109,7 @@ class Trials:
         return found
 
     def _mark(self, spec: ModelSpec) -> Path | None:
-        """The file that says that a model works; ``None`` where it is yet to be converted."""
+        """The record of a working model; ``None`` if the model must be converted first."""
         prepared = find_prepared(spec.source, spec.adapter, self.cache_dir, lambda _: None)
         if prepared is None:
             return None
@@ -129,17 +129,17 @@ class Trials:
 
 
 def _run(asked: str, patience_seconds: float, report: Report) -> None:
-    """Run a trial to its end.
+    """Run a trial until it ends.
 
     Raises:
         ModelUnusable: it failed.
     """
-    with tempfile.TemporaryFile() as words:
+    with tempfile.TemporaryFile() as output:
         trial = subprocess.Popen(  # noqa: S603 - this program
             [sys.executable, "-P", "-m", _PROCESS],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=words,
+            stderr=output,
             text=True,
         )
         is_late = threading.Event()
@@ -154,7 +154,7 @@ def _run(asked: str, patience_seconds: float, report: Report) -> None:
             timer.start()
             error = _follow(trial, asked, report)
             status = trial.wait()
-        finally:  # also where this process was asked to end meanwhile
+        finally:  # also if this process is stopped meanwhile
             timer.cancel()
             trial.kill()
             trial.wait()
@@ -167,11 +167,11 @@ def _run(asked: str, patience_seconds: float, report: Report) -> None:
         if error is not None:
             raise ModelUnusable(error)
         if status != 0:
-            raise ModelUnusable(_ending(status, words))
+            raise ModelUnusable(_ending(status, output))
 
 
 def _follow(trial: subprocess.Popen[str], asked: str, report: Report) -> str | None:
-    """Pass on what a trial reports, to its end; returns the error that it names."""
+    """Pass on a trial's reports until it ends; returns its error, if any."""
     into, out = cast("IO[str]", trial.stdin), cast("IO[str]", trial.stdout)
     with contextlib.suppress(BrokenPipeError):
         into.write(asked)
@@ -179,15 +179,15 @@ def _follow(trial: subprocess.Popen[str], asked: str, report: Report) -> str | N
     error = None
     for line in out:
         with contextlib.suppress(ValueError):
-            said = json.loads(line)
-            if "report" in said:
-                report(str(said["report"]))
-            error = str(said["error"]) if "error" in said else error
+            message = json.loads(line)
+            if "report" in message:
+                report(str(message["report"]))
+            error = str(message["error"]) if "error" in message else error
     return error
 
 
-def _ending(status: int, words: IO[bytes]) -> str:
-    """Why a trial ended without a word of its own."""
+def _ending(status: int, output: IO[bytes]) -> str:
+    """Why a trial ended without naming an error."""
     if status == -signal.SIGKILL:
         return (
             "Loading it was ended by SIGKILL, on trial, as the system does when memory is short;"
@@ -200,7 +200,7 @@ def _ending(status: int, words: IO[bytes]) -> str:
                 f"Loading it crashed with {name}, on trial; its files are damaged, or do not belong"
                 " together: copy them again."
             )
-    words.seek(max(0, words.seek(0, os.SEEK_END) - _LAST_WORDS_BYTES))
-    lines = words.read().decode(errors="replace").strip().splitlines()
-    last = in_one_line(Exception(lines[-1])) if lines else "without a word"
+    output.seek(max(0, output.seek(0, os.SEEK_END) - _LAST_OUTPUT_BYTES))
+    lines = output.read().decode(errors="replace").strip().splitlines()
+    last = in_one_line(Exception(lines[-1])) if lines else "without output"
     return f"Loading it ended with status {status}, on trial ({last})."

@@ -1,4 +1,4 @@
-"""What a model is made of, as far as it can be told from its files' names, sizes and instants."""
+"""The state of a model's files, by which a change is detected without reading them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _READ_SUFFIXES = {".safetensors", ".bin", ".json", ".txt", ".model", ".gguf", ".
 
 @dataclass(frozen=True, slots=True)
 class ModelState:
-    """What a model is made of, as far as it can be told without loading it.
+    """The entry of a model and the state of its files.
 
     Attributes:
-        files: name, bytes and instant of change of what its folders contain.
+        files: name, size in bytes and time of change (ns) of each file that a loader reads.
     """
 
     source: str
@@ -25,19 +25,19 @@ class ModelState:
 
     @classmethod
     def of(cls, spec: ModelSpec) -> ModelState:
-        """Look at a model's files; a missing one is as good as any."""
+        """The present state of a model; missing files are left out."""
         places = [spec.source] if spec.adapter is None else [spec.source, spec.adapter]
         files = [stat for place in places if Path(place).is_absolute() for stat in _stats(place)]
         return cls(spec.source, spec.adapter, spec.dtype, tuple(files))
 
 
 def _stats(place: str) -> list[tuple[str, int, int]]:
-    """What a loader would read; a card or a curve beside it may change at will."""
+    """The files that a loader reads; the card and the curve beside them do not count."""
     path = Path(place)
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         chosen = [f for f in files if f.suffix in _READ_SUFFIXES and f.name != FINETUNE_FILE]
         found = [(file.name, file.stat()) for file in chosen]
-    except OSError:  # gone, or going at this moment
+    except OSError:  # the folder is missing, or is being removed
         return []
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]

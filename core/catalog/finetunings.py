@@ -1,8 +1,8 @@
-"""What a fine-tuning says of itself: base, method, data, training, figures before and after.
+"""The record of a fine-tuning: base, method, data, training, figures before and after.
 
-The part of a folder's ``finetune.json`` that visitors see, checked: the file may come from a
-stranger. The worker reads it from the folder, the web side from the database, and clients get it
-under the same names. Knows nothing of folders and tables.
+This is the part of a folder's ``finetune.json`` that visitors see. It is validated, because the
+file may come from a stranger. The worker reads it from the folder and the web side from the
+database; clients get it under the same names. Knows nothing of folders and tables.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pydantic import (
     ValidationError,
 )
 
-MAX_FILES = 256  # more would make no page that anybody reads
+MAX_FILES = 256  # more would make an unreadable page
 MAX_LINE_CHARACTERS = 300
 
 
 def _in_one_line(value: object) -> object:
-    """Text without line breaks, controls and marks that turn the direction of what follows."""
+    """The text without line breaks, control characters and direction marks."""
     if not isinstance(value, str):
         return value
     text = "".join(c if c.isprintable() else " " for c in value)
@@ -31,7 +31,7 @@ def _in_one_line(value: object) -> object:
 
 
 def _without_folder(value: object) -> object:
-    """A folder on the machine of whoever trained is nobody's business: its own name is enough."""
+    """Only the name of a path: the folders of the training machine are private."""
     if not isinstance(value, str):
         return value
     for kind in (PurePosixPath, PureWindowsPath):
@@ -48,13 +48,13 @@ Share = Annotated[float, Field(allow_inf_nan=False, ge=0, le=1)]
 
 
 class _Facts(BaseModel):
-    """Takes what it knows from a larger document; never changes."""
+    """An immutable part of a larger document; other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class TrainingFile(_Facts):
-    """A file that examples were read from; ``sha256`` is empty for what the Hub keeps."""
+    """A file that examples were read from; ``sha256`` is empty for files on the Hub."""
 
     name: Annotated[Line, BeforeValidator(_without_folder)]
     role: Literal["training", "validation", "both"]
@@ -63,13 +63,13 @@ class TrainingFile(_Facts):
 
 
 class Examples(_Facts):
-    """Of one side, after all that was dropped."""
+    """The examples of one side (training or validation), without those that were dropped."""
 
     num_examples: Count
 
 
 class TrainingData(_Facts):
-    """What was learned from, and what was held out."""
+    """The data of the training, and of the validation."""
 
     format: Line
     files: Annotated[tuple[TrainingFile, ...], Field(max_length=MAX_FILES)]
@@ -80,7 +80,7 @@ class TrainingData(_Facts):
 
 
 class TrainingRun(_Facts):
-    """How it was trained; ``best_step`` is the one whose weights were kept."""
+    """The training; ``best_step`` is the step whose weights were kept."""
 
     num_steps: Count
     best_step: Count
@@ -98,10 +98,10 @@ class RougeScores(_Facts):
 
 
 class TextScores(_Facts):
-    """Of texts written for held-out prompts; shares from 0 to 1.
+    """Scores of texts generated for held-out prompts; shares from 0 to 1.
 
-    ``memorised`` is of the 8-grams that stand in the training data, ``reference_memorised`` the
-    same of the held-out texts, which nobody copied.
+    ``memorised`` is the share of their 8-grams that occur in the training data, and
+    ``reference_memorised`` the same share for the held-out texts themselves.
     """
 
     num_texts: Count
@@ -114,7 +114,7 @@ class TextScores(_Facts):
 
 
 class Scores(_Facts):
-    """A model on held-out examples; ``texts`` is null where it wrote none."""
+    """The scores of a model on held-out examples; ``texts`` is null if it generated none."""
 
     num_examples: Count
     num_tokens: Count
@@ -124,16 +124,16 @@ class Scores(_Facts):
 
 
 class BeforeAndAfter(_Facts):
-    """The base and what became of it, on the same examples."""
+    """The scores of the base and of the tuned model on the same examples."""
 
     before: Scores
     after: Scores
 
 
 class Finetuning(_Facts):
-    """Where a model comes from.
+    """The origin of a fine-tuned model.
 
-    ``base`` is a Hub id, a package, or a folder's own name; ``base_revision`` stands for the very
+    ``base`` is a Hub id, a package, or the name of a folder; ``base_revision`` identifies the exact
     weights, as a model's ``revision`` does.
     """
 
@@ -148,8 +148,8 @@ class Finetuning(_Facts):
         """Whether a model with that source and revision is the base.
 
         Args:
-            source: as the models file has it.
-            revision: ``None`` where no worker has loaded it yet; then the source decides.
+            source: as in the models file.
+            revision: ``None`` if no worker has loaded the model; then the source decides.
         """
         if revision is not None:
             return revision == self.base_revision
@@ -160,7 +160,7 @@ def parse_finetuning(content: bytes) -> Finetuning:
     """Read a ``finetune.json``.
 
     Raises:
-        ValueError: one sentence that names the first place that is wrong.
+        ValueError: the message names the first invalid field.
     """
     try:
         return Finetuning.model_validate_json(content)
@@ -169,7 +169,7 @@ def parse_finetuning(content: bytes) -> Finetuning:
 
 
 def stored_finetuning(document: object) -> Finetuning | None:
-    """What the database has; ``None`` for nothing, or what another release wrote differently."""
+    """The record in the database; ``None`` if there is none, or in the form of another release."""
     try:
         return None if document is None else Finetuning.model_validate(document)
     except ValidationError:
@@ -177,7 +177,7 @@ def stored_finetuning(document: object) -> Finetuning | None:
 
 
 def as_document(finetuning: Finetuning) -> dict[str, Any]:
-    """Plain JSON, which ``stored_finetuning`` reads back."""
+    """The record as JSON, which ``stored_finetuning`` reads."""
     return finetuning.model_dump(mode="json")
 
 

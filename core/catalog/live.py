@@ -1,9 +1,9 @@
-"""The models file as it stands now, for processes that run while models come and go.
+"""The current models file, for processes that run while models are added and removed.
 
-Looks at the file whenever it is asked, which costs some microseconds, and reads it again when it
-has changed: who registered a model may ask for it in the next moment. What was read last is kept in
-the state folder too, so that a process that starts while the file is wrong serves the models that
-the others serve. Knows nothing of what its readers do about a change.
+Every access checks the file, which takes microseconds, and reads it again if it has changed, so
+that a model can be used right after it was registered. The last valid catalogue is also stored in
+the state folder, so that a process that starts while the file is invalid serves the same models as
+the others. Knows nothing of what its callers do about a change.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ log = structlog.get_logger(__name__)
 
 
 class LiveCatalog:
-    """The present catalogue, for any thread.
+    """The current catalogue; safe to share between threads.
 
-    A file that has become wrong, or cannot be read, changes nothing: the last good catalogue stays,
-    and the log has one warning. So does a file that was taken away: an editor may be about to put
-    it back.
+    A file that becomes invalid or unreadable changes nothing: the last valid catalogue stays in
+    use, and one warning is logged. The same holds for a file that was removed, since an editor may
+    be about to replace it.
     """
 
     def __init__(self, settings: Settings, serve: tuple[str, ...] = ()) -> None:
-        """Read the file for the first time; where it is wrong, take the last good catalogue.
+        """Read the file; if it is invalid, use the last valid catalogue.
 
         Args:
-            settings: they tell which file.
-            serve: names of the models that count, all where it is empty; a file without one of
-                them is wrong.
+            settings: they name the file.
+            serve: names of the models to serve, all if empty; a file without one of them is
+                invalid.
 
         Raises:
-            SettingsError: the file cannot be used, and no good one was read since ``up`` started.
+            SettingsError: the file is invalid, and no valid one was read since ``up`` started.
         """
         self._settings = settings
         self._serve = serve
@@ -60,8 +60,11 @@ class LiveCatalog:
         remembered = self._memory.recall()
         self._path = models_file(settings)
         if remembered and self._path == DEFAULT_PATH and remembered[0] == settings.home / OWN_FILE:
-            self._path = remembered[0]  # it was taken away, as in a running process
-        self._seen = (self._path, _identity(self._path))  # before the reading, or it may be missed
+            self._path = remembered[0]  # it was removed; a running process keeps it too
+        self._seen = (
+            self._path,
+            _identity(self._path),
+        )  # before the file is read
         try:
             self._catalog = self._read(self._path)
         except SettingsError as error:
@@ -72,18 +75,18 @@ class LiveCatalog:
 
     @property
     def current(self) -> Catalog:
-        """The catalogue as it stands; an object of its own for each state of the file."""
+        """The current catalogue; a new object for each state of the file."""
         self._look_unless_busy()
         return self._catalog
 
     @property
     def problem(self) -> str | None:
-        """Why the file as it stands cannot be used; ``None`` where it can."""
+        """Why the current file is invalid; ``None`` if it is valid."""
         self._look_unless_busy()
         return self._problem
 
     def _look_unless_busy(self) -> None:
-        if self._looking.acquire(blocking=False):  # nobody waits for the one that reads
+        if self._looking.acquire(blocking=False):  # another thread is reading; do not wait
             try:
                 self._look()
             finally:
@@ -115,7 +118,7 @@ class LiveCatalog:
 
 
 class _Memory:
-    """The last good catalogue of one models file, on disk."""
+    """The last valid catalogue of one models file, on disk."""
 
     def __init__(self, settings: Settings, serve: tuple[str, ...]) -> None:
         asked = repr((str(settings.models_path), serve)).encode()
@@ -123,7 +126,7 @@ class _Memory:
         self._file = settings.home / KNOWN_FOLDER / f"{name}.json"
 
     def recall(self) -> tuple[Path, Catalog] | None:
-        """The file and what was read from it; ``None`` where nothing is known."""
+        """The file and its catalogue; ``None`` if none is stored."""
         try:
             document = json.loads(self._file.read_text(encoding="utf-8"))
             models = tuple(ModelSpec(**entry) for entry in document["models"])
@@ -132,7 +135,7 @@ class _Memory:
             return None
 
     def keep(self, path: Path, catalog: Catalog) -> None:
-        """Remember, where the state folder can be written; several processes may do so at once."""
+        """Store a catalogue, if the state folder is writable; safe in several processes at once."""
         document = {"path": str(path), "models": [asdict(spec) for spec in catalog]}
         content = json.dumps(document).encode()
         part = self._file.with_suffix(f".{os.getpid()}-{threading.get_ident()}.part")
@@ -145,14 +148,14 @@ class _Memory:
 
 
 def forget_known(settings: Settings) -> None:
-    """Forget what was read before: a start by hand goes by the models file alone."""
+    """Delete the stored catalogues: a start by hand uses the models file only."""
     with contextlib.suppress(OSError):
         for file in (settings.home / KNOWN_FOLDER).iterdir():
             file.unlink()
 
 
 def _identity(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file's content, whether it is written over or put in its place."""
+    """Changes when a file is overwritten or replaced."""
     try:
         found = path.stat()
     except (OSError, ValueError):

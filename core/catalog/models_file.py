@@ -1,6 +1,6 @@
-"""The models file: which models are served, and from where.
+"""The models file: which models are served, and their sources.
 
-Reads and checks the TOML alone; loading weights is ``engine.models``.
+Reads and checks the TOML only; ``engine.models`` loads the weights.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from textmill.core.catalog.sources import parse_source
 from textmill.core.errors import SettingsError
 from textmill.core.settings import Settings
 
 DEFAULT_PATH = Path(__file__).with_name("default_models.toml")
-OWN_FILE = "models.toml"  # in the state folder; `textmill register` makes it
-FINETUNE_FILE = "finetune.json"  # in a model's folder: what a fine-tuning says of itself
+OWN_FILE = "models.toml"  # in the state folder; `textmill register` creates it
+FINETUNE_FILE = "finetune.json"  # in a model's folder: the record of its fine-tuning
 DTYPES = ("auto", "float32", "bfloat16", "int8")
-MAX_FILE_BYTES = 1 << 20  # some 5,000 models; a larger file is something else under that name
+MAX_FILE_BYTES = 1 << 20  # about 5,000 models; a larger file is not a models file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KEYS = {"name", "source", "adapter", "dtype", "default", "description"}
 
@@ -30,9 +31,9 @@ class ModelSpec:
     """One model to serve.
 
     Attributes:
-        name: what requests and the web form show.
+        name: as in requests and in the web form.
         source: a Hub id, an absolute folder, an absolute ``.gguf`` file, or ``package:NAME``.
-        adapter: absolute PEFT folder that is merged at load, or ``None``.
+        adapter: absolute path of a PEFT folder that is merged at load, or ``None``.
         dtype: one of ``DTYPES``.
         is_default: whether requests without a model get this one.
         description: one line for visitors.
@@ -62,20 +63,20 @@ class Catalog:
 
     @property
     def default(self) -> ModelSpec:
-        """The model that a request without one gets."""
+        """The model of requests that name none."""
         return next((model for model in self.models if model.is_default), self.models[0])
 
     def served(self, names: tuple[str, ...]) -> Catalog:
         """The part of the catalogue that ``TEXTMILL_SERVE`` names; all of it when that is empty.
 
         Raises:
-            SettingsError: a name that the models file does not have.
+            SettingsError: the models file has no model with one of the names.
         """
         for name in names:
             if name not in self.names:
                 raise SettingsError(
-                    f"TEXTMILL_SERVE names the model {name!r}, which the models file does not have;"
-                    f" it has {', '.join(self.names)}."
+                    f"TEXTMILL_SERVE names the model {name!r}, which is not in the models file;"
+                    f" the file has {', '.join(self.names)}."
                 )
         if not names:
             return self
@@ -83,10 +84,10 @@ class Catalog:
 
 
 def models_file(settings: Settings) -> Path:
-    """The file that lists the models: the one set, else the state folder's, else the packaged one.
+    """The models file: the one of the settings, else of the state folder, else the packaged one.
 
-    A file of the state folder that is there and cannot be read is not passed over: whoever made it
-    wants to hear of that.
+    If the state folder's file exists but cannot be read, that is an error; there is no silent
+    fallback.
     """
     if settings.models_path is not None:
         return settings.models_path
@@ -95,19 +96,19 @@ def models_file(settings: Settings) -> Path:
 
 
 def load_catalog(settings: Settings) -> Catalog:
-    """Read the models file.
+    """Read the models file of the settings.
 
     Raises:
-        SettingsError: the file is missing, is not TOML, or describes a model wrongly.
+        SettingsError: as ``read_catalog``.
     """
     return read_catalog(models_file(settings))
 
 
 def read_catalog(path: Path) -> Catalog:
-    """Read one models file.
+    """Read a models file.
 
     Raises:
-        SettingsError: the file is missing, is not TOML, or describes a model wrongly.
+        SettingsError: the file is missing or unreadable, is not TOML, or has an invalid entry.
     """
     try:
         text = _content(path).decode("utf-8")
@@ -116,18 +117,18 @@ def read_catalog(path: Path) -> Catalog:
             raise SettingsError(f"The models file {path} is not valid TOML: {error}.") from error
         reason = getattr(error, "strerror", None) or str(error)
         raise SettingsError(
-            f"The models file {path}: {reason}. TEXTMILL_MODELS may name another one."
+            f"The models file {path}: {reason}. Set TEXTMILL_MODELS to use another file."
         ) from error
     return parse_catalog(text, path)
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a plain file of bounded size; a pipe or a device could be read for ever."""
+    """The bytes of a regular file of bounded size; reading a pipe or a device might never end."""
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         if stat.S_ISDIR(os.fstat(file.fileno()).st_mode):
             raise IsADirectoryError(None, "Is a directory")
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(None, "It is no plain file")
+            raise OSError(None, "It is not a regular file")
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
         raise OSError(None, f"It has more than {MAX_FILE_BYTES:,} bytes")
@@ -135,10 +136,10 @@ def _content(path: Path) -> bytes:
 
 
 def parse_catalog(text: str, path: Path) -> Catalog:
-    """Read a models file's text; what is relative in it is so to ``path``.
+    """Parse the text of a models file; relative paths in it refer to the folder of ``path``.
 
     Raises:
-        SettingsError: it is not TOML, or describes a model wrongly.
+        SettingsError: it is not TOML, or has an invalid entry.
     """
     try:
         document = tomllib.loads(text)
@@ -146,7 +147,7 @@ def parse_catalog(text: str, path: Path) -> Catalog:
         raise SettingsError(f"The models file {path} is not valid TOML: {error}.") from error
     entries = document.get("models")
     if not isinstance(entries, list) or not entries or set(document) != {"models"}:
-        raise SettingsError(f"The models file {path} must hold [[models]] tables and nothing else.")
+        raise SettingsError(f"The models file {path} must contain only [[models]] tables.")
     models = tuple(_model(entry, index, path) for index, entry in enumerate(entries, 1))
     _check_together(models, path)
     return Catalog(models)
@@ -182,19 +183,14 @@ def _model(entry: object, index: int, path: Path) -> ModelSpec:
 def _text(entry: dict[str, object], key: str, where: str, default: str | None = None) -> str:
     value = entry.get(key, default)
     if not isinstance(value, str) or (default is None and not value.strip()):
-        raise SettingsError(f"{where}: {key} must be given, as text.")
+        raise SettingsError(f"{where}: {key} must be given as text.")
     return value
 
 
-def _resolved(source: str, folder: Path) -> str:
-    """Paths in a models file are relative to that file; a Hub id or a package stays as it is."""
-    if source.startswith("package:"):
-        return source
-    path = Path(source).expanduser()
-    is_path = path.is_absolute() or source.startswith((".", "~")) or source.endswith(".gguf")
-    if is_path or (folder / path).exists():
-        return str((folder / path).absolute())
-    return source
+def _resolved(text: str, folder: Path) -> str:
+    """The source with its path, if it is one, made absolute."""
+    source = parse_source(text, folder)
+    return str(Path(source.value).absolute()) if source.kind == "path" else text
 
 
 def _check_together(models: tuple[ModelSpec, ...], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What workers found out about the models they loaded, for a web side that never loads one."""
+"""Facts about loaded models: workers store them, the web side, which loads no model, reads them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from textmill.core.database.tables import LoadedModelCard
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A loaded model in figures.
+    """A loaded model: its figures, and what its folder says about it.
 
     Attributes:
-        revision: stands for these very weights; texts name it.
+        revision: identifies the exact weights; jobs record it.
         path: ``native`` or ``generic``, the runtime that serves it.
-        tokenizer_json: ``tokenizer.json``; ``None`` where the model has none, and in what
-            ``cards`` returns, since it has megabytes.
-        finetuning: where a fine-tuned model comes from, if its folder says so.
-        curve_svg: the losses of its training, drawn by whoever made the folder.
-        card_markdown: what its folder tells readers. Of these two ``cards`` returns empty texts
-            where there are some, and ``None`` where there are none.
+        tokenizer_json: ``tokenizer.json``; ``None`` if the model has none, and in the results of
+            ``cards``, since it has megabytes.
+        finetuning: the record of a fine-tuning, if its folder has one.
+        curve_svg: the chart of its training losses, from its folder.
+        card_markdown: the model card of its folder. ``cards`` returns an empty text for each of
+            these two that exists, and ``None`` otherwise.
     """
 
     name: str
@@ -44,12 +44,12 @@ class ServedModel:
 
     @property
     def has_curve(self) -> bool:
-        """Whether its curve can be asked for."""
+        """Whether the model has a chart of its training."""
         return self.curve_svg is not None
 
     @property
     def has_text(self) -> bool:
-        """Whether its card for readers can be asked for."""
+        """Whether the model has a model card."""
         return self.card_markdown is not None
 
 
@@ -58,7 +58,7 @@ _FIGURES = [item.name for item in fields(ServedModel) if item.name not in _LARGE
 
 
 def store_served_model(engine: Engine, card: ServedModel) -> None:
-    """Store the card of a model that was just loaded, in place of an older one of its name."""
+    """Store a model that was just loaded, replacing an older record of the same name."""
     found = None if card.finetuning is None else as_document(card.finetuning)
     values = asdict(card) | {"finetuning": found, "loaded_at": now_ms()}
     with writing(engine) as connection:
@@ -71,7 +71,7 @@ def store_served_model(engine: Engine, card: ServedModel) -> None:
 
 
 def cards(engine: Engine) -> dict[str, ServedModel]:
-    """Every card by its model's name, without the large texts."""
+    """All records by model name, without their large texts."""
     query = select(
         *(getattr(LoadedModelCard, name) for name in _FIGURES),
         LoadedModelCard.curve_svg.is_not(None).label("has_curve"),
@@ -93,17 +93,17 @@ def _without_texts(row: dict[str, Any]) -> ServedModel:
 
 
 def tokenizer_json(engine: Engine, name: str) -> str | None:
-    """The tokenizer of one model, if there is a card and it has one."""
+    """The ``tokenizer.json`` of a model; ``None`` if it has none or is unknown."""
     return _text(engine, LoadedModelCard.tokenizer_json, name)
 
 
 def curve_svg(engine: Engine, name: str) -> str | None:
-    """The losses of one model's training, drawn; not to be trusted."""
+    """The chart of a model's training; untrusted."""
     return _text(engine, LoadedModelCard.curve_svg, name)
 
 
 def card_markdown(engine: Engine, name: str) -> str | None:
-    """What one model's folder tells readers; not to be trusted."""
+    """The model card of a model's folder; untrusted."""
     return _text(engine, LoadedModelCard.card_markdown, name)
 
 

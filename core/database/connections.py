@@ -1,4 +1,4 @@
-"""Engines and transactions: what SQLite and PostgreSQL each need.
+"""Engines and transactions on SQLite and PostgreSQL.
 
 SQLite: WAL, synchronous FULL, and every writing transaction opened with BEGIN IMMEDIATE, because a
 read that later writes is refused at once whatever ``busy_timeout`` says. PostgreSQL: see
@@ -38,27 +38,26 @@ from textmill.core.database.postgresql import make_postgresql_engine
 from textmill.core.errors import SettingsError, StorageUnavailable, Unstorable
 
 SQLITE_KEPT_CONNECTIONS = 4  # in the pool; more are opened under load
-PATIENCE_SECONDS = 5.0  # longer than any of our transactions takes; beyond it something is wrong
-REQUEST_SECONDS = 4.0  # of a request that waits for the database: it is to end within 5 s in all
-HANGS_SECONDS = 1.9  # a silence so long means that the server hangs; connecting takes 2 s at most
-BREAK_SECONDS = 1.0  # in which nobody else waits for a database that hangs
+PATIENCE_SECONDS = 5.0  # longer than any transaction of the product takes
+REQUEST_SECONDS = 4.0  # limit of a request's database work, so that it ends within 5 s in all
+HANGS_SECONDS = 1.9  # after this silence the server counts as hanging; connecting takes 2 s at most
+BREAK_SECONDS = 1.0  # in which no other caller waits for a database that hangs
 _WRITES = "textmill_writes"
 _GATE = "textmill_gate"
 
 
 @dataclass(frozen=True, slots=True)
 class _Gate:
-    """What the threads of a process share on their way to one database.
+    """The limits that all threads of a process share for one database.
 
     Attributes:
         patience_seconds: how long a transaction may take, its wait for a connection included.
-        slots: as many as there may be connections, so that a wait for one ends at the deadline.
-        turn: the line for SQLite's one write lock; ``None`` on PostgreSQL.
-        reads, writes: breakers; one and the same on PostgreSQL, where a hanging server answers
+        slots: one per possible connection, so that a wait for a connection ends at the deadline.
+        turn: the lock in front of SQLite's one write lock; ``None`` on PostgreSQL.
+        reads, writes: breakers; the same one on PostgreSQL, where a hanging server answers
             neither. On SQLite readers go on while another program holds the write lock.
-        hanging: the kinds of error that, after a long wait, mean that the next caller would only
-            lose its time as well.
-        complaints: what the log was told.
+        hanging: the kinds of error that, after a long wait, open the breaker.
+        complaints: limits the log lines about errors.
     """
 
     patience_seconds: float
@@ -71,7 +70,7 @@ class _Gate:
 
 
 class now_ms(FunctionElement[int]):  # noqa: N801 - reads as the SQL function that it is
-    """The database's clock in whole milliseconds since 1970, within a transaction too."""
+    """The database's clock in whole milliseconds since 1970; it advances within a transaction."""
 
     type = BigInteger()
     inherit_cache = True
@@ -96,12 +95,11 @@ def make_engine(
 
     Args:
         database_url: as in the settings.
-        pool_size: connections that are kept; as many again are opened under load.
-        patience_seconds: how long a transaction may take before it fails; ``None``: as long as it
-            takes, for migrations.
+        pool_size: connections that are kept open; as many again are opened under load.
+        patience_seconds: time limit of a transaction; ``None``: no limit, for migrations.
 
     Raises:
-        SettingsError: the SQLite file's folder cannot be made.
+        SettingsError: the SQLite file's folder cannot be created.
     """
     url = make_url(database_url)
     is_sqlite = url.get_backend_name() == "sqlite"
@@ -144,12 +142,12 @@ def _make_folder(file: str) -> None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingsError(
-            f"The database's folder {Path(file).parent} cannot be made: {error.strerror}."
+            f"The database's folder {Path(file).parent} cannot be created: {error.strerror}."
         ) from error
 
 
 def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
-    # The driver's own transaction handling is off: _on_sqlite_begin says BEGIN.
+    # Turns off the driver's own transactions: _on_sqlite_begin executes BEGIN.
     connection.isolation_level = None
     _set_busy_timeout(connection)
     connection.execute("PRAGMA journal_mode = WAL")
@@ -163,21 +161,21 @@ def _on_sqlite_begin(connection: Connection) -> None:
     if not connection.get_execution_options().get(_WRITES, False):
         connection.exec_driver_sql("BEGIN")
     elif not _begin_fairly(raw):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what SQLAlchemy makes of it
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # fails with an error that SQLAlchemy wraps
 
 
 def _set_busy_timeout(connection: sqlite3.Connection) -> None:
-    """Wait for a lock until the deadline; without one, as for a migration, a day and more."""
+    """Wait for a lock until the deadline; without a deadline, as in a migration, over a day."""
     milliseconds = int(min(remaining_seconds(), 100_000.0) * 1000)
     connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
 def _begin_fairly(raw: sqlite3.Connection) -> bool:
-    """Take the write lock, with the same chance as everybody who wants it.
+    """Acquire the write lock, with the same chance for every process that waits for it.
 
-    SQLite's own busy handler sleeps longer and longer, up to 100 ms, while those who come later
-    try at once: under sixteen writers the oldest one may starve until its time is up. Here all try
-    every few milliseconds.
+    SQLite's own busy handler sleeps longer and longer, up to 100 ms, while later processes try at
+    once: with sixteen writers the oldest may starve until its time is up. Here all try every few
+    milliseconds.
     """
     raw.execute("PRAGMA busy_timeout = 0")
     try:
@@ -200,8 +198,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes; committed at the end, rolled back on an error.
 
     Raises:
-        StorageUnavailable: the database is away, stayed locked, or refuses.
-        Unstorable, Conflict: it cannot store what was sent.
+        StorageUnavailable: the database is unreachable, stayed locked, or refused.
+        Unstorable, Conflict: it cannot store a value.
     """
     gate = _gate_of(engine)
     with (
@@ -218,7 +216,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that only reads.
 
     Raises:
-        StorageUnavailable: the database is away or refuses.
+        StorageUnavailable: the database is unreachable or refused.
     """
     gate = _gate_of(engine)
     with (
@@ -234,7 +232,7 @@ def connecting(engine: Engine) -> Iterator[Connection]:
     """A connection that begins and ends its transactions itself, as migrations do.
 
     Raises:
-        StorageUnavailable: the database is away or refuses.
+        StorageUnavailable: the database is unreachable or refused.
     """
     gate = _gate_of(engine)
     with _answered(engine, gate, gate.writes), engine.connect() as connection:
@@ -248,9 +246,9 @@ def _gate_of(engine: Engine) -> _Gate:
 
 @contextmanager
 def _answered(engine: Engine, gate: _Gate, breaker: CircuitBreaker) -> Iterator[None]:
-    """Let a transaction run within its time, and say in our words what became of it."""
+    """Run a transaction within its time limit, and convert errors to those of ``core.errors``."""
     if not breaker.may_call():
-        raise _unavailable("The database did not answer just now; try again in a moment.")
+        raise _unavailable("The database did not answer a moment ago; try again in a moment.")
     started = time.monotonic()
     try:
         with within(gate.patience_seconds), _slot(gate):
@@ -258,19 +256,19 @@ def _answered(engine: Engine, gate: _Gate, breaker: CircuitBreaker) -> Iterator[
             yield
     except (SQLAlchemyError, sqlite3.Error, psycopg.Error) as error:
         problem = understand(error)
-        if problem is None:  # a mistake of ours in using SQLAlchemy
+        if problem is None:  # incorrect use of SQLAlchemy
             raise
         gate.complaints.complain(problem.kind, error)
         if problem.kind in gate.hanging and time.monotonic() - started >= HANGS_SECONDS:
             breaker.note_failure()
         elif problem.is_stale:
-            engine.dispose()  # the file or the server may be another one by now
+            engine.dispose()  # the file or the server may have been replaced
         raise problem.error from error
-    except (UnicodeError, OverflowError) as error:  # of a driver that cannot send a value
+    except (UnicodeError, OverflowError) as error:  # from a driver that cannot send a value
         raise Unstorable("A value of this request cannot be stored.") from error
-    except StorageUnavailable:  # no connection, or no turn: nothing was learnt of the database
+    except StorageUnavailable:  # no connection or no turn: says nothing about the database
         raise
-    except BaseException:  # what the caller made of the answer
+    except BaseException:  # from the caller, after an answer
         breaker.note_success()
         raise
     breaker.note_success()
@@ -279,7 +277,7 @@ def _answered(engine: Engine, gate: _Gate, breaker: CircuitBreaker) -> Iterator[
 @contextmanager
 def _slot(gate: _Gate) -> Iterator[None]:
     if not acquire_in_time(gate.slots):
-        raise _unavailable("Too many requests wait for the database; try again in a moment.")
+        raise _unavailable("Too many requests are waiting for the database; try again in a moment.")
     try:
         yield
     finally:
@@ -288,10 +286,10 @@ def _slot(gate: _Gate) -> Iterator[None]:
 
 @contextmanager
 def _turn(gate: _Gate) -> Iterator[None]:
-    """Wait in line for SQLite's one write lock, among the threads of this process.
+    """Wait for SQLite's one write lock in the order of this process's threads.
 
-    SQLite's own waiting is sleeping and trying again: with many threads the unlucky ones sleep
-    through every gap until their time is up.
+    SQLite waits by sleeping and trying again: with many threads, some would sleep through every gap
+    until their time is up.
     """
     if gate.turn is None:
         yield
@@ -305,7 +303,7 @@ def _turn(gate: _Gate) -> Iterator[None]:
 
 
 def acquire_in_time(lock: threading.Lock | threading.Semaphore) -> bool:
-    """Acquire a lock before the present deadline; whether that came to be."""
+    """Acquire a lock before the current deadline; returns whether it was acquired."""
     left = remaining_seconds()
     return lock.acquire(timeout=-1 if left == math.inf else left)
 

@@ -1,8 +1,7 @@
-"""How long the present request or transaction may still wait for the database.
+"""Deadlines: how long the current request or transaction may still wait for the database.
 
-A deadline belongs to the context (thread or task) that set it, so that every wait below it can be
-cut to what is left: one request with five statements has one deadline, not five. Knows nothing of
-databases.
+A deadline belongs to the context (thread or task) that set it, and limits every wait inside it: one
+request with five statements has one deadline, not five. Knows nothing of databases.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ _DEADLINE: ContextVar[float] = ContextVar("textmill_deadline", default=math.inf)
 
 
 def remaining_seconds() -> float:
-    """The time left; infinite where no deadline is set, never negative."""
+    """The time left; infinite without a deadline, never negative."""
     return max(0.0, _DEADLINE.get() - time.monotonic())
 
 
 @contextmanager
 def within(seconds: float, *, anew: bool = False) -> Iterator[None]:
-    """Set a deadline for what runs inside; an earlier one that is set already holds.
+    """Set a deadline for the ``with`` block; an earlier deadline stays in force.
 
     Args:
         seconds: from now on.
-        anew: whether an earlier deadline is set aside, as for one look of many while a client
-            waits for minutes.
+        anew: whether to ignore an earlier deadline, as for one of many queries while a client waits
+            for minutes.
     """
     deadline = time.monotonic() + seconds
     token = _DEADLINE.set(deadline if anew else min(deadline, _DEADLINE.get()))
@@ -44,5 +43,5 @@ def begin(seconds: float) -> None:
 
 
 def end() -> None:
-    """Take the deadline of this context away."""
+    """Remove the deadline of this context."""
     _DEADLINE.set(math.inf)

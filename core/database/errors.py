@@ -1,9 +1,8 @@
-"""What an error of a database driver means: one place for SQLite and PostgreSQL.
+"""Classifies the errors of the database drivers, for SQLite and PostgreSQL alike.
 
-An error is temporary (the database is away, busy or restarting), permanent for now (it is
-read-only, full, damaged or not migrated, until somebody mends it), or about a value that the
-database cannot store. None of them is an internal error of the product. Knows nothing of HTTP and
-of what the caller wanted.
+An error is temporary (the database is unreachable, busy or restarting), lasting (it is read-only,
+full, damaged or not migrated, until its operator fixes it), or about a value that the database
+cannot store. None of them is an internal error of the product. Knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ from textmill.core.errors import (
 from textmill.core.redaction import reason_of
 
 TEMPORARY_RETRY_SECONDS = 2
-REFUSED_RETRY_SECONDS = 10  # somebody has to mend something first
-COMPLAINT_SECONDS = 10.0  # between two lines in the log about the same kind of error
+REFUSED_RETRY_SECONDS = 10  # the operator has to act first
+COMPLAINT_SECONDS = 10.0  # between two log lines about the same kind of error
 log = structlog.get_logger(__name__)
 
 
@@ -40,7 +39,7 @@ class NoAnswer(psycopg.OperationalError):
 
 
 class Kind(Enum):
-    """What is the matter; the value is the word in the log."""
+    """The kind of a database error; the value appears in the log."""
 
     BUSY = "busy"
     AWAY = "away"
@@ -64,15 +63,15 @@ _TEMPORARY = {
     Kind.MEMORY: "The database is out of memory; try again in a moment.",
 }
 _REFUSED = {
-    Kind.READ_ONLY: "The database takes no writes at present; try again later.",
-    Kind.FULL: "The database's disk is full; try again when there is room.",
+    Kind.READ_ONLY: "The database is read-only at present; try again later.",
+    Kind.FULL: "The database's disk is full; try again when there is space.",
     Kind.DAMAGED: "The database is damaged; its operator has to restore it from a backup.",
-    Kind.INPUT_OUTPUT: "The database cannot read or write its files; its operator has to look.",
-    Kind.SCHEMA: "The database's schema is not this release's; run `textmill migrate`.",
-    Kind.RIGHTS: "The database does not grant a right that is needed; its operator has to look.",
+    Kind.INPUT_OUTPUT: "The database cannot read or write its files; its operator has to check it.",
+    Kind.SCHEMA: "The database's schema does not match this release; run `textmill migrate`.",
+    Kind.RIGHTS: "The database denies a required permission; its operator has to grant it.",
     Kind.REFUSED: "The database refuses this; the log says why.",
 }
-# Connections that say so may be to a file or a server that was replaced: new ones are needed.
+# Such a connection may lead to a file or a server that was replaced: new ones are needed.
 _STALE = {Kind.READ_ONLY, Kind.DAMAGED, Kind.INPUT_OUTPUT}
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: codes first, then classes.
@@ -132,7 +131,7 @@ _NO_SUCH = ("no such table", "no such column", "has no column")
 
 @dataclass(frozen=True, slots=True)
 class DatabaseProblem:
-    """What a driver's error means, and the error of ours to raise in its place."""
+    """The kind of a driver's error, and the error of ``core.errors`` to raise instead."""
 
     kind: Kind
     error: TextmillError
@@ -144,7 +143,7 @@ class DatabaseProblem:
 
 
 def understand(error: BaseException) -> DatabaseProblem | None:
-    """What an error of a driver, or of SQLAlchemy around it, means; ``None``: it is neither."""
+    """Classify an error of a driver or of SQLAlchemy; ``None`` if it is neither."""
     kind = _kind_of(error)
     if kind is None:
         return None
@@ -168,14 +167,14 @@ def _kind_of(error: BaseException) -> Kind | None:
     if isinstance(original, sqlite3.Error):
         return _kind_on_sqlite(original)
     if isinstance(original, UnicodeError | OverflowError) and original is not error:
-        return Kind.VALUE  # a driver could not send such a value
+        return Kind.VALUE  # the driver could not send a value
     return Kind.REFUSED if isinstance(error, DBAPIError) else None
 
 
 def _kind_on_postgresql(error: psycopg.Error) -> Kind:
     if isinstance(error, NoAnswer | psycopg.errors.ConnectionTimeout):
         return Kind.NO_ANSWER
-    if error.sqlstate is None:  # raised on this side: the connection, or a value not to be sent
+    if error.sqlstate is None:  # raised by psycopg: the connection, or a value that cannot be sent
         if isinstance(error, psycopg.DataError):
             return Kind.VALUE
         is_lost = isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
@@ -195,21 +194,20 @@ def _kind_on_sqlite(error: sqlite3.Error) -> Kind:
 
 
 class Complaints:
-    """Lines in the log about a database, at most one a kind in ten seconds.
+    """Logs database errors, at most one of each kind in ten seconds.
 
-    While a database is away every request meets the same error; a line for each would bury the
-    one that says why.
+    While a database is unreachable every request fails with the same error; a line for each would
+    hide the one that says why.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing was said yet."""
         self._clock = clock
         self._lock = threading.Lock()
-        self._said_at: dict[Kind, float] = {}  # guarded by _lock, as is what follows
+        self._said_at: dict[Kind, float] = {}  # guarded by _lock, like _num_unsaid
         self._num_unsaid: dict[Kind, int] = {}
 
     def complain(self, kind: Kind, error: BaseException) -> None:
-        """Log an error, unless its kind was logged just now."""
+        """Log an error, unless one of its kind was logged in the last ten seconds."""
         with self._lock:
             now = self._clock()
             if now - self._said_at.get(kind, -COMPLAINT_SECONDS) < COMPLAINT_SECONDS:

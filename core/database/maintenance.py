@@ -1,6 +1,6 @@
-"""What a database needs now and then: search terms by the present rules, and fresh statistics.
+"""Maintenance of the database: search terms by the current rules, and fresh statistics.
 
-Called by a loop in each worker, in small steps. Any number of processes may do the same at once.
+A loop in each worker does it in small steps. Any number of processes may do so at once.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from textmill.core.database.connections import reading, writing
 from textmill.core.database.tables import JOBS, Job
 from textmill.core.jobs.search import RULES, search_columns
 
-BATCH_ROWS = 50  # one transaction: of the longest texts 25 MiB, and milliseconds of others
+BATCH_ROWS = 50  # of one transaction: 25 MiB of the longest texts, milliseconds for usual ones
 UPKEEP_SECONDS = 5.0  # between two steps
-STEP_SECONDS = 0.25  # how long one step cuts terms: a twentieth of a core, until all are cut
+STEP_SECONDS = 0.25  # time of one step: a twentieth of a core, until all jobs are done
 ANALYZE_SECONDS = 600.0
-ANALYSIS_LIMIT = 1_000  # rows of each index that SQLite looks at: milliseconds at any size
+ANALYSIS_LIMIT = 1_000  # rows of each index that SQLite reads: milliseconds at any size
 STALE = select(Job.number, Job.prompt, Job.text, Job.search_text, Job.search_runs).where(
     Job.search_rules.is_(None), Job.finished_at.is_not(None)
 )
@@ -26,7 +26,7 @@ _RENEW = update(JOBS).where(Job.number == bindparam("of_number"), Job.search_rul
 
 
 def renew_search(engine: Engine) -> int:
-    """Cut the terms of some jobs that ended under another release; returns how many."""
+    """Renew the terms of some jobs that ended under another release; returns how many."""
     with reading(engine) as connection:
         rows = connection.execute(STALE.order_by(Job.number.desc()).limit(BATCH_ROWS)).all()
     if not rows:
@@ -34,7 +34,7 @@ def renew_search(engine: Engine) -> int:
     changes = []
     for row in rows:
         columns = search_columns(row.prompt, row.text)
-        # A column that stays as it is must not be named: SQLite would index the row again.
+        # An unchanged column must not be set: SQLite would index the row again.
         changed = {name: value for name, value in columns.items() if value != row._mapping[name]}
         changes.append({"of_number": row.number, "search_rules": RULES} | changed)
     with writing(engine) as connection:
@@ -44,7 +44,7 @@ def renew_search(engine: Engine) -> int:
 
 
 def analyze(engine: Engine) -> None:
-    """Renew SQLite's statistics; PostgreSQL's autovacuum does so by itself."""
+    """Renew SQLite's statistics; PostgreSQL has autovacuum."""
     if engine.dialect.name != "sqlite":
         return
     with writing(engine) as connection:
@@ -53,16 +53,15 @@ def analyze(engine: Engine) -> None:
 
 
 class Upkeep:
-    """One step at a time, called by a loop."""
+    """Does maintenance one step at a time; a loop calls it."""
 
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with statistics that are due."""
         self._engine = engine
         self._clock = clock
         self._analyze_at = clock()
 
     def step(self) -> None:
-        """Renew search terms for a moment, and the statistics when they are due."""
+        """Renew search terms for ``STEP_SECONDS``, and the statistics when they are due."""
         until = self._clock() + STEP_SECONDS
         while renew_search(self._engine) and self._clock() < until:
             pass

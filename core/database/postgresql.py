@@ -1,10 +1,9 @@
-"""Connections to PostgreSQL that never wait longer than the present deadline.
+"""Connections to PostgreSQL that never wait longer than the current deadline.
 
-The server's own time-outs do not bound a wait for a server that is frozen or behind a network that
-swallows packets: nothing comes back. Here every wait ends at the deadline of
-``core.database.deadlines``, and the connection with it, so that the rollback that follows has
-nothing to wait for either. The server's time-outs are set as well; they end what a client has given
-up.
+The server's time-outs do not bound the wait for a server that is frozen, or behind a network that
+drops packets. Here every wait ends at the deadline of ``core.database.deadlines``, and the
+connection is closed, so that the rollback that follows does not wait either. The server's time-outs
+are set as well; they end statements that a client has given up.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from sqlalchemy import URL, Engine, create_engine, event
 from textmill.core.database.deadlines import remaining_seconds
 from textmill.core.database.errors import NoAnswer
 
-CONNECT_SECONDS = 2  # the least that psycopg takes; for each address of the host
-LEAST_WAIT_SECONDS = 0.2  # a rollback may take so long after the deadline of what failed
-LOCK_SHARE = 0.5  # of the patience: a lock is given up before the statement that waits for it
+CONNECT_SECONDS = 2  # the minimum of psycopg; for each address of the host
+LEAST_WAIT_SECONDS = 0.2  # a rollback may take this long after the deadline
+LOCK_SHARE = 0.5  # of the patience: a wait for a lock ends before the statement times out
 _RESULT = TypeVar("_RESULT")
-# A connection that was idle while the network went away is noticed after five seconds.
+# A connection that was idle while the network failed is detected after five seconds.
 _KEEPALIVE = {
     "keepalives": 1,
     "keepalives_idle": 2,
@@ -35,7 +34,7 @@ _KEEPALIVE = {
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection whose every wait ends at the deadline."""
+    """A connection on which every wait ends at the deadline."""
 
     def wait(
         self, gen: PQGen[_RESULT], interval: float = 0.1, timeout: float | None = None
@@ -43,7 +42,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Wait for the server as ``psycopg.Connection.wait``, until the deadline at most.
 
         Raises:
-            NoAnswer: nothing came in time; the connection is closed.
+            NoAnswer: the server did not answer in time; the connection is closed.
         """
         left = max(LEAST_WAIT_SECONDS, remaining_seconds())
         if left == math.inf or (timeout is not None and timeout < left):
@@ -53,20 +52,20 @@ class BoundedConnection(psycopg.Connection[Any]):
             return super().wait(gen, interval, left)
         except psycopg.OperationalError:
             if time.monotonic() - started < left:
-                raise  # the server said something, or the connection was lost
+                raise  # the server answered, or the connection was lost
         self.close()
         raise NoAnswer("the server did not answer before the deadline")
 
 
 def make_postgresql_engine(url: URL, pool_size: int, patience_seconds: float | None) -> Engine:
-    """An engine for PostgreSQL; ``None``: the server and this side wait as long as it takes."""
+    """An engine for PostgreSQL; without ``patience_seconds`` statements have no time limit."""
     engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
         pool_use_lifo=True,  # few backends in use, with warm caches
-        pool_timeout=1,  # whoever comes here was let in by core.database.connections: there is room
+        pool_timeout=1,  # core.database.connections admits only as many callers as fit
         hide_parameters=True,
         connect_args={
             "connect_timeout": CONNECT_SECONDS,

@@ -1,6 +1,6 @@
-"""Admission: whether there is room, whether the request is known, where it stands in the line.
+"""Admission of new jobs: idempotency keys, the queue's limits, and the place in the queue.
 
-Runs inside the transaction of ``core.jobs.store.JobStore.submit``; see there for what is promised.
+Runs inside the transaction of ``core.jobs.store.JobStore.submit``, which documents the guarantees.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from textmill.core.jobs.search import search_columns
 from textmill.core.jobs.transitions import append_event
 from textmill.core.settings import Settings
 
-_SUBMISSION_LOCK = 0x7E_87_11_11  # any constant; one lock for all that count the queue
+_SUBMISSION_LOCK = 0x7E_87_11_11  # any constant: the one lock of what counts the queue
 # Built once: building a statement costs as much as executing it.
 _NUM_QUEUED = select(func.count()).select_from(Job).where(IS_QUEUED)
 _INSERT = insert(JOBS).values(
     deadline_at=now_ms() + bindparam("deadline_ms", type_=BigInteger), created_at=now_ms()
 )
-RANKS = select(
+VIRTUAL_STARTS = select(
     select(func.max(Job.share_rank))
     .where(IS_ACTIVE, Job.owner_id == bindparam("owner"))
     .scalar_subquery(),
@@ -50,7 +50,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks, and how a repetition of the same request is known."""
+    """The owner of a request, and the idempotency key that identifies a repetition of it."""
 
     owner_id: str
     idempotency_key: str | None = None
@@ -59,7 +59,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the queue admits: jobs waiting in all, of one owner (0: no limit), and for how long."""
+    """Limits of the queue: queued jobs in all and of one owner (0: no limit), and for how long."""
 
     max_queued: int = 1000
     max_queued_per_owner: int = 0
@@ -67,7 +67,7 @@ class Limits:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Limits:
-        """What the settings admit, for the web side and the workers alike."""
+        """The limits that the settings give, for the web side and the workers alike."""
         return cls(
             max_queued=settings.max_queued,
             max_queued_per_owner=settings.max_queued_per_owner,
@@ -76,7 +76,7 @@ class Limits:
 
 
 def lock_submissions(connection: Connection) -> None:
-    """Serialise what counts the queue. SQLite's BEGIN IMMEDIATE has done so already."""
+    """Serialise transactions that count the queue; SQLite's BEGIN IMMEDIATE already does."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _SUBMISSION_LOCK})
 
@@ -84,7 +84,7 @@ def lock_submissions(connection: Connection) -> None:
 def known_request(
     connection: Connection, table: type[Job] | type[Run], origin: Origin
 ) -> str | None:
-    """The id that the same idempotency key made before.
+    """The id of the job or run that an earlier request with the same key created.
 
     Raises:
         ValidationFailed: the key was used with another body.
@@ -106,15 +106,15 @@ def known_request(
 
 
 def check_room(connection: Connection, owner_id: str, num_new: int, limits: Limits) -> None:
-    """Refuse new jobs that the queue cannot hold.
+    """Refuse new jobs beyond the queue's limits.
 
     Raises:
-        QueueFull: ``max_queued`` jobs wait.
-        RateLimited: this owner has too many waiting.
+        QueueFull: more than ``max_queued`` jobs would be queued.
+        RateLimited: this owner would have too many queued jobs.
     """
     if connection.execute(_NUM_QUEUED).scalar_one() + num_new > limits.max_queued:
         raise QueueFull(
-            f"The queue is full ({limits.max_queued} jobs wait); try again in a while.",
+            f"The queue is full ({limits.max_queued} jobs); try again later.",
             retry_after_seconds=5,
         )
     if not limits.max_queued_per_owner:
@@ -122,8 +122,8 @@ def check_room(connection: Connection, owner_id: str, num_new: int, limits: Limi
     own = connection.execute(_NUM_QUEUED.where(Job.owner_id == owner_id)).scalar_one()
     if own + num_new > limits.max_queued_per_owner:
         raise RateLimited(
-            f"You have {own} jobs waiting, and {limits.max_queued_per_owner} are allowed;"
-            " wait for some of them.",
+            f"You have {own} queued jobs and may have {limits.max_queued_per_owner};"
+            " wait until some of them have started.",
             retry_after_seconds=5,
         )
 
@@ -136,7 +136,7 @@ def insert_queued(
     limits: Limits,
 ) -> list[str]:
     """Insert the rows and their first events; returns the jobs' ids in order."""
-    rank = _next_share_rank(connection, origin.owner_id)
+    virtual_start = _next_virtual_start(connection, origin.owner_id)
     ids = []
     for offset, new in enumerate(jobs):
         job_id = str(uuid.uuid4())
@@ -154,7 +154,7 @@ def insert_queued(
             "parameters": new.parameters,
             "has_trace": new.has_trace,
             "status": "queued",
-            "share_rank": rank + offset,
+            "share_rank": virtual_start + offset,
             "attempt": 0,
             "lost_count": 0,
             "not_before": 0,
@@ -170,12 +170,13 @@ def insert_queued(
     return ids
 
 
-def _next_share_rank(connection: Connection, owner_id: str) -> int:
-    """Start-time fair queueing (Goyal, Vin and Cheng, 1996), every job weighing the same.
+def _next_virtual_start(connection: Connection, owner_id: str) -> int:
+    """The virtual start of an owner's next job, stored in the column ``share_rank``.
 
-    A job's rank is one more than its owner's last waiting one, but never before the queue's
-    present virtual time: an owner with five hundred jobs and one with a single job take turns.
+    Start-time fair queueing (Goyal, Vin and Cheng, 1996) with equal weights: the virtual start is
+    one more than that of the owner's last active job, and at least the queue's present virtual
+    time plus one. An owner with five hundred jobs and one with a single job take turns.
     """
-    own, head, running = connection.execute(RANKS, {"owner": owner_id}).one()
+    own, head, running = connection.execute(VIRTUAL_STARTS, {"owner": owner_id}).one()
     virtual_time = head - 1 if head is not None else (running or 0)
     return max(virtual_time, own or 0) + 1

@@ -1,4 +1,4 @@
-"""Rows as frozen objects: what the store and the history hand out."""
+"""Rows of the database as frozen objects, which the store and the history return."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from textmill.core.statuses import FINAL_STATUSES
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A row of ``jobs`` as it was when it was read (columns: ``core.database.tables``)."""
+    """A row of ``jobs`` at the time it was read (columns: ``core.database.tables``)."""
 
     number: int
     id: str
@@ -49,18 +49,18 @@ class JobRecord:
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> JobRecord:
-        """Take the columns of ``jobs`` from a row that has them all."""
+        """Build a record from a row that contains all columns of ``jobs``."""
         columns = row._mapping
         return cls(**{name: columns[name] for name in _JOB_COLUMNS})
 
     @property
     def is_final(self) -> bool:
-        """Whether the status will never change again."""
+        """Whether the job has ended: its status never changes again."""
         return self.status in FINAL_STATUSES
 
     @property
     def cursor(self) -> str:
-        """The place in the event stream that this text reaches: attempt and characters."""
+        """The id of the event that completes this text: attempt and number of characters."""
         return f"{self.attempt}-{len(self.text)}"
 
 
@@ -79,7 +79,7 @@ class RunRecord:
 
     @classmethod
     def from_rows(cls, run: Row[Any], jobs: Iterable[Row[Any]]) -> RunRecord:
-        """Put a run's row and its jobs' rows together."""
+        """Build a record from the row of a run and the rows of its jobs."""
         columns = run._mapping
         return cls(
             id=columns["id"],

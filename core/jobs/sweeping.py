@@ -1,6 +1,6 @@
-"""What becomes of jobs that nobody looks after: a worker that died, a queue that nobody serves.
+"""Takes back the jobs of dead workers, and ends queued jobs that no worker claims in time.
 
-``JobStore.sweep`` runs it; nothing else may.
+Only ``JobStore.sweep`` may call it.
 """
 
 from __future__ import annotations
@@ -9,32 +9,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, tuple_
+from sqlalchemy import Connection, and_, tuple_
 
 from textmill.core.database.connections import now_ms
-from textmill.core.database.tables import IS_QUEUED, IS_RUNNING, Job, Worker
+from textmill.core.database.tables import IS_QUEUED, IS_RUNNING, Job
+from textmill.core.jobs.leases import HeldLease
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.transitions import RUNNING, end_queued, ended_search, locked_rows, move
 
-MAX_LOSSES = 3  # a job whose worker died this often is not tried again
-RETRY_DELAY_SECONDS = 1.0  # times the losses before: a crash loop must not spin
-
-
-@dataclass(frozen=True, slots=True)
-class HeldLease:
-    """The lease of a running job as a sweeper sees it.
-
-    Attributes:
-        is_expired: by the database's clock, which may have been set meanwhile.
-        is_orphan: whether no worker of that id is known: it said goodbye, or its supervisor saw it
-            die (``core.workers.forget_dead``).
-    """
-
-    job_id: str
-    attempt: int
-    lease_until: int
-    is_expired: bool
-    is_orphan: bool
+MAX_LOSSES = 3  # a job that was lost this often is not tried again
+RETRY_DELAY_SECONDS = 1.0  # times the losses before, so that crashing workers is no tight loop
 
 
 @dataclass(slots=True)
@@ -46,39 +30,21 @@ class SweepReport:
     canceled: list[str] = field(default_factory=list)
 
 
-def held_leases(connection: Connection, worker_id: str | None = None) -> list[HeldLease]:
-    """The leases of all jobs that run, or of those of one worker."""
-    query = (
-        select(
-            Job.id.label("job_id"),
-            Job.attempt,
-            Job.lease_until,
-            (Job.lease_until < now_ms()).label("is_expired"),
-            Worker.id.is_(None).label("is_orphan"),
-        )
-        .join(Worker, Worker.id == Job.worker_id, isouter=True)
-        .where(Job.status == "running", Job.lease_until.is_not(None))
-    )
-    if worker_id is not None:
-        query = query.where(Job.worker_id == worker_id)
-    return [HeldLease(**row._mapping) for row in connection.execute(query)]
-
-
 def sweep(
     connection: Connection, actor: str, dead: Sequence[HeldLease] | None = None
 ) -> SweepReport:
-    """Take back jobs of dead workers, and fail those that waited beyond their deadline.
+    """Take back jobs of dead workers, and fail queued jobs that are past their deadline.
 
     Args:
         connection: in a transaction that writes.
-        actor: who sweeps.
-        dead: the leases to take back, each unless it was renewed since it was seen. ``None``: all
-            that are expired by the database's clock.
+        actor: the name that ``job_events`` records.
+        dead: the leases to take back; one that was renewed since it was read is skipped. ``None``:
+            all that are expired by the database's clock.
     """
     report = SweepReport()
     for was in _taken_back(connection, dead):
         _take_back(connection, was, actor, report)
-    # An older release could give back a job that was asked to cancel, which no worker claims.
+    # An older release could requeue a job with a requested cancel, which no worker claims.
     asked = and_(IS_QUEUED, Job.cancel_requested_at.is_not(None))
     for was in locked_rows(connection, asked):
         if end_queued(connection, was, "canceled", "canceled", actor):

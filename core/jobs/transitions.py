@@ -1,7 +1,7 @@
 """The parts of a transition: the guarded UPDATE, its event, and rows read for it.
 
-For ``core.jobs.store``, ``core.jobs.sweeping`` and ``core.jobs.admission`` alone; nothing else may
-write a status.
+Only the modules of ``core.jobs`` that run in ``JobStore``'s transactions may use it: nothing else
+writes a status.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from textmill.core.jobs.search import RULES, search_columns
 _APPEND_EVENT = insert(JOB_EVENTS).values(at=now_ms())
 _OF = (Job.id == bindparam("of_job"), Job.attempt == bindparam("of_attempt"))
 QUEUED = update(JOBS).where(*_OF, Job.status == "queued")
-"""Guard of a job that waits, under the attempt that was read."""
+"""Guard of a queued job: the attempt must be the one that was read."""
 RUNNING = update(JOBS).where(*_OF, Job.status == "running")
-"""The fence: only the attempt that was claimed, and only while it runs."""
+"""The fence: the attempt must be the one that was claimed, and the job must be running."""
 
 
 def move(
@@ -33,19 +33,19 @@ def move(
     actor: str,
     **values: Any,
 ) -> bool:
-    """One transition: the guarded UPDATE, and its row in ``job_events`` when it took hold.
+    """Make one transition: the guarded UPDATE and, if it matched, its row in ``job_events``.
 
     Args:
         connection: in a transaction that writes.
-        guard: ``QUEUED`` or ``RUNNING``, with whatever else must hold or be set.
+        guard: ``QUEUED`` or ``RUNNING``, with further conditions or values.
         was: the job as it was read.
-        to_status: the status that it gets.
-        actor: who does it.
-        **values: columns that change with it, as values or SQL expressions, and what the guard's
-            own expressions ask for.
+        to_status: its new status.
+        actor: the name that ``job_events`` records.
+        **values: further columns to set, as values or SQL expressions, and the parameters of the
+            guard's own expressions.
 
     Returns:
-        Whether it took hold.
+        Whether the UPDATE matched the job.
     """
     computed = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
     if computed:
@@ -67,7 +67,7 @@ def append_event(
     to_status: str,
     actor: str,
 ) -> None:
-    """One row of the account that is never rewritten."""
+    """Insert one row into ``job_events``, which is never rewritten."""
     event = {
         "job_id": job_id,
         "attempt": attempt,
@@ -81,28 +81,28 @@ def append_event(
 def end_queued(
     connection: Connection, was: JobRecord, status: str, reason: str, actor: str
 ) -> bool:
-    """End a job that no worker holds: ``canceled``, or ``failed`` at its deadline."""
+    """End a queued job: ``canceled``, or ``failed`` at its deadline."""
     values: dict[str, Any] = {"finish_reason": reason, "finished_at": now_ms()}
-    values |= ended_search(was.prompt, was.text)  # a text is of an attempt that was given back
+    values |= ended_search(was.prompt, was.text)  # an earlier attempt may have left a text
     if status == "failed":
         values["error_code"] = "deadline"
-        values["error_message"] = "No worker could take the job before its deadline."
+        values["error_message"] = "No worker could claim the job before its deadline."
     return move(connection, QUEUED, was, status, actor, **values)
 
 
 def ended_search(prompt: str, text: str) -> dict[str, Any]:
-    """What a job that ends keeps for the search."""
+    """The columns that a job that ends gets for the search."""
     return search_columns(prompt, text) | {"search_rules": RULES}
 
 
 def locked_rows(connection: Connection, condition: Any) -> list[JobRecord]:
-    """The rows that a condition picks, locked, passing over those that others hold."""
+    """Lock and read the rows that a condition picks, skipping those that are locked already."""
     query = select(Job.__table__).where(condition).with_for_update(skip_locked=True)
     return [JobRecord.from_row(row) for row in connection.execute(query)]
 
 
 def job_record(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
-    """A job as it stands.
+    """One job.
 
     Raises:
         NotFound: there is no such job.

@@ -8,7 +8,6 @@ converted into the state folder; the second start finds it there and needs no tr
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textmill.core.catalog.sources import ModelSource, parse_source
 from textmill.engine.models.errors import (
     ModelLoadError,
     ModelUnusable,
@@ -108,8 +108,9 @@ def _marked(target: Path) -> PreparedModel:
 
 def locate(source: str, report: Report) -> Path:
     """The folder or the .gguf file that a source names."""
-    if source.startswith("package:"):
-        return _in_package(source.removeprefix("package:"))
+    parsed = parse_source(source)
+    if parsed.kind == "package":
+        return _in_package(parsed)
     path = Path(source)
     if path.is_file() and path.suffix == ".gguf":
         return path
@@ -117,7 +118,7 @@ def locate(source: str, report: Report) -> Path:
         if not (path / "config.json").is_file():
             raise ModelUnusable(f"{path} has no config.json; save_pretrained writes one.")
         return path
-    if path.is_absolute() or source.endswith(".gguf"):
+    if parsed.kind == "path":
         raise SourceNotFound(f"There is no model at {source}.")
     return _from_hub(source, report)
 
@@ -157,10 +158,9 @@ def weight_files(folder: Path) -> list[Path]:
     return [single] if single.is_file() else []
 
 
-def _in_package(name: str) -> Path:
-    """The .gguf that a package ships; the package is found, never imported."""
-    module = name.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+def _in_package(source: ModelSource) -> Path:
+    """The .gguf file that a package contains; the package is not imported."""
+    name, spec = source.value, source.package_spec()
     folders = spec.submodule_search_locations if spec is not None else None
     if not folders:
         raise SourceNotFound(f"The package {name} is not installed; `make up` installs it.")

@@ -203,13 +203,13 @@ def test_a_job_that_failed_gives_its_reason_and_a_status(
     assert result.stderr == "textmill: The job j1 failed: The worker was lost three times.\n"
 
 
-def test_nobody_at_the_address_is_one_sentence() -> None:
+def test_an_address_where_nothing_answers_is_one_sentence() -> None:
     command = [sys.executable, "-m", "textmill", "generate", "x", "--url", "http://127.0.0.1:1"]
     command += ["--retry-for", "0.5"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 1
     assert result.stderr == (
-        "textmill: Nobody answers at http://127.0.0.1:1; is `make up` running?\n"
+        "textmill: Nothing answers at http://127.0.0.1:1; is `make up` running?\n"
     )
 
 

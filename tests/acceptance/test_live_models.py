@@ -167,7 +167,7 @@ def test_models_come_change_and_break_while_the_product_runs(
 
     # A changed one: the worker ends in good order and comes back; nothing else does.
     product.register(build_adapter(product.home / "tiny", tmp_path / "new", seed=2))
-    product.read_until("worker-1 starts again, with what has changed.")
+    product.read_until("worker-1 starts again, with the changed models.")
     second = product.generate("faq")
     assert second["model_revision"] != first["model_revision"]
     assert product.generate("tiny")["text"] == jobs[0]["text"]

@@ -175,7 +175,7 @@ def test_a_second_up_in_the_same_folder_is_refused(
     start().await_ready(FIRST_START_SECONDS)
     result = run(environment, "up")
     assert result.returncode == 1
-    assert "already runs in" in result.stderr
+    assert "is already running in" in result.stderr
 
 
 def test_a_taken_port_is_one_sentence_and_nothing_is_started(environment: dict[str, str]) -> None:

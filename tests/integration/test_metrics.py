@@ -6,7 +6,6 @@ import re
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,9 @@ from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.problems import Subject, report
 from textmill.core.settings import Settings
 from textmill.engine.requests import DecodingParameters, GenerationRequest
-from textmill.worker.app import WorkerProcess, load_models
-from textmill.worker.termination import Termination
+from textmill.worker.model_loading import load_models
+from textmill.worker.process import WorkerProcess
+from textmill.worker.stop_signal import StopSignal
 
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 WAIT_SECONDS = 60.0
@@ -78,7 +78,7 @@ def settings(database_url: str, redis_server: RedisServer, tmp_path: Path) -> Se
 
 @pytest.fixture
 def worker(settings: Settings) -> Iterator[WorkerProcess]:
-    process = WorkerProcess(settings, load_models(settings), Termination())
+    process = WorkerProcess(settings, load_models(settings), StopSignal())
     process.start()
     yield process
     process.stop()
@@ -179,9 +179,11 @@ def test_every_promised_metric_of_web_moves(
     assert types == wanted
     worker.stop()
     seen.append(scrape()[1])
-    away = create_app(replace(settings, redis_url="redis://127.0.0.1:1/0"))
+    away = create_app(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}))
     seen.append(read(away.test_client().get("/metrics").text)[1])
-    empty = create_app(replace(settings, database_url=f"sqlite:///{tmp_path}/empty.db"))
+    empty = create_app(
+        settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/empty.db"})
+    )
     seen.append(read(empty.test_client().get("/metrics").text)[1])
     for used in (app, away, empty):
         used.extensions["textmill"].store.engine.dispose()

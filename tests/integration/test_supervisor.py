@@ -183,7 +183,7 @@ def test_a_child_that_dies_is_started_again_with_growing_pauses(
 ) -> None:
     dying = child(tmp_path, "worker-1", "import sys; print('alas'); sys.exit(3)")
     running = supervise(services=[dying], timeouts={"first_pause": 0.05, "longest_pause": 0.2})
-    notes = [running.read_until("starting it again") for _ in range(4)]
+    notes = [running.read_until("restarting it") for _ in range(4)]
     pauses = [note.split(" again in ")[1].split(" s")[0] for note in notes]
     assert pauses == ["0.05", "0.1", "0.2", "0.2"]
     assert "worker-1 ended with status 3" in notes[0]
@@ -198,7 +198,7 @@ def test_a_child_that_lived_long_is_forgiven(
     dying = child(tmp_path, "worker-1", "import sys; sys.exit(3)")
     running = supervise(services=[dying], timeouts={"first_pause": 0.05, "steady": 0.0})
     for _ in range(3):
-        assert "in 0.05 s (failure 1 in a row)" in running.read_until("starting it again")
+        assert "in 0.05 s (failure 1 in a row)" in running.read_until("restarting it")
     running.process.send_signal(signal.SIGTERM)
     assert running.finish() == 0
 
@@ -210,7 +210,7 @@ def test_a_child_that_asks_for_it_is_started_again_at_once(
     running = supervise(services=[changing], timeouts={"first_pause": 0.0, "longest_pause": 600.0})
     for _ in range(3):
         note = running.read_until("worker-1 ")
-        assert note.endswith("worker-1 starts again, with what has changed.")
+        assert note.endswith("worker-1 starts again, with the changed models.")
     running.process.send_signal(signal.SIGTERM)
     assert running.finish() == 0
     assert not any("failure" in line for line in running.lines)
@@ -221,8 +221,8 @@ def test_a_child_that_asks_as_soon_as_it_is_born_has_to_wait(
 ) -> None:
     hasty = child(tmp_path, "worker-1", "import sys; sys.exit(75)")
     running = supervise(services=[hasty], timeouts={"first_pause": 600.0, "longest_pause": 600.0})
-    note = running.read_until("starting it again")
-    assert "worker-1 ended with status 75; starting it again in 600 s (failure 1" in note
+    note = running.read_until("restarting it")
+    assert "worker-1 ended with status 75; restarting it in 600 s (failure 1" in note
     running.process.send_signal(signal.SIGTERM)
     assert running.finish() == 0
 
@@ -234,7 +234,7 @@ def test_a_killed_child_comes_back_and_ready_is_said_once(
     running.read_until(READY)
     first = running.pid_of("web")
     os.kill(first, signal.SIGKILL)
-    assert "web was ended by SIGKILL" in running.read_until("starting it again")
+    assert "web was ended by SIGKILL" in running.read_until("restarting it")
     running.read_until("[web] hello")
     assert running.pid_of("web") != first
     running.process.send_signal(signal.SIGTERM)
@@ -278,7 +278,7 @@ def test_a_configuration_error_after_a_good_start_leaves_one_out_and_stops_nothi
     running.read_until(READY)
     web = running.pid_of("web")
     os.kill(running.pid_of("worker-1"), signal.SIGKILL)
-    notes = [running.read_until("starting it again") for _ in range(5)]
+    notes = [running.read_until("restarting it") for _ in range(5)]
     assert "was ended by SIGKILL" in notes[0]
     for note in notes[1:]:
         assert "ended with status 78 (The models file is wrong.)" in note
@@ -304,10 +304,10 @@ def test_one_that_is_left_out_is_started_again_when_what_it_reads_changes(
     )
     running.read_until(READY)
     os.kill(running.pid_of("worker-1"), signal.SIGKILL)
-    while " in 3.2 s" not in running.read_until("starting it again"):
+    while " in 3.2 s" not in running.read_until("restarting it"):
         pass
     mended.touch()
-    running.read_until("What worker-1 reads has changed: starting it again.")
+    running.read_until("The models of worker-1 have changed: restarting it.")
     running.read_until("[worker-1] hello")
     running.process.send_signal(signal.SIGTERM)
     assert running.finish() == 0
@@ -325,7 +325,7 @@ def test_what_a_child_left_is_cleared_up_before_it_starts_again(
     pid = running.pid_of("worker-1")
     os.kill(pid, signal.SIGKILL)
     line = running.read_until("[recovery] cleared up after")
-    assert f"['worker-1', '{pid}', 'was ended by SIGKILL; starting it again in 0.05 s" in line
+    assert f"['worker-1', '{pid}', 'was ended by SIGKILL; restarting it in 0.05 s" in line
     assert "[worker-1] hello" in running.read_until("[worker-1]")
     running.process.send_signal(signal.SIGTERM)
     assert running.finish() == 0
@@ -416,7 +416,7 @@ subprocess.Popen([sys.executable, "-c", {STUBBORN!r}, sys.argv[1]])
 {AWAIT_FILE.format(path=str(tmp_path / "web.pid"))}
 """
     running = supervise(services=[child(tmp_path, "web", parent)])
-    running.read_until("starting it again")
+    running.read_until("restarting it")
     await_end(running.pid_of("web"))
     running.process.send_signal(signal.SIGTERM)
     assert running.finish() == 0

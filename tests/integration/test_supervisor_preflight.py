@@ -13,9 +13,9 @@ def test_a_free_port_is_fine_and_a_taken_one_is_named() -> None:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
         listener.listen()
-        with pytest.raises(CommandFailed, match=rf"Port {port} on 127.0.0.1 is taken"):
+        with pytest.raises(CommandFailed, match=rf"Port {port} on 127.0.0.1 is in use"):
             check_port("127.0.0.1", port)
-        with pytest.raises(CommandFailed, match="is taken"):
+        with pytest.raises(CommandFailed, match="is in use"):
             check_port("0.0.0.0", port)
     check_port("127.0.0.1", port)
 

@@ -87,7 +87,7 @@ def test_filters_apply_alone_and_together(site: Site) -> None:
 def test_a_page_is_bounded_in_bytes_and_the_next_one_continues(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("textmill.core.jobs.history.MAX_PAGE_BYTES", 1_000)
+    monkeypatch.setattr("textmill.core.jobs.pages.MAX_PAGE_BYTES", 1_000)
     sizes = [10, 400, 400, 5_000, 10, 10, 999, 300]
     made = [site.write("é" * 200, "ü" * 400)["id"]]
     made += [site.submit("é" * (size // 2))["id"] for size in sizes]

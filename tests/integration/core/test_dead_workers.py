@@ -12,11 +12,11 @@ import pytest
 from tests.integration.core.conftest import Bench
 from textmill.core.dead_workers import (
     FOLDER,
-    bury,
-    bury_all,
     note_birth,
     note_end,
     noted_workers,
+    recover_all_workers,
+    recover_worker,
 )
 from textmill.core.jobs.sweeping import MAX_LOSSES
 from textmill.core.workers import WorkerState, beat, seen_workers
@@ -47,7 +47,7 @@ def test_its_jobs_are_queued_again_at_once_and_count_as_lost(
     other = bench.claimed("host-1-abc")
     beat(bench.engine, WorkerState(f"host-{gone}-abc", ["m"], 2, 2, 1.0))
     path = write_id(tmp_path, gone, f"host-{gone}-abc")
-    report = bury(bench.store, tmp_path, gone, "supervisor:host")
+    report = recover_worker(bench.store, tmp_path, gone, "supervisor:host")
     assert report is not None
     assert {job_id for job_id, _ in report.requeued} == {job.id for job in mine}
     for job in mine:
@@ -57,7 +57,7 @@ def test_its_jobs_are_queued_again_at_once_and_count_as_lost(
     assert bench.job(other.id).status == "running"
     assert seen_workers(bench.engine) == []
     assert not path.exists()
-    assert bury(bench.store, tmp_path, gone, "supervisor:host") is None
+    assert recover_worker(bench.store, tmp_path, gone, "supervisor:host") is None
 
 
 def test_a_worker_of_the_same_host_and_process_number_elsewhere_keeps_its_jobs(
@@ -67,7 +67,7 @@ def test_a_worker_of_the_same_host_and_process_number_elsewhere_keeps_its_jobs(
     bench.submit()
     theirs = bench.claimed(f"host-{gone}-ffffff")
     write_id(tmp_path, gone, f"host-{gone}-aaaaaa")
-    report = bury(bench.store, tmp_path, gone, "supervisor:host")
+    report = recover_worker(bench.store, tmp_path, gone, "supervisor:host")
     assert report is not None
     assert report.requeued == []
     assert bench.job(theirs.id).status == "running"
@@ -81,7 +81,7 @@ def test_a_job_that_ends_its_workers_fails_and_a_canceled_one_is_canceled(
         bench.set(poison.id, not_before=0)
         bench.claimed(f"host-{gone}-abc")
         write_id(tmp_path, gone, f"host-{gone}-abc")
-        bury(bench.store, tmp_path, gone, "supervisor:host")
+        recover_worker(bench.store, tmp_path, gone, "supervisor:host")
     assert (bench.job(poison.id).status, bench.job(poison.id).error_code) == (
         "failed",
         "worker_lost",
@@ -90,16 +90,16 @@ def test_a_job_that_ends_its_workers_fails_and_a_canceled_one_is_canceled(
     bench.claimed(f"host-{gone}-abc")
     bench.store.request_cancel(asked.id)
     write_id(tmp_path, gone, f"host-{gone}-abc")
-    bury(bench.store, tmp_path, gone, "supervisor:host")
+    recover_worker(bench.store, tmp_path, gone, "supervisor:host")
     assert bench.job(asked.id).status == "canceled"
 
 
 def test_a_process_that_was_no_worker_or_has_said_goodbye_leaves_nothing(
     bench: Bench, tmp_path: Path, gone: int
 ) -> None:
-    assert bury(bench.store, tmp_path, gone, "supervisor:host") is None
+    assert recover_worker(bench.store, tmp_path, gone, "supervisor:host") is None
     write_id(tmp_path, gone, "")
-    assert bury(bench.store, tmp_path, gone, "supervisor:host") is None
+    assert recover_worker(bench.store, tmp_path, gone, "supervisor:host") is None
     note_birth(tmp_path, "host-1-abc")
     assert noted_workers(tmp_path) == {os.getpid(): "host-1-abc"}
     note_end(tmp_path)
@@ -119,9 +119,9 @@ def test_a_start_takes_back_what_all_dead_workers_of_its_folder_held(
     write_id(tmp_path, os.getpid(), f"host-{os.getpid()}-abc")
     (tmp_path / FOLDER / "notes.txt").touch()
     (tmp_path / FOLDER / f"{gone}.1").write_text(f"host-{os.getpid()}-abc")  # another container's
-    bury_all(bench.store, tmp_path, "start:host")
+    recover_all_workers(bench.store, tmp_path, "start:host")
     assert (bench.job(dead.id).status, bench.job(alive.id).status) == ("queued", "running")
-    bury_all(bench.store, tmp_path / "nowhere", "start:host")
+    recover_all_workers(bench.store, tmp_path / "nowhere", "start:host")
 
 
 def test_another_worker_under_the_same_process_number_is_left_alone(
@@ -130,7 +130,7 @@ def test_another_worker_under_the_same_process_number_is_left_alone(
     bench.submit()
     theirs = bench.claimed(f"host-{gone}-new")
     write_id(tmp_path, gone, f"host-{gone}-new")
-    assert bury(bench.store, tmp_path, gone, "s", expected_id=f"host-{gone}-old") is None
+    assert recover_worker(bench.store, tmp_path, gone, "s", expected_id=f"host-{gone}-old") is None
     assert bench.job(theirs.id).status == "running"
     assert noted_workers(tmp_path) == {gone: f"host-{gone}-new"}
 

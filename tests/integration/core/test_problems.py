@@ -70,8 +70,8 @@ def test_a_worker_stores_what_is_new_and_says_it_again_before_it_is_forgotten(
 ) -> None:
     now = 0.0
     board = ProblemBoard(database_url, "here", clock=lambda: now)
-    board.tell("model", "tiny", "It is cut off.")
-    board.tell("model", "other", None)
+    board.report("model", "tiny", "It is cut off.")
+    board.report("model", "other", None)
     board.send()
     assert reasons(database) == [("here", "model", "tiny", "It is cut off.")]
     make_time_pass(database, REMEMBERED_SECONDS)
@@ -80,7 +80,7 @@ def test_a_worker_stores_what_is_new_and_says_it_again_before_it_is_forgotten(
     now = REMEMBERED_SECONDS / 2 + 1
     board.send()
     assert reasons(database) == [("here", "model", "tiny", "It is cut off.")]
-    board.tell("model", "tiny", None)
+    board.report("model", "tiny", None)
     board.send()
     assert reasons(database) == []
 
@@ -89,7 +89,7 @@ def test_a_word_that_cannot_be_stored_is_stored_at_the_next_chance(
     database: Engine, database_url: str
 ) -> None:
     board = ProblemBoard("sqlite:////dev/null/no/such/folder.db", "here")
-    board.tell("model", "tiny", "It is cut off.")
+    board.report("model", "tiny", "It is cut off.")
     board.send()  # no error, whatever the database is
     board._database_url = database_url
     board.send()
@@ -100,5 +100,5 @@ def test_a_database_without_the_table_ends_no_worker(database: Engine, database_
     with writing(database) as connection:
         Problem.__table__.drop(connection)  # type: ignore[attr-defined]
     board = ProblemBoard(database_url, "here")
-    board.tell("model", "tiny", "It is cut off.")
+    board.report("model", "tiny", "It is cut off.")
     board.send()

@@ -12,8 +12,9 @@ from sqlalchemy import Engine, Select, event, insert, text
 from textmill.core.database.connections import writing
 from textmill.core.database.maintenance import STALE
 from textmill.core.database.tables import JOBS, Job
-from textmill.core.jobs.admission import RANKS
-from textmill.core.jobs.store import CANDIDATE
+from textmill.core.jobs.admission import VIRTUAL_STARTS
+from textmill.core.jobs.claims import CANDIDATE
+from textmill.core.jobs.pages import Filters, _query
 from textmill.core.jobs.sweeping import MAX_LOSSES
 
 NUM_ENDED = 3_000
@@ -62,7 +63,7 @@ def reads_the_table(found: str) -> bool:
 
 
 def test_a_submission_reads_what_its_owner_has_waiting_or_running(history: Engine) -> None:
-    found = plan(history, RANKS, {"owner": "anna"})
+    found = plan(history, VIRTUAL_STARTS, {"owner": "anna"})
     assert "ix_jobs_active_owner_id" in found
     assert not reads_the_table(found)
     assert "uq_jobs_owner_id" not in found  # which would read the owner's history
@@ -79,3 +80,14 @@ def test_upkeep_reads_the_jobs_whose_terms_are_old(history: Engine) -> None:
     found = plan(history, STALE.order_by(Job.number.desc()).limit(5), {})
     assert "ix_jobs_stale_search" in found
     assert not reads_the_table(found)
+
+
+def test_a_search_on_sqlite_walks_the_index_of_terms_backwards(history: Engine) -> None:
+    if history.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL searches the jobs' own column")
+    with history.connect() as connection:
+        query = _query(connection, Filters(query="once", model="m"))
+    found = plan(history, query.limit(5), {})
+    assert found.startswith("SCAN jobs_search VIRTUAL TABLE")
+    assert "SEARCH jobs USING INTEGER PRIMARY KEY" in found
+    assert "TEMP B-TREE" not in found  # which would read every match before the first

@@ -115,7 +115,7 @@ def test_while_the_database_is_away_it_tries_again(
         raise StorageUnavailable("The database is away.", retry_after_seconds=1)
 
     with monkeypatch.context() as patched:
-        patched.setattr(siblings, "bury", away)
+        patched.setattr(siblings, "recover_worker", away)
         for _ in range(2):
             with pytest.raises(StorageUnavailable):
                 watch.look(0.1 if _ else SOON)

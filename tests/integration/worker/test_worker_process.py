@@ -21,8 +21,9 @@ from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.settings import Settings
 from textmill.core.workers import seen_workers
-from textmill.worker.app import WorkerProcess, load_models
-from textmill.worker.termination import Termination
+from textmill.worker.model_loading import load_models
+from textmill.worker.process import WorkerProcess
+from textmill.worker.stop_signal import StopSignal
 
 WAIT_SECONDS = 60.0
 
@@ -56,7 +57,7 @@ def start_worker(
             "TEXTMILL_DRAIN_SECONDS": "0.1",
         }
         chosen = Settings.from_environment(environment | settings)
-        process = WorkerProcess(chosen, load_models(chosen), Termination())
+        process = WorkerProcess(chosen, load_models(chosen), StopSignal())
         process.start()
         started.append(process)
         return process
@@ -262,7 +263,7 @@ _END_SESSIONS = """
 def _hold_until_a_write_was_refused(process: WorkerProcess) -> None:
     pause = threading.Event()
     for _ in range(int(PATIENCE_SECONDS * 100) * 4):
-        if process.runner._unwritten:
+        if process.runner._results.is_waiting:
             return
         pause.wait(0.01)
     raise AssertionError("the worker never noticed that it could not write")

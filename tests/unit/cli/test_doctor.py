@@ -48,7 +48,7 @@ def test_a_model_that_is_missing_fails_and_the_status_says_so(
     result = CliRunner().invoke(textmill, ["doctor"])
     assert result.exit_code == 1
     assert "FAIL  model" in result.output
-    assert "mend the models file" in result.output
+    assert "correct the models file" in result.output
 
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:

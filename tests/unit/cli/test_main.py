@@ -75,11 +75,11 @@ def test_a_database_that_cannot_be_reached_is_one_sentence(
     assert result.output.count("\n") == 1
 
 
-def test_web_names_the_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_web_names_the_port_that_is_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         monkeypatch.setenv("TEXTMILL_HOME", str(tmp_path))
         monkeypatch.setenv("TEXTMILL_PORT", str(port))
         result = CliRunner().invoke(textmill, ["web"])
     assert result.exit_code == 1
-    assert f"Port {port} on 127.0.0.1 is taken" in result.output
+    assert f"Port {port} on 127.0.0.1 is in use" in result.output

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from textmill.cli.client import Refused, Unreachable
 from textmill.cli.patience import Patience
+from textmill.cli.server_errors import Refused, Unreachable
 
 
 class Time:
@@ -25,13 +25,13 @@ def time() -> Time:
     return Time()
 
 
-def patience(time: Time, told: list[str] | None = None) -> Patience:
-    tell = (told if told is not None else []).append
-    return Patience(30.0, tell=tell, clock=lambda: time.now, sleep=time.sleep)
+def patience(time: Time, notices: list[str] | None = None) -> Patience:
+    notify = (notices if notices is not None else []).append
+    return Patience(30.0, notify=notify, clock=lambda: time.now, sleep=time.sleep)
 
 
 def test_it_goes_on_for_its_time_and_raises_the_last_failure(time: Time) -> None:
-    told: list[str] = []
+    notices: list[str] = []
     failures = []
 
     def fail() -> None:
@@ -39,13 +39,13 @@ def test_it_goes_on_for_its_time_and_raises_the_last_failure(time: Time) -> None
         raise failures[-1]
 
     with pytest.raises(Unreachable) as caught:
-        patience(time, told).call(fail)
+        patience(time, notices).call(fail)
     assert caught.value is failures[-1]
     assert time.now == pytest.approx(130.0)
     assert 15 < len(failures) < 30
     assert time.slept[0] < 0.5
     assert max(time.slept) <= 2.0
-    assert told == ["failure 1 Trying again for 30 s."]
+    assert notices == ["failure 1 Trying again for 30 s."]
 
 
 def test_every_answer_renews_it(time: Time) -> None:

@@ -22,7 +22,7 @@ def test_a_state_folder_that_is_a_file_is_refused_by_name(tmp_path: Path) -> Non
 def test_a_state_folder_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     with (
         lock_home(tmp_path),
-        pytest.raises(CommandFailed, match=r"already runs in .*\(process \d+\)"),
+        pytest.raises(CommandFailed, match=r"is already running in .*\(process \d+\)"),
         lock_home(tmp_path),
     ):
         pass

@@ -1,4 +1,4 @@
-"""``textmill register``: what a folder is, what it stands on, and what is said of it."""
+"""``textmill register``: which model a folder contains, its base, and the report."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_what_a_fine_tuning_left_needs_no_option(tmp_path: Path) -> None:
     assert result.output == (
         f"Added: faq, {tmp_path}/models/faq on {base}\n"
         f"Models file: {tmp_path}/models.toml\n"
-        "A running Textmill takes it up within seconds; nothing has to be restarted.\n"
+        "A running Textmill serves it within seconds, without a restart.\n"
     )
 
 
@@ -85,7 +85,7 @@ def test_every_option_wins_over_what_the_folder_says(tmp_path: Path) -> None:
     model = served(tmp_path).default
     assert (model.name, model.description, model.dtype) == ("bus", "Bus times", "float32")
     assert model.source == str(tmp_path / "base")
-    assert "Requests that name no model get it." in result.output
+    assert "Requests without a model use it." in result.output
 
 
 def test_a_whole_model_is_its_own_source(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_an_adapter_made_elsewhere_stands_on_what_peft_noted(tmp_path: Path) -> 
     result = register("other", "--name", "other")
     assert result.exit_code == 0, result.output
     assert served(tmp_path).models[-1].source == "someone/model"
-    assert "someone/model is no folder here: a worker fetches it from the model Hub." in (
+    assert "someone/model is not a folder here; a worker downloads it from the Hub." in (
         result.output
     )
 
@@ -160,7 +160,7 @@ def test_a_worker_that_leaves_it_out_is_named(
 ) -> None:
     monkeypatch.setenv("TEXTMILL_SERVE", "tiny")
     make_adapter(tmp_path / "faq", name="faq")
-    assert "TEXTMILL_SERVE leaves it out here" in register("faq").output
+    assert "TEXTMILL_SERVE does not contain it here" in register("faq").output
 
 
 # ---- refusals -------------------------------------------------------------------------------
@@ -171,18 +171,18 @@ def test_a_worker_that_leaves_it_out_is_named(
     [
         (["gone"], "There is no folder"),
         (["models.toml"], "There is no folder"),
-        (["home"], "holds no model: it has neither adapter_config.json"),
-        (["empty"], "holds no weights"),
-        (["nameless"], "has no finetune.json that names it: say --name"),
+        (["home"], "contains no model: it has neither the adapter_config.json"),
+        (["empty"], "contains no weights"),
+        (["nameless"], "has no finetune.json with a name; use --name"),
         (["base", "--name", "x", "--source", "tiny"], "is a whole model; --source is for adapters"),
-        (["orphan", "--name", "x"], "does not say what it stands on: say --source"),
-        (["lost"], "stands on is not here; say --source. There is no model at /machine/of/another"),
+        (["orphan", "--name", "x"], "does not name its base; use --source"),
+        (["lost"], "was not found; use --source. There is no model at /machine/of/another"),
         (["faq", "--source", "./gone"], "There is no model at ./gone"),
         (["faq", "--source", "package:not_there"], "a Python package that is not installed"),
-        (["faq", "--source", "home"], "holds no model: it has no config.json"),
+        (["faq", "--source", "home"], "contains no model: it has no config.json"),
         (["faq", "--source", "a b"], "There is no model at a b"),
         (["broken"], "cannot be read as JSON"),
-        (["list"], "holds no JSON object"),
+        (["list"], "does not contain a JSON object"),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_sentence(

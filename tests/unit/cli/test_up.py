@@ -65,7 +65,7 @@ def test_a_worker_that_ended_has_its_jobs_taken_back_and_web_has_none(tmp_path: 
     assert plan.after_end(End(web, 7, "was ended by SIGKILL.", 1.0)) is None
     spec = plan.after_end(End(worker, 7, "was ended by SIGKILL.", 1.5))
     assert spec is not None
-    command = ("bury", "--", "worker-1", "7", "was ended by SIGKILL.", "1.5")
+    command = ("recover-worker", "--", "worker-1", "7", "was ended by SIGKILL.", "1.5")
     assert spec.command[-6:] == command
     Settings.from_environment(spec.environment)
 

@@ -102,11 +102,11 @@ GOOD = 'name = "a"\nsource = "x"\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "must hold"),
-        ("models = []", "must hold"),
-        ("models = 3", "must hold"),
-        ("[models]\nname = 'a'", "must hold"),
-        (f"other = 1\n[[models]]\n{GOOD}", "must hold"),
+        ("", "must contain"),
+        ("models = []", "must contain"),
+        ("models = 3", "must contain"),
+        ("[models]\nname = 'a'", "must contain"),
+        (f"other = 1\n[[models]]\n{GOOD}", "must contain"),
         ("models = [1]", "model 1: it must be a table"),
         ("[[models]", "not valid TOML"),
         (f"[[models]]\n{GOOD}colour = 'red'", "unknown key 'colour'"),

@@ -14,12 +14,12 @@ from textmill.core.errors import Conflict, TextmillError, Unstorable
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import Outcome
 from textmill.engine.requests import EngineStopped
-from textmill.worker import job_worker as tasks
-from textmill.worker.job_worker import MAX_ERRORS
+from textmill.worker import result_writer
+from textmill.worker.outcomes import MAX_ERRORS
 
 
 class Permanent(TextmillError):
-    """An error that no repetition mends."""
+    """An error that occurs again at every attempt."""
 
     code = "permanent"
     is_permanent = True
@@ -27,7 +27,7 @@ class Permanent(TextmillError):
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[RunnerBench]:
-    monkeypatch.setattr(tasks, "RETRY_WRITE_SECONDS", 0.01)
+    monkeypatch.setattr(result_writer, "RETRY_WRITE_SECONDS", 0.01)
     bench = RunnerBench()
     yield bench
     bench.store.is_away = False
@@ -282,9 +282,7 @@ def test_a_result_is_kept_until_it_is_written_and_nothing_is_claimed_meanwhile(
     error = RuntimeError("broken") if reason == "error" else None
     bench.engine.end("job-1", result(reason, error=error))
     assert bench.store.refused.wait(WAIT_SECONDS)
-    with bench.runner._lock:
-        assert bench.runner._unwritten in {0, 1}
-    _await(lambda: bench.runner._unwritten == 1)
+    _await(lambda: bench.runner._results.is_waiting)
     num_claims = bench.store.num_claims
     bench.store.queued.append(make_job(2))
     assert bench.runner.work() == 0

@@ -15,15 +15,11 @@ from tests.unit.worker.fake_parts import FakeEngine, RunnerBench, make_job, resu
 from textmill.core.errors import StorageUnavailable
 from textmill.core.jobs.store import LeaseStatus
 from textmill.worker import lease
+from textmill.worker import loop as loop_module
 from textmill.worker.awake_clock import AwakeClock
-from textmill.worker.lease import (
-    NO_CLAIM_SECONDS,
-    STALL_SECONDS,
-    Heartbeat,
-    Loop,
-    StallDetector,
-    Watchdog,
-)
+from textmill.worker.lease import Heartbeat
+from textmill.worker.loop import Loop
+from textmill.worker.watchdog import NO_CLAIM_SECONDS, STALL_SECONDS, StallDetector, Watchdog
 
 
 @dataclass
@@ -236,7 +232,7 @@ def test_a_loop_outlives_whatever_its_call_raises() -> None:
 def test_a_loop_that_found_the_database_away_calls_again_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(loop_module, "RETRY_SECONDS", 0.001)
     calls = Counter(lambda num: StorageUnavailable("", retry_after_seconds=1) if num < 3 else None)
     loop = Loop("test", 3600, calls)
     loop.start()
@@ -248,7 +244,7 @@ def test_a_loop_that_found_the_database_away_calls_again_soon(
 def test_a_database_that_goes_and_comes_back_is_logged_once_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lease, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(loop_module, "RETRY_SECONDS", 0.001)
     calls = Counter(lambda num: StorageUnavailable("", retry_after_seconds=1) if num < 9 else None)
     with capture_logs() as said:
         loop = Loop("test", 0.001, calls)

@@ -35,7 +35,7 @@ class FakeBoard:
         self.words: dict[str, str | None] = {}
         self.num_sent = 0
 
-    def tell(self, kind: str, name: str, reason: str | None) -> None:
+    def report(self, kind: str, name: str, reason: str | None) -> None:
         self.words[name] = reason
 
     def send(self) -> None:

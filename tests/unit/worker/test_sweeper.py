@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from textmill.core.jobs.sweeping import HeldLease, SweepReport
+from textmill.core.jobs.leases import HeldLease
+from textmill.core.jobs.sweeping import SweepReport
 from textmill.worker import sweeper
 from textmill.worker.awake_clock import AwakeClock
 from textmill.worker.intervals import Intervals

@@ -1,0 +1,50 @@
+"""Handles SIGTERM and SIGINT from the start of the process until Celery does.
+
+While models load there are no jobs to return, and the process exits at once. Once jobs may run, a
+signal is remembered and passed on as soon as Celery's own handlers are installed; without that,
+Python would end the process while it holds leases.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+HAND_OVER_SECONDS = 0.05  # between two checks for another handler; only after a signal came
+
+
+class StopSignal:
+    """Remembers that this process was asked to stop.
+
+    It installs its handlers when it is created, which must happen on the main thread.
+
+    Attributes:
+        asked: set once a signal came.
+    """
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self._holds_jobs = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def hold_jobs(self) -> None:
+        """From now on a signal starts a drain."""
+        self._holds_jobs = True
+
+    def hand_over(self) -> None:
+        """Pass a signal on to the handlers that replace these."""
+        threading.Thread(target=self._pass_on, name="stop-signal", daemon=True).start()
+
+    def _pass_on(self) -> None:
+        self.asked.wait()
+        while signal.getsignal(signal.SIGTERM) == self._on_signal:
+            threading.Event().wait(HAND_OVER_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.asked.set()
+        if not self._holds_jobs:
+            raise SystemExit(0)
