@@ -177,12 +177,12 @@ class Bench:
         return runner.seconds() if isinstance(runner, KernelRunner) else {}
 
     def _time_calls(self) -> None:
-        """Count the time within the model's steps, its prompts, and the choosing."""
+        """Count the time of the model's steps, its prompts, and sampling."""
         timed = [
             (self._model.runner, "decode", "decode"),
             (self._model.runner, "prefill", "prefill"),
-            (engine_loop.KernelChooser, "choose", "choosing"),
-            (engine_loop.TorchChooser, "choose", "choosing"),
+            (engine_loop.KernelSampler, "sample", "sampling"),
+            (engine_loop.TorchSampler, "sample", "sampling"),
         ]
         for owner, name, label in timed:
             self._clock[label] = 0.0

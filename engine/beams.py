@@ -11,7 +11,7 @@ from torch import Tensor
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.sampling.beam import Beam, BeamSearch
-from textmill.engine.sampling.torch_sampler import Choice
+from textmill.engine.sampling.torch_sampler import DrawnToken
 from textmill.engine.sampling.trace import trace_token
 from textmill.engine.sequence import TokenSequence
 
@@ -100,5 +100,5 @@ class BeamSequence(TokenSequence):
         logits = model.runner.score(self.ids[:-1], self.slot)[self.num_prompt - 1 :]
         written = self.ids[self.num_prompt :]
         for row, token, text in zip(logits, written, self.token_texts, strict=True):
-            trace = trace_token(row, Choice(token, None), model.tokenizer.text_of)
+            trace = trace_token(row, DrawnToken(token, None), model.tokenizer.text_of)
             self.trace.append(replace(trace, text=text))

@@ -33,9 +33,9 @@ from textmill.engine.requests import (
     PromptUnusable,
     UnknownModel,
 )
-from textmill.engine.sampling.native_sampler import KernelChooser
-from textmill.engine.sampling.sampler import Chooser, TorchChooser
-from textmill.engine.sampling.torch_sampler import sound_rows
+from textmill.engine.sampling.native_sampler import KernelSampler
+from textmill.engine.sampling.sampler import Sampler, TorchSampler
+from textmill.engine.sampling.torch_sampler import finite_rows
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
@@ -74,7 +74,7 @@ class InferenceEngine:
             cache_bytes=cache_bytes,
             bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
         )
-        self._choosers = {name: _chooser(model.runner) for name, model in models.items()}
+        self._samplers = {name: _sampler(model.runner) for name, model in models.items()}
         self._prefilling: defaultdict[str, Prefilling] = defaultdict(Prefilling)  # by model
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
@@ -241,12 +241,12 @@ class InferenceEngine:
             return not self._is_stopping
 
     def _take_model(self, model: LoadedModel) -> None:
-        self._choosers[model.name] = _chooser(model.runner)
+        self._samplers[model.name] = _sampler(model.runner)
         self._scheduler.weigh(model.name, model.runner.bytes_per_token)
         self._models[model.name] = model  # at last: whoever submits looks here
 
     def _drop_model(self, name: str) -> None:
-        del self._models[name], self._choosers[name]
+        del self._models[name], self._samplers[name]
         self._prefilling.pop(name, None)
 
     def _step(self) -> None:
@@ -312,7 +312,7 @@ class InferenceEngine:
             if len(single) < len(rows):
                 single_logits = logits[[places[s].start for s in single]]
             text_of = model.tokenizer.text_of
-            chosen = self._choosers[name].choose(single_logits, states, text_of)
+            chosen = self._samplers[name].sample(single_logits, states, text_of)
         except Exception as error:  # the engine edge: the rows fail, the loop goes on
             log.exception("engine_step_failed", job_ids=[s.job_id for s in sequences])
             for sequence in sequences:
@@ -327,7 +327,7 @@ class InferenceEngine:
         for sequence in sequences:
             if isinstance(sequence, BeamSequence):
                 part = logits[places[sequence]]
-                if not all(sound_rows(part)):
+                if not all(finite_rows(part)):
                     self._spoil(model, sequence)
                     continue
                 self._take(sequence, partial(sequence.advance, part, model))
@@ -376,5 +376,5 @@ class InferenceEngine:
                 sequence.fail(error)
 
 
-def _chooser(runner: ModelRunner) -> Chooser:
-    return KernelChooser(runner.choose) if isinstance(runner, KernelRunner) else TorchChooser()
+def _sampler(runner: ModelRunner) -> Sampler:
+    return KernelSampler(runner.sample) if isinstance(runner, KernelRunner) else TorchSampler()

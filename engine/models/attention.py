@@ -19,7 +19,7 @@ class Step:
 
     Attributes:
         num_rows: rows; each has ``length`` new tokens.
-        live: positions that attention reads, a multiple of ``LIVE_BLOCK_TOKENS``.
+        live: positions that attention reads, a multiple of ``KV_BLOCK_TOKENS``.
         write: (rows * length * kv heads,) int64, where new keys go in a layer's cache seen as
             (slots * kv heads * capacity, head_dim).
         slots: the slots that attention reads: a range (a view of the cache, no copy), or the rows'

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textmill.engine.models.errors import ModelUnusable
 
-LIVE_BLOCK_TOKENS = 64  # attention reads whole blocks of positions; see ``Decoder`` for the reason
+KV_BLOCK_TOKENS = 64  # attention reads whole blocks of positions; see ``Decoder`` for the reason
 # Slots a power of two apart would fall on the same sets of the processor's caches.
 _SKEW_TOKENS = 16
 _HOST = torch.device("cpu")
@@ -59,8 +59,8 @@ class SlotCache:
 
         Keys may lie in blocks of ``key_block`` positions, whose inner order is the reader's own.
         """
-        blocks = -(-context_length // LIVE_BLOCK_TOKENS)
-        self.capacity = blocks * LIVE_BLOCK_TOKENS + _SKEW_TOKENS
+        blocks = -(-context_length // KV_BLOCK_TOKENS)
+        self.capacity = blocks * KV_BLOCK_TOKENS + _SKEW_TOKENS
         self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
         self._key_block = key_block
         self._head_dim = head_dim

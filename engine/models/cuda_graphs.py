@@ -23,12 +23,12 @@ from torch import Tensor
 
 from textmill.engine.models.attention import Step
 from textmill.engine.models.batch_entry import BatchEntry
-from textmill.engine.models.cache import LIVE_BLOCK_TOKENS
+from textmill.engine.models.cache import KV_BLOCK_TOKENS
 from textmill.engine.models.decoder import Decoder
 from textmill.engine.models.runner import TorchRunner
 
 NUM_WARM_CALLS = 2  # before a record, so that libraries have chosen their kernels
-READY_LIVE_TOKENS = 256  # records of so many positions are made before the worker is ready
+READY_KV_TOKENS = 256  # records of so many positions are made before the worker is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class GraphRunner(TorchRunner):
         """Keep the decoder; ``num_slots`` is what its cache was made for."""
         super().__init__(decoder, prefix_bytes=prefix_bytes)
         self._num_slots = num_slots
-        self._live_buckets = buckets(LIVE_BLOCK_TOKENS, decoder.spec.context_length)
+        self._kv_buckets = buckets(KV_BLOCK_TOKENS, decoder.spec.context_length)
         self._steps: dict[int, StaticStep] = {}
         self._pool: Any = None  # memory that the records share
 
@@ -64,14 +64,14 @@ class GraphRunner(TorchRunner):
 
     def warm_up(self) -> None:
         """Record the shapes that short texts need."""
-        for live in self._live_buckets:
-            if live <= READY_LIVE_TOKENS:
+        for live in self._kv_buckets:
+            if live <= READY_KV_TOKENS:
                 self._step(live)
 
     @torch.inference_mode()
     def _decode(self, rows: Sequence[BatchEntry]) -> Tensor:
         """Logits (rows, vocabulary) float32 on the host, after the last token of every row."""
-        step = self._step(bucket_of(self._live_buckets, max(len(row.ids) for row in rows)))
+        step = self._step(bucket_of(self._kv_buckets, max(len(row.ids) for row in rows)))
         places = torch.zeros(3, self._num_slots, dtype=torch.int64)
         places[2] = self._decoder.cache.capacity - 1
         for row in rows:

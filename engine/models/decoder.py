@@ -8,7 +8,7 @@ found by trying on MKL 2024.2 with AVX-512 and held by ``test_independence``:
 
 - Matrix products get a multiple of ``ROW_BLOCK`` rows. With 1, 2, 3, 5, 6, 7, 9, 10 or 11 rows MKL
   takes kernels that add in another order; with 4, 8 and from 12 on it does not.
-- Attention reads a multiple of ``LIVE_BLOCK_TOKENS`` positions and goes through ``matmul`` and
+- Attention reads a multiple of ``KV_BLOCK_TOKENS`` positions and goes through ``matmul`` and
   ``softmax``: what is masked adds exact zeros in the same order however many there are.
   ``scaled_dot_product_attention`` does not have this property.
 """
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu
 
 from textmill.engine.models.attention import Attention, Shape, Step, attention_for
-from textmill.engine.models.cache import LIVE_BLOCK_TOKENS, SlotCache
+from textmill.engine.models.cache import KV_BLOCK_TOKENS, SlotCache
 
 ROW_BLOCK = 4
 Affine = tuple[Tensor, Tensor | None]  # weight (out, in) or (width,), and bias
@@ -233,7 +233,7 @@ class Decoder:
     def _plan(self, positions: Tensor, slots: Tensor) -> Step:
         """Both on the host."""
         num_rows, length = positions.shape
-        live = live_tokens(int(positions.max()) + 1)
+        live = padded_kv_len(int(positions.max()) + 1)
         low, high = int(slots.min()), int(slots.max()) + 1
         read: slice | Tensor = slice(low, high)
         places = None
@@ -342,9 +342,9 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
-def live_tokens(end: int) -> int:
+def padded_kv_len(end: int) -> int:
     """The whole blocks of positions that hold the first ``end``."""
-    return -(-end // LIVE_BLOCK_TOKENS) * LIVE_BLOCK_TOKENS
+    return -(-end // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
 
 
 def rotary_tables(spec: DecoderSpec, rope: Rope) -> tuple[Tensor, Tensor]:

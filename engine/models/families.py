@@ -227,7 +227,7 @@ def bare_name(name: str) -> str:
     return name.removeprefix("transformer.").removeprefix("model.")
 
 
-def take_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
+def load_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
     """Name, turn round and merge a checkpoint's tensors as ``Decoder`` wants them.
 
     The layers are an iterator, to be gone through once: who packs them need not hold them all.

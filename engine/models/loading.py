@@ -15,7 +15,7 @@ from textmill.engine.models.checkpoint import Checkpoint
 from textmill.engine.models.cuda_graphs import GraphRunner
 from textmill.engine.models.decoder import Decoder, DecoderSpec, on_device
 from textmill.engine.models.errors import ModelUnusable, in_one_line
-from textmill.engine.models.families import describe, take_weights
+from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.placement import Placement, place
 from textmill.engine.models.provenance import NO_PROVENANCE, Provenance, read_provenance
@@ -165,7 +165,7 @@ def _native(
     try:
         checkpoint = Checkpoint(weight_files(folder))
         check_tensors(spec, config, checkpoint.entries)
-        weights = take_weights(spec, checkpoint, placement.torch_dtype)
+        weights = load_weights(spec, checkpoint, placement.torch_dtype)
         if placement.device != "cpu":
             device = torch.device(placement.device)
             decoder = Decoder(spec, on_device(weights, device), slots)

@@ -14,9 +14,9 @@ from torch import Tensor
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.cache import SlotCache
 from textmill.engine.models.decoder import Decoder
-from textmill.engine.models.native_runtime import MAX_STEP_ROWS, NativeDecoder
+from textmill.engine.models.native_runtime import MAX_STEP_TOKENS, NativeDecoder
 from textmill.engine.models.prefixes import MIN_PREFIX_TOKENS, PrefixCache
-from textmill.engine.sampling.native_sampler import Choose
+from textmill.engine.sampling.native_sampler import SampleKernel
 
 # About a quarter of a second for SmolLM2 in float32 on two cores: running texts never stall for
 # longer. Chunks start at multiples of this in every prompt, so that their bounds, and with them
@@ -200,8 +200,8 @@ class KernelRunner(SlotRunner):
     def chunk_tokens(self, num_decoding: int) -> int:
         """Prompt tokens to take between two steps: about two steps' worth."""
         if num_decoding == 0:
-            return MAX_STEP_ROWS // 2  # where somebody may join before the prompt is through
-        return min(max(MIN_CHUNK_TOKENS, 2 * num_decoding), MAX_STEP_ROWS)
+            return MAX_STEP_TOKENS // 2  # where somebody may join before the prompt is through
+        return min(max(MIN_CHUNK_TOKENS, 2 * num_decoding), MAX_STEP_TOKENS)
 
     def prefill(self, chunks: Sequence[tuple[BatchEntry, int]]) -> None:
         """Take each row's tokens into the cache up to the place given, together."""
@@ -234,9 +234,9 @@ class KernelRunner(SlotRunner):
         return self._decoder.forward(ids, places, [slot] * len(ids), places).clone()
 
     @property
-    def choose(self) -> Choose:
-        """The kernel that chooses tokens."""
-        return self._decoder.choose
+    def sample(self) -> SampleKernel:
+        """The kernel that samples tokens."""
+        return self._decoder.sample
 
     def seconds(self) -> dict[str, float]:
         """Time spent since the start, by what it went into."""

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
 from textmill.engine.models.decoder import Decoder
-from textmill.engine.models.families import describe, take_weights
+from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.runner import (
     PREFILL_CHUNK_TOKENS,
@@ -43,7 +43,7 @@ class PlainRow:
 def decoder_from(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = take_weights(spec, load_file(folder / "model.safetensors"), dtype)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"), dtype)
     return Decoder(spec, weights, NUM_SLOTS)
 
 
@@ -63,7 +63,7 @@ def native_from(
 ) -> NativeDecoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = take_weights(spec, load_file(folder / "model.safetensors"), torch.float32)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"), torch.float32)
     return NativeDecoder(
         spec,
         weights,

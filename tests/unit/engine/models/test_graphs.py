@@ -21,7 +21,7 @@ from tests.unit.engine.models.test_decoder import (
 from textmill.engine.models.attention import fused
 from textmill.engine.models.cuda_graphs import GraphRunner, bucket_of, buckets
 from textmill.engine.models.decoder import Decoder, on_device
-from textmill.engine.models.families import describe, take_weights
+from textmill.engine.models.families import describe, load_weights
 
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
 
@@ -29,7 +29,7 @@ families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
 def graph_runner(folder: Path, dtype: torch.dtype = torch.float32) -> GraphRunner:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = take_weights(spec, load_file(folder / "model.safetensors"), dtype)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"), dtype)
     weights = on_device(weights, torch.device("cpu"))
     decoder = Decoder(spec, weights, NUM_SLOTS, attention=fused)
     return GraphRunner(decoder, NUM_SLOTS, prefix_bytes=PREFIX_BYTES)

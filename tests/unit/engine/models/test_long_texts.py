@@ -15,11 +15,11 @@ from tests.unit.engine.models.test_decoder import (
     reference,
     runner_from,
 )
-from textmill.engine.models.cache import LIVE_BLOCK_TOKENS
+from textmill.engine.models.cache import KV_BLOCK_TOKENS
 from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS
 
-CONTEXT = 5 * LIVE_BLOCK_TOKENS + PREFILL_CHUNK_TOKENS + 7  # a multiple of neither
-NUM_DECODED = 2 * LIVE_BLOCK_TOKENS + 3
+CONTEXT = 5 * KV_BLOCK_TOKENS + PREFILL_CHUNK_TOKENS + 7  # a multiple of neither
+NUM_DECODED = 2 * KV_BLOCK_TOKENS + 3
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
 
 

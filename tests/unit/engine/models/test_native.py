@@ -14,7 +14,7 @@ from tests.unit.engine.models.test_decoder import decoder_from, native_from, ran
 from textmill.engine.kernels import build
 from textmill.engine.models import decoder as plain
 from textmill.engine.models import placement
-from textmill.engine.models.native_runtime import MAX_STEP_ROWS
+from textmill.engine.models.native_runtime import MAX_STEP_TOKENS
 from textmill.engine.models.placement import place
 from textmill.engine.models.runner import KernelRunner
 
@@ -69,8 +69,8 @@ def test_spreading_is_its_own_inverse() -> None:
 
 @pytest.mark.parametrize("kind", ["kernels", "int8"])
 def test_a_text_may_be_longer_than_a_step(kind: str) -> None:
-    folder = tiny_model("llama", context_length=MAX_STEP_ROWS + 200)
-    ids = random_ids(MAX_STEP_ROWS + 150, seed=1)
+    folder = tiny_model("llama", context_length=MAX_STEP_TOKENS + 200)
+    ids = random_ids(MAX_STEP_TOKENS + 150, seed=1)
     whole = runner_from(folder, kind).score(ids)
     cut_elsewhere = runner_from(folder, kind)._decoder
     parts = []

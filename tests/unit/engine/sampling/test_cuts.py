@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import taken
-from textmill.engine.sampling.logits_filters import weigh
+from textmill.engine.sampling.blocks import padded_rows
+from textmill.engine.sampling.logits_filters import filtered_softmax
 
 NEUTRAL = DecodingParameters("sampling", max_new_tokens=1, seed=0)
 SIZES = (2, 3, 17, 63, 64, 65, 400, 1023, 1024, 1025, 3000)
@@ -49,8 +49,11 @@ def parameters(strategy: Any, value: float, temperature: float = 1.0) -> Decodin
 def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
     """(rows, vocabulary) float32, whatever the rows' kinds."""
     every = torch.arange(scores.shape[-1])[None]
-    weighed = [weigh(taken(scores, [i]), [row], scores.shape[-1]) for i, row in enumerate(rows)]
-    return torch.cat([weights.of(every) for weights in weighed])
+    size = scores.shape[-1]
+    weights = [
+        filtered_softmax(padded_rows(scores, [i]), [row], size) for i, row in enumerate(rows)
+    ]
+    return torch.cat([own.of(every) for own in weights])
 
 
 def kept(scores: Tensor, rows: list[DecodingParameters]) -> list[list[int]]:
