@@ -438,7 +438,7 @@ def test_a_model_that_cannot_write_is_not_held_and_harms_nobody() -> None:
 
     bad, _ = fake_model(broken, name="bad")
     with running(good) as engine:
-        with pytest.raises(EngineError, match=r"The model bad cannot write: .*no such layer"):
+        with pytest.raises(EngineError, match=r"The model bad cannot generate text: .*no such layer"):
             engine.add_model(bad)
         with pytest.raises(UnknownModel):
             engine.submit(request(model="bad"))
