@@ -1,4 +1,4 @@
-"""Which configs our decoder takes on, what it reads from them, and what it leaves alone."""
+"""The configs that the native decoder supports, and the values that it reads from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every count and index that reaches the kernels: what is too large is split or refused."""
+"""Every count and index that reaches the kernels: larger steps are split, others refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
-from tests.unit.engine.models.test_decoder import PlainRow, native_from, random_ids
+from tests.unit.engine.models.test_decoder import PlainEntry, native_from, random_ids
 from textmill.core.strategies import DecodingParameters
 from textmill.engine import kernels
 from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE
@@ -32,19 +32,19 @@ VOCABULARY = 400
 BOUNDARIES = (511, 512, 513, 600, 1024)
 
 
-def test_rows_on_all_slots_that_a_setting_allows_are_those_of_a_text_alone() -> None:
-    """Bit for bit, below and above what the kernels' buffers hold."""
+def test_logits_in_all_slots_that_a_setting_allows_are_those_of_a_sequence_alone() -> None:
+    """Bit for bit, below and above the size of the kernels' buffers."""
     for is_int8 in (False, True):
         decoder = native_from(tiny_model("llama"), is_int8=is_int8, num_slots=MAX_SLOTS)
         runner = KernelRunner(decoder, prefix_bytes=0)
         prompts = [random_ids(3 + slot % 3, seed=slot) for slot in range(MAX_SLOTS)]
         alone = {}
         for slot in {0, 1, *(b - 1 for b in BOUNDARIES), 300, 510, 513}:
-            row = PlainRow(prompts[slot], 7)
+            row = PlainEntry(prompts[slot], 7)
             runner.prefill([(row, len(row.ids) - 1)])
             alone[slot] = runner.decode([row])[0].clone()
         for count in BOUNDARIES:
-            rows = [PlainRow(prompts[slot], slot) for slot in range(count)]
+            rows = [PlainEntry(prompts[slot], slot) for slot in range(count)]
             runner.prefill([(row, len(row.ids) - 1) for row in rows])  # some 2,000 rows at once
             logits = runner.decode(rows)
             assert logits.shape == (count, VOCABULARY)
@@ -53,8 +53,8 @@ def test_rows_on_all_slots_that_a_setting_allows_are_those_of_a_text_alone() -> 
                     assert torch.equal(logits[slot], wanted), (is_int8, count, slot)
 
 
-def test_a_long_texts_logits_do_not_share_memory_where_there_are_many_slots() -> None:
-    """With more slots than rows of a step, each part of a text would fill the same buffer."""
+def test_a_long_sequences_logits_do_not_share_memory_with_many_slots() -> None:
+    """With more slots than tokens of a step, each part of a sequence would fill the same buffer."""
     folder = tiny_model("llama", context_length=MAX_STEP_TOKENS + 200)
     ids = random_ids(MAX_STEP_TOKENS + 150, seed=1)
     few, many = (
@@ -114,11 +114,11 @@ def test_a_step_in_parts_refuses_the_same(wanted: list[int]) -> None:
     assert torch.equal(found, whole[[3, 511, 512, 1099]])
 
 
-def test_no_rows_are_a_step_too() -> None:
+def test_a_step_may_be_empty() -> None:
     decoder = native_from(tiny_model("llama"), is_int8=False)
     assert decoder.forward([], [], [], []).shape == (0, VOCABULARY)
     runner = KernelRunner(decoder, prefix_bytes=0)
-    row = PlainRow([5, 6, 7], 1)
+    row = PlainEntry([5, 6, 7], 1)
     runner.prefill([])
     runner.prefill([(row, 0)])
     assert row.num_cached == 0
@@ -184,7 +184,7 @@ def test_room_for_tokens_draws_and_traces_is_checked() -> None:
 
 
 @pytest.mark.parametrize("slot", [-1, 9, 10])
-def test_a_slot_that_the_cache_does_not_have_is_nobody_elses(slot: int) -> None:
+def test_a_slot_that_the_cache_does_not_have_is_refused(slot: int) -> None:
     decoder = native_from(tiny_model("llama"), is_int8=False)
     cache = decoder.cache
     cache.values[:] = 1.0
@@ -206,7 +206,7 @@ def test_a_slot_that_the_cache_does_not_have_is_nobody_elses(slot: int) -> None:
 
 
 def spoiled(folder: Path, change: Callable[[Any], None]) -> Callable[[], object]:
-    """Load with weights that were changed behind the checks of the files."""
+    """Load weights that were changed after the checks of the files."""
 
     def load() -> object:
         original = native.NativeDecoder._load
@@ -259,7 +259,7 @@ def test_weights_of_another_shape_are_refused_before_they_are_read(
 
 
 class Failing:
-    """The library, in which one function answers that memory is short."""
+    """The library, with one function that returns an error."""
 
     def __init__(self, name: str, code: int = Status.NO_MEMORY) -> None:
         self._name, self._code = name, code
@@ -287,7 +287,7 @@ def test_short_memory_while_loading_makes_the_model_unusable_and_leaves_nothing(
     assert failing.calls["textmill_free"] == (name != "new")
 
 
-def test_pytorchs_own_short_memory_is_told_alike() -> None:
+def test_pytorchs_own_memory_errors_are_reported_alike() -> None:
     def allocate(weights: Any) -> None:
         torch.empty(1 << 60)
 
@@ -295,24 +295,24 @@ def test_pytorchs_own_short_memory_is_told_alike() -> None:
         spoiled(tiny_model("llama"), allocate)()
 
 
-def test_refused_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_threads_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Failing("textmill_new", Status.NO_THREADS)
     monkeypatch.setattr("tests.unit.engine.models.test_decoder.library", lambda: failing)
     with pytest.raises(ModelUnusable, match="OMP_NUM_THREADS"):
         native_from(tiny_model("llama"), is_int8=True)
 
 
-# ---- answers ---------------------------------------------------------------------------------
+# ---- statuses --------------------------------------------------------------------------------
 
 
-def test_the_answers_are_those_of_the_kernels() -> None:
+def test_the_statuses_are_those_of_the_kernels() -> None:
     text = (Path(kernels.__file__).parent / "status.h").read_text()
     body = text[text.index("enum Status") : text.index("};")]
     found = {name: int(code) for name, code in re.findall(r"(\w+) = (-?\d+),", body)}
     assert found == {status.name: status.value for status in Status}
 
 
-def test_every_answer_has_its_words() -> None:
+def test_every_status_has_its_own_description() -> None:
     reasons = [reason_of(status) for status in Status if status != Status.OK]
     assert len(set(reasons)) == len(reasons)
     assert not any("returned" in reason for reason in reasons)

@@ -62,7 +62,7 @@ def tokens_of(logits: Tensor, rows: list[SamplingState], num_threads: int = 1) -
 
 
 @pytest.mark.parametrize("options", STRATEGIES)
-def test_the_tokens_are_those_that_pytorch_chooses(options: dict[str, Any]) -> None:
+def test_the_tokens_are_those_that_pytorch_samples(options: dict[str, Any]) -> None:
     """Both draw by the same number; sums that are rounded otherwise hardly ever move a token."""
     logits = random_logits(500)
     rows = [state(seed, seed % 7, **options) for seed in range(500)]
@@ -98,7 +98,7 @@ def test_traces_are_those_of_pytorch(options: dict[str, Any]) -> None:
                 assert a.probability == pytest.approx(b.probability, abs=2e-5)
 
 
-def test_a_row_is_chosen_alike_alone_and_among_others_by_any_number_of_threads() -> None:
+def test_a_row_is_sampled_alike_alone_and_among_others_by_any_number_of_threads() -> None:
     logits = random_logits(64, seed=2)
     rows = [state(seed, 3, **STRATEGIES[seed % len(STRATEGIES)]) for seed in range(64)]
     alone = [tokens_of(logits[i : i + 1].clone(), [rows[i]])[0] for i in range(64)]
@@ -116,14 +116,14 @@ def test_a_row_is_chosen_alike_alone_and_among_others_by_any_number_of_threads()
         {"strategy": "typical", "typical_p": 1.0},
     ],
 )
-def test_a_cut_that_leaves_nothing_out_is_sampling(options: dict[str, Any]) -> None:
+def test_a_filter_that_leaves_nothing_out_is_sampling(options: dict[str, Any]) -> None:
     logits = random_logits(200, seed=3)
     sampled = [state(seed, strategy="sampling", temperature=0.9) for seed in range(200)]
     cut = [state(seed, **options, temperature=0.9) for seed in range(200)]
     assert tokens_of(logits, cut) == tokens_of(logits, sampled)
 
 
-def test_rows_without_a_largest_number_have_no_token_and_disturb_nobody() -> None:
+def test_rows_without_a_largest_number_have_no_token_and_disturb_no_other() -> None:
     logits = random_logits(5, seed=4)
     rows = [state(seed, strategy="sampling") for seed in range(5)]
     healthy = tokens_of(logits, rows)
@@ -144,7 +144,7 @@ def test_what_is_impossible_is_never_drawn() -> None:
             assert drawn == {8, 300}
 
 
-def test_of_equals_on_a_cuts_bound_the_lower_ids_are_kept() -> None:
+def test_of_equals_on_a_filters_bound_the_lower_ids_are_kept() -> None:
     logits = torch.zeros_like(random_logits(1))
     top_k = {tokens_of(logits, [state(s, strategy="top_k", top_k=3)])[0] for s in range(60)}
     assert top_k == {0, 1, 2}

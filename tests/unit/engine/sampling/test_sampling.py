@@ -34,7 +34,7 @@ def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
 
 
 def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """(rows, vocabulary) float32, whatever the rows' kinds."""
+    """Weights (rows, vocabulary) float32 of rows with any strategies."""
     every = torch.arange(scores.shape[-1])[None]
     size = scores.shape[-1]
     weights = [
@@ -109,7 +109,7 @@ def test_top_k_of_one_and_temperature_zero_equal_greedy(
         ("typical", {"typical_p": 1.0}),
     ],
 )
-def test_a_cut_that_cuts_nothing_equals_sampling(
+def test_a_filter_that_cuts_nothing_equals_sampling(
     strategy: str, cuts: dict[str, Any], temperature: float
 ) -> None:
     logits = logits_of(1)
@@ -144,7 +144,7 @@ def test_a_rows_token_and_weights_do_not_depend_on_its_neighbours(
 def test_a_row_is_the_same_to_the_last_bit_in_batches_of_every_size(
     size: int, num_threads: int
 ) -> None:
-    """Torch shares out rows to threads, and rounds some functions by where a share ends."""
+    """Torch divides rows among threads, and rounds some functions differently at a share's end."""
     mix = [("greedy", {}), *CUTS]
     rows = [
         state(name, seed=i, trace=True, **cuts)
@@ -271,7 +271,7 @@ def test_equals_at_the_bound_are_kept_by_the_lower_id() -> None:
 
 
 def exact_probabilities(logits: Tensor, parameters: DecodingParameters) -> Any:
-    """What each token is to be drawn with, from the strategy's definition; of equals, lower ids."""
+    """Each token's probability by the strategy's definition; of equals, lower ids are kept."""
     scores = logits.double().numpy()
     size = len(scores)
     if parameters.strategy == "greedy" or parameters.temperature == 0.0:
