@@ -171,7 +171,7 @@ def _in_package(name: str) -> Path:
 
 
 def _from_hub(source: str, report: Report) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - seconds, and seldom needed
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - seconds, and rarely needed
 
     report(f"Fetching {source} from the model Hub, once")
     try:

@@ -13,7 +13,7 @@ NUM_ALTERNATIVES = 20  # in the trace of a token
 
 @dataclass(frozen=True, slots=True)
 class SamplingState:
-    """What sampling a sequence's next token needs besides the logits."""
+    """The input, besides the logits, of sampling a sequence's next token."""
 
     parameters: DecodingParameters
     ids: Sequence[int]  # of the prompt and the completion so far

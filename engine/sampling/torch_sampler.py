@@ -127,7 +127,7 @@ def _penalize(scores: Tensor, states: Sequence[SamplingState]) -> None:
 
 
 def _inverse_cdf(weights: Tensor, numbers: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Where the running sum of each row exceeds a share of its total: first the block, then in it.
+    """Find where each row's running sum exceeds a share of its total: the block, then the place.
 
     Args:
         weights: (rows, a multiple of ``BLOCK_TOKENS``) float32.
@@ -148,7 +148,7 @@ def _inverse_cdf(weights: Tensor, numbers: Sequence[float]) -> tuple[Tensor, Ten
 
 
 def _first_above(sums: Tensor, target: Tensor) -> Tensor:
-    """Where running sums first exceed their target; where they last rose if they never do.
+    """Find where running sums first exceed their target, or last rise if they never do.
 
     Args:
         sums: (rows, n) float64, contiguous.

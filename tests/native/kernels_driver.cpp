@@ -115,7 +115,7 @@ std::vector<float> numbers(size_t count, unsigned seed) {
 Spec small_spec(bool is_int8, int activation, int num_threads) {
     Spec spec{};
     spec.num_layers = 2;
-    spec.width = 36;  // no multiple of anything
+    spec.width = 36;  // not a multiple of any vector or block
     spec.num_heads = 5;
     spec.num_kv_heads = 1;
     spec.head_dim = 6;
@@ -135,7 +135,7 @@ Spec small_spec(bool is_int8, int activation, int num_threads) {
     return spec;
 }
 
-// Every buffer is as long as it has to be and no longer, so that a byte too far is noticed.
+// Every buffer has exactly the required size, so that the sanitizer notices an access beyond it.
 struct Model {
     Spec spec;
     std::vector<float> weights[2][4], biases[2][4], norms[2], head, cos, sin;
@@ -250,9 +250,9 @@ void* new_decoder(const Spec& spec) {
     return decoder;
 }
 
-// ---- what is tried ---------------------------------------------------------------------------
+// ---- tests -----------------------------------------------------------------------------------
 
-// Step together, alone and by several threads: the same numbers.
+// Logits and tokens are the same in one step, in single steps, and with several threads.
 void try_steps(bool is_int8, int activation) {
     const std::string name = std::string(is_int8 ? "int8" : "float32") + ", activation " + std::to_string(activation);
     std::vector<float> wanted;
@@ -490,7 +490,7 @@ void try_bad_sampling() {
     textmill_free(decoder);
 }
 
-// Every allocation fails once, in whichever thread it is made; then all goes on as before.
+// Every allocation fails once, in any thread; afterwards the results are as before.
 void try_short_memory(int num_threads) {
     Model model(small_spec(true, SWIGLU, num_threads));
     long num_made = 0;
@@ -508,7 +508,7 @@ void try_short_memory(int num_threads) {
     }
     expect_true(num_made > 20, "textmill_new allocates");
     void* decoder = new_decoder(model.spec);
-    long num_given = 0;  // of many: in growing steps
+    long num_given = 0;  // of many allocations, so in growing steps
     for (;; num_given += 1 + num_given / 8) {
         allocations_left = num_given;
         const int code = model.load(decoder);
@@ -523,7 +523,7 @@ void try_short_memory(int num_threads) {
     const auto tokens = sample(decoder, wanted, code);
     expect(code, OK, "sample");
     textmill_free(decoder);
-    decoder = new_decoder(model.spec);  // whose samplers are not there yet
+    decoder = new_decoder(model.spec);  // without samplers so far
     expect(model.load(decoder), OK, "weights");
     for (long left = 0; left < 3; ++left) {
         allocations_left = left;
@@ -553,7 +553,7 @@ void try_short_memory(int num_threads) {
     textmill_free(decoder);
 }
 
-// A task that throws in one thread, before, between and behind barriers.
+// A task that throws in one thread: before, between and behind barriers.
 void try_failures_in_threads() {
     for (int size : {1, 2, 4}) {
         ThreadPool pool(size);
@@ -585,14 +585,14 @@ void try_failures_in_threads() {
     }
 }
 
-// Where the system gives no more threads; only without sanitizers, which reserve addresses.
+// The system refuses more threads. Only without sanitizers, which reserve addresses.
 void try_no_threads() {
 #if defined(__linux__)
     if (IS_SANITIZED) return;
     std::fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
-        const rlimit limit{size_t(256) << 20, size_t(256) << 20};  // some 30 stacks of 8 MiB
+        const rlimit limit{size_t(256) << 20, size_t(256) << 20};  // about 30 stacks of 8 MiB
         setrlimit(RLIMIT_AS, &limit);
         Spec spec = small_spec(true, SWIGLU, 500);
         void* decoder = nullptr;

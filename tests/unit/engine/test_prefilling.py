@@ -140,7 +140,7 @@ def test_chunks_of_a_runner_that_cuts_at_fixed_places_are_cut_there_alone() -> N
 
 @pytest.mark.parametrize("chunk_tokens", [None, CHUNK])
 def test_long_prompts_end_though_short_ones_never_stop_coming(chunk_tokens: int | None) -> None:
-    """As many short tokens come as a step takes; half of the steps are the oldest's."""
+    """Short prompts arrive as fast as steps compute them; half of the steps are the oldest's."""
     steps = Steps(lambda _: CHUNK, chunk_tokens)
     longs = [prompt(LONG, seed) for seed in range(3)]
     steps.add(*longs)

@@ -1,4 +1,4 @@
-"""Who runs where, tried without torch."""
+"""Which sequences run in which slots, tested without torch."""
 
 from __future__ import annotations
 

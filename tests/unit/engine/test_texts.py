@@ -95,7 +95,7 @@ def generated(family: str, prompt: str, repetition_penalty: float = 1.0) -> str:
 
 
 def in_whole_characters(folder: Path, ids: list[int]) -> str:
-    """As transformers shows them, but for half a character at the end."""
+    """The text of tokens by transformers, without an incomplete character at the end."""
     text = str(AutoTokenizer.from_pretrained(folder).decode(ids, skip_special_tokens=True))
     ours = TextTokenizer(folder / "tokenizer.json").decode(ids)
     assert text in {ours, ours + "\ufffd"}

@@ -24,7 +24,7 @@ TEXTS = st.text(min_size=1, max_size=12)
 
 @functools.cache
 def byte_level() -> TextTokenizer:
-    """As GPT-2, GPT-Neo and SmolLM2 have it: a character may be several tokens."""
+    """Like GPT-2, GPT-Neo and SmolLM2: a character may be several tokens."""
     return TextTokenizer(tiny_model("gpt2") / "tokenizer.json")
 
 
