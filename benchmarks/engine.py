@@ -1,4 +1,4 @@
-"""The engine alone: tokens a second at several batch sizes, and other engines beside it."""
+"""The engine alone: tokens per second at several batch sizes, compared with other engines."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from benchmarks.processes import (
 ROUNDS = 2
 DEFAULT_SOURCE = f"package:{DEFAULT_MODEL_PACKAGE}"
 LLAMA, NEO = "SmolLM2-135M", "GPT-Neo-125M's shape"
-# Products of one decoded token: weights outside embeddings, and the head; two operations each.
+# Operations for one decoded token: two for each weight outside the embeddings, and of the head.
 GFLOP = {LLAMA: 2 * 134.5e6 / 1e9, NEO: 2 * 123.5e6 / 1e9}
 _GOALS = {"vllm": ((16, 32, 64), 2.0), "llama.cpp": ((1,), 1.25)}
 Samples = dict[tuple[str, int], list[float]]
 
 
 def measure(space: Workspace, peers: Sequence[Peer] = (), dtype: str = "auto") -> Section:
-    """Time the engine on both families, and peers in turn with it.
+    """Time the engine with both families, in turn with the peers.
 
     Raises:
         BenchmarkError: there is no default model.
@@ -42,10 +42,10 @@ def measure(space: Workspace, peers: Sequence[Peer] = (), dtype: str = "auto") -
         raise BenchmarkError("The package with the default model is not installed.")
     section = Section(
         "engine",
-        "tokens a second of all texts together, from the first submission to the last text",
+        "tokens per second of all sequences together, from the first submission to the last result",
         [
-            f"128 new tokens a text, sampling at 0.7, nothing ends early; {ROUNDS} rounds in turn",
-            "each round loads anew in a process of its own, and warms up before the clock starts",
+            f"128 new tokens each, sampling at 0.7, none ends early; {ROUNDS} rounds in turn",
+            "each round loads the model in a new process, and warms up before the clock starts",
         ],
     )
     rates: Samples = defaultdict(list)
@@ -166,12 +166,12 @@ def _all(lines: list[dict[str, object]], figure: str) -> list[float]:
 
 
 def _default_folder(space: Workspace) -> Path:
-    """The default model as it was converted, in save_pretrained layout."""
+    """The converted default model, in save_pretrained layout."""
     return next(path.parent for path in sorted(space.models.glob("*/config.json")))
 
 
 def _peer_folder(space: Workspace) -> Path:
-    """The same in bfloat16, as other engines read it."""
+    """A copy of the default model in bfloat16, for other engines."""
     folder = space.folder / "bfloat16"
     return folder if folder.exists() else plain_copy(_default_folder(space), folder, "bfloat16")
 
@@ -193,5 +193,7 @@ def _neo_folder(space: Workspace) -> Path:
     try:
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     except subprocess.CalledProcessError as error:
-        raise BenchmarkError(f"The random model was not made: {error.stderr[-300:]!r}") from error
+        raise BenchmarkError(
+            f"The random model could not be created: {error.stderr[-300:]!r}"
+        ) from error
     return folder

@@ -1,4 +1,4 @@
-"""Measure the engine in a process of its own, and print one JSON line a figure.
+"""Measure the engine in a separate process, and print one JSON line for each figure.
 
 ``python -m benchmarks.engine_program SOURCE --cache FOLDER [--dtype auto] [--batches 1,16] …``
 """
@@ -17,9 +17,9 @@ BATCHES = (1, 4, 16, 32, 64)
 
 
 def main(arguments: list[str]) -> int:
-    """Measure what is asked for."""
+    """Run the requested measurements."""
     started = time.perf_counter()
-    # As the worker's command line does, before PyTorch starts its threads.
+    # Like the worker's command line, before PyTorch starts its threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     options = _parser().parse_args(arguments)
@@ -34,20 +34,20 @@ def main(arguments: list[str]) -> int:
         num_slots=max(NUM_SLOTS, *options.batches, *options.traces, 0),
         natural_ends=options.natural_ends,
     )
-    _say("loaded", **bench.facts())
+    _print("loaded", **bench.facts())
     for batch in options.batches:
-        _say("decode", batch=batch, **bench.decode(batch, options.tokens))
+        _print("decode", batch=batch, **bench.decode(batch, options.tokens))
     if options.prefill:
-        _say("prefill", tokens_per_second=bench.prefill(PREFILL_TOKENS))
+        _print("prefill", tokens_per_second=bench.prefill(PREFILL_TOKENS))
     if options.beside_long:
-        _say("beside_long", **bench.beside_long())
+        _print("beside_long", **bench.beside_long())
     for batch in options.traces:
-        _say("traces", batch=batch, share=bench.traced(batch, options.tokens))
+        _print("traces", batch=batch, share=bench.traced(batch, options.tokens))
     bench.close()
     return 0
 
 
-def _say(figure: str, **values: object) -> None:
+def _print(figure: str, **values: object) -> None:
     print(json.dumps({"figure": figure, **values}), flush=True)
 
 
@@ -60,12 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="as in the models file")
     parser.add_argument("--cache", type=Path, required=True, help="folder of converted models")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--tokens", type=int, default=128, help="new tokens of each text")
+    parser.add_argument("--tokens", type=int, default=128, help="new tokens of each sequence")
     parser.add_argument("--batches", type=_batches, default=list(BATCHES))
-    parser.add_argument("--traces", type=_batches, default=[], help="batches to trace as well")
+    parser.add_argument(
+        "--traces", type=_batches, default=[], help="batch sizes to measure with traces"
+    )
     parser.add_argument("--prefill", action="store_true")
     parser.add_argument("--beside-long", action="store_true", help="short prompts beside long ones")
-    parser.add_argument("--natural-ends", action="store_true", help="end tokens end a text")
+    parser.add_argument("--natural-ends", action="store_true", help="end tokens end a sequence")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""One loaded engine, and what is timed on it."""
+"""One loaded engine, and its measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
 PATIENCE_SECONDS = 900.0
 TRACE_ROUNDS = 5
-NUM_LONG, LONG_TOKENS = 4, 4402  # a paper's text each
+NUM_LONG, LONG_TOKENS = 4, 4402  # the length of a paper
 NUM_SHORT, SHORT_TOKENS, SHORT_NEW = 12, 20, 8
 
 
@@ -35,15 +35,15 @@ class Bench:
         num_slots: int = NUM_SLOTS,
         natural_ends: bool = False,
     ) -> None:
-        """Load, warm up and write a first token.
+        """Load, warm up and generate a first token.
 
         Args:
             source: as in the models file.
-            cache: folder of converted models.
+            cache: the folder of converted models.
             dtype: as in the models file.
-            started: when the process began.
-            num_slots: texts at once.
-            natural_ends: whether end tokens end a text.
+            started: the start of the process, by ``time.perf_counter``.
+            num_slots: sequences at once.
+            natural_ends: whether end tokens end a sequence.
         """
         self._natural_ends = natural_ends
         spec = ModelSpec("m", source, None, dtype, True, "")
@@ -71,7 +71,7 @@ class Bench:
         self._run(8, 16)
 
     def facts(self) -> dict[str, Any]:
-        """What was loaded, and how long it took from the process's start to a first token."""
+        """The loaded model, and the seconds from the process's start to a first token."""
         return {
             "dtype": self._info.dtype,
             "family": self._info.family,
@@ -79,7 +79,7 @@ class Bench:
         }
 
     def decode(self, batch: int, num_new: int) -> dict[str, Any]:
-        """Tokens a second of so many texts at once, and where the time went."""
+        """Tokens per second of ``batch`` sequences at once, and each part's share of the time."""
         before, spent = dict(self._clock), self._seconds()
         seconds, num_tokens = self._run(batch, num_new)
         shares = {name: (self._clock[name] - before[name]) / seconds for name in self._clock}
@@ -88,48 +88,48 @@ class Bench:
         return {"tokens_per_second": num_tokens / seconds, "shares": shares}
 
     def prefill(self, num_tokens: int) -> float:
-        """Prompt tokens a second of one long prompt, by the runner's own chunks."""
+        """Prompt tokens per second of one long prompt, in the runner's own chunks."""
         ids = [self._number % 400 + 5 + i % 3000 for i in range(num_tokens + 1)]
-        row = _Row(ids)
+        entry = _Entry(ids)
         runner = self._model.runner
         started = time.perf_counter()
-        while row.num_cached < num_tokens:
-            taken = min(runner.chunk_tokens(0), num_tokens - row.num_cached)
-            runner.prefill([(row, row.num_cached + taken)])
+        while entry.num_cached < num_tokens:
+            length = min(runner.chunk_tokens(0), num_tokens - entry.num_cached)
+            runner.prefill([(entry, entry.num_cached + length)])
         seconds = time.perf_counter() - started
-        runner.release(row.slot)
+        runner.release(entry.slot)
         return num_tokens / seconds
 
     def beside_long(self) -> dict[str, Any]:
-        """Seconds to the first token of short prompts, idle and beside long ones, and of those."""
+        """Seconds to the first token of short prompts, alone and beside long ones."""
         idle = [self._first_token(SHORT_TOKENS) for _ in range(NUM_SHORT)]
         long_tokens = min(LONG_TOKENS, self._info.context_length - 1)
-        long = [self._asked(long_tokens, 1) for _ in range(NUM_LONG)]
+        long = [self._submit(long_tokens, 1) for _ in range(NUM_LONG)]
         beside = []
-        while len(beside) < NUM_SHORT and not all(text.done() for text in long):
+        while len(beside) < NUM_SHORT and not all(generation.done() for generation in long):
             beside.append(self._first_token(SHORT_TOKENS))
-        ends = [text.result(PATIENCE_SECONDS).first_token_seconds or 0.0 for text in long]
+        ends = [own.result(PATIENCE_SECONDS).first_token_seconds or 0.0 for own in long]
         return {"idle": idle, "beside": beside, "long": max(ends), "long_tokens": long_tokens}
 
     def _first_token(self, num_tokens: int) -> float:
-        result = self._asked(num_tokens, SHORT_NEW).result(PATIENCE_SECONDS)
+        result = self._submit(num_tokens, SHORT_NEW).result(PATIENCE_SECONDS)
         if result.first_token_seconds is None:
-            raise RuntimeError(f"A text has no token: {result.finish_reason} {result.error}")
+            raise RuntimeError(f"A sequence has no token: {result.finish_reason} {result.error}")
         return result.first_token_seconds
 
-    def _asked(self, num_tokens: int, num_new: int) -> Generation:
-        """A text after a prompt of so many tokens, another one each time."""
+    def _submit(self, num_tokens: int, num_new: int) -> Generation:
+        """Submit a prompt of ``num_tokens`` tokens, a different one each time."""
         self._number += 1
-        words = f"Paper {self._number}: " + " ".join(
+        text = f"Paper {self._number}: " + " ".join(
             f"{PROMPT} {self._number + place}" for place in range(num_tokens // 8 + 1)
         )
-        ids = self._model.tokenizer.encode(words)[:num_tokens]
+        ids = self._model.tokenizer.encode(text)[:num_tokens]
         parameters = DecodingParameters(strategy="greedy", max_new_tokens=num_new, seed=0)
         prompt = self._model.tokenizer.decode(ids)
         return self._engine.submit(GenerationRequest("long", "m", prompt, parameters))
 
     def traced(self, batch: int, num_new: int) -> float:
-        """Throughput with traces as a share of that without, in turn, medians."""
+        """The throughput with traces as a share of that without: medians of runs in turn."""
         plain, traced = [], []
         for _ in range(TRACE_ROUNDS):
             plain.append(self._run(batch, num_new)[0])
@@ -141,14 +141,14 @@ class Bench:
         self._engine.stop(PATIENCE_SECONDS)
 
     def _run(self, batch: int, num_new: int, *, trace: bool = False) -> tuple[float, int]:
-        """Seconds from the first submission to the last text, and the tokens written.
+        """Seconds from the first submission to the last result, and the tokens generated.
 
-        Prompts differ from run to run, but for texts with natural ends.
+        Prompts differ from run to run, except with natural ends.
         """
         self._number += 1
         run = "" if self._natural_ends else f" {self._number}"
         started = time.perf_counter()
-        texts = [
+        generations = [
             self._engine.submit(
                 GenerationRequest(
                     str(index),
@@ -165,11 +165,11 @@ class Bench:
             )
             for index in range(batch)
         ]
-        results = [text.result(PATIENCE_SECONDS) for text in texts]
+        results = [generation.result(PATIENCE_SECONDS) for generation in generations]
         seconds = time.perf_counter() - started
         for result in results:
             if result.num_completion_tokens != num_new and not self._natural_ends:
-                raise RuntimeError(f"A text ended early: {result.finish_reason} {result.error}")
+                raise RuntimeError(f"A sequence ended early: {result.finish_reason} {result.error}")
         return seconds, sum(result.num_completion_tokens for result in results)
 
     def _seconds(self) -> dict[str, float]:
@@ -177,12 +177,12 @@ class Bench:
         return runner.seconds() if isinstance(runner, KernelRunner) else {}
 
     def _time_calls(self) -> None:
-        """Count the time within the model's steps, its prompts, and the choosing."""
+        """Count the time of the model's steps, its prompts, and sampling."""
         timed = [
             (self._model.runner, "decode", "decode"),
             (self._model.runner, "prefill", "prefill"),
-            (engine_loop.KernelChooser, "choose", "choosing"),
-            (engine_loop.TorchChooser, "choose", "choosing"),
+            (engine_loop.KernelSampler, "sample", "sampling"),
+            (engine_loop.TorchSampler, "sample", "sampling"),
         ]
         for owner, name, label in timed:
             self._clock[label] = 0.0
@@ -199,7 +199,7 @@ class Bench:
         return call
 
 
-class _Row:
+class _Entry:
     slot = NUM_SLOTS - 1
 
     def __init__(self, ids: list[int]) -> None:

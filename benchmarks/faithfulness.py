@@ -1,8 +1,9 @@
 """How faithful each precision is: ``python -m benchmarks.faithfulness --data FILE.jsonl.gz``.
 
-float32 and bfloat16: greedy texts of the engine, all prompts at once, against transformers'
-``generate``, one prompt at a time. int8: perplexity on held-out texts against float32's. The file
-has a ``title`` and an ``abstract`` a line. Exits with 1 where a goal is missed.
+float32 and bfloat16: the engine's greedy completions, all prompts at once, are compared with those
+of transformers' ``generate``, one prompt at a time. int8: the perplexity on held-out abstracts is
+compared with float32's. Each line of the file has a ``title`` and an ``abstract``. Exits with 1 if
+a goal is missed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def read_papers(path: Path, count: int) -> list[Paper]:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print, and judge."""
+    """Measure, print, and compare with the goals."""
     options = _parser().parse_args(arguments)
     figures: dict[str, Any] = {}
     missed = []
@@ -72,13 +73,13 @@ def main(arguments: list[str]) -> int:
 
 
 def identical_texts(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
-    """How many greedy texts are the same, token for token, and where others part."""
+    """Count identical greedy completions, and find the first difference of the others."""
     papers = read_papers(options.data, options.prompts)
-    ours, folder, tokenizer = written(options, dtype, papers)
+    ours, folder, tokenizer = completions(options, dtype, papers)
     with tempfile.TemporaryDirectory() as place:
         plain = plain_copy(folder, Path(place, "model"), dtype)
         model = AutoModelForCausalLM.from_pretrained(plain, dtype=getattr(torch, dtype)).eval()
-    parted = []
+    different = []
     for number, (paper, text) in enumerate(zip(papers, ours, strict=True)):
         ids = torch.tensor([tokenizer.encode(paper.prompt)])
         found = model.generate(
@@ -94,22 +95,27 @@ def identical_texts(options: argparse.Namespace, dtype: str) -> dict[str, Any]:
             same = next(
                 (i for i, (a, b) in enumerate(pairs) if a != b), min(len(theirs), len(text))
             )
-            parted.append({"prompt": number, "characters": same})
-    count = len(papers) - len(parted)
-    return {"identical": count, "of": len(papers), "share": count / len(papers), "parted": parted}
+            different.append({"prompt": number, "characters": same})
+    count = len(papers) - len(different)
+    return {
+        "identical": count,
+        "of": len(papers),
+        "share": count / len(papers),
+        "parted": different,
+    }
 
 
-def written(
+def completions(
     options: argparse.Namespace, dtype: str, papers: list[Paper]
 ) -> tuple[list[str], Path, Any]:
-    """The engine's greedy texts, the model's folder, and its tokenizer."""
+    """The engine's greedy completions, the model's folder, and its tokenizer."""
     model, folder = _load(options, dtype)
     parameters = DecodingParameters("greedy", options.new_tokens, seed=0)
     engine = InferenceEngine({"m": model}, num_slots=NUM_SLOTS)
     engine.start()
     try:
-        texts = [engine.submit(GenerationRequest("j", "m", p.prompt, parameters)) for p in papers]
-        results = [text.result(PATIENCE_SECONDS) for text in texts]
+        running = [engine.submit(GenerationRequest("j", "m", p.prompt, parameters)) for p in papers]
+        results = [generation.result(PATIENCE_SECONDS) for generation in running]
     finally:
         engine.stop(PATIENCE_SECONDS)
     for result in results:
@@ -119,7 +125,7 @@ def written(
 
 
 def perplexities(options: argparse.Namespace) -> dict[str, float]:
-    """Perplexity a token and bits a byte of abstracts after their titles, in both precisions."""
+    """Perplexity per token and bits per byte of abstracts given their titles, in two precisions."""
     papers = read_papers(options.data, options.texts)
     found = {}
     for dtype in ("float32", "int8"):
@@ -130,7 +136,7 @@ def perplexities(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _loss(model: Any, papers: list[Paper]) -> tuple[float, int, int]:
-    """Nats over all abstracts, and their tokens and bytes."""
+    """The sum of nats over all abstracts, and their numbers of tokens and bytes."""
     loss, num_tokens, num_bytes = 0.0, 0, 0
     for paper in papers:
         start = len(model.tokenizer.encode(paper.prompt))

@@ -10,19 +10,19 @@ from benchmarks.processes import Product, Workspace, has_default_model
 
 NUM_JOBS = 30
 NUM_TOKENS = 4
-PAUSE_SECONDS = 0.3  # the worker is idle again, but has not gone to look for work
+PAUSE_SECONDS = 0.3  # the worker is idle again, but does not poll for work yet
 PROMPT = "Paper {number}. Attention is all you need: we propose a new network architecture"
 
 
 def measure(space: Workspace) -> Section:
-    """Submit jobs one after the other, each to an idle worker, and watch its stream."""
+    """Submit jobs one by one, each to an idle worker, and read its event stream."""
     model = "the default model" if has_default_model() else "a tiny random model"
     section = Section(
         "first_token",
         "from sending a submission to its first token in the event stream",
         [
             f"{model}; {NUM_JOBS} jobs on each database, one by one, the worker idle before each",
-            f"greedy, {NUM_TOKENS} tokens, a prompt of about 15 tokens, another one each time",
+            f"greedy, {NUM_TOKENS} tokens, a different prompt of about 15 tokens each time",
             "submit → decoding starts is queued_ms of the job: the database's clock, whole ms",
         ],
     )

@@ -37,23 +37,25 @@ def measure(space: Workspace) -> Section:
         return section
     for serve in (DEFAULT_MODEL, ""):
         database_url = space.new_database("sqlite")
-        words = ", default model alone" if serve else ", default model and its base"
-        _measure(section, Product(space, database_url, serve=serve), words)
+        label = ", default model alone" if serve else ", default model and its base"
+        _measure(section, Product(space, database_url, serve=serve), label)
     return section
 
 
-def _measure(section: Section, product: Product, words: str) -> None:
-    with product.running("web", "worker"):  # converts the model, which takes memory of its own
+def _measure(section: Section, product: Product, label: str) -> None:
+    with product.running(
+        "web", "worker"
+    ):  # the first start converts the model, which needs more memory
         pass
     with product.running("web", "worker") as processes:
         for name, process in processes.items():
-            section.add(f"{name}{words}, after the start", "MiB", [_mib(process, "VmRSS")])
+            section.add(f"{name}{label}, after the start", "MiB", [_mib(process, "VmRSS")])
         _work(product.url)
-        goals = {"worker": "" if "base" in words else "≤ 1.2 GiB"}
+        goals = {"worker": "" if "base" in label else "≤ 1.2 GiB"}
         for name, process in processes.items():
             goal = goals.get(name, "")
-            section.add(f"{name}{words}, after work", "MiB", [_mib(process, "VmRSS")], goal)
-            section.add(f"{name}{words}, peak", "MiB", [_mib(process, "VmHWM")])
+            section.add(f"{name}{label}, after work", "MiB", [_mib(process, "VmRSS")], goal)
+            section.add(f"{name}{label}, peak", "MiB", [_mib(process, "VmHWM")])
 
 
 def _work(url: str) -> None:

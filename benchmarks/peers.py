@@ -1,4 +1,4 @@
-"""Other engines beside ours: which, in which environment, on which file; and what they said."""
+"""Other engines for comparison: their programs, interpreters and model files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.processes import ROOT, BenchmarkError
 
 RUN_SECONDS = 1200.0
-# Name → program, whether it reads the model's folder (else its GGUF file), precision.
+# Name → program, whether it reads the model's folder (otherwise its GGUF file), precision.
 _PROGRAMS = {
     "vllm": ("decode_vllm.py", True, "bfloat16"),
     "llama.cpp": ("decode_llama_cpp.py", False, "Q4_1"),
@@ -22,31 +22,31 @@ _PROGRAMS = {
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An engine, and the interpreter that has it."""
+    """An engine, and an interpreter in which it is installed."""
 
     name: str
     python: Path
 
     @property
     def precision(self) -> str:
-        """What it computes in."""
+        """The number type in which it computes."""
         return _PROGRAMS[self.name][2]
 
     def run(self, *, folder: Path, gguf: Path, batches: Sequence[int]) -> list[dict[str, float]]:
-        """Time it once; the JSON lines that it printed.
+        """Time the engine once, and return the JSON lines that it printed.
 
         Raises:
-            BenchmarkError: it failed; the message has its last words.
+            BenchmarkError: it failed; the message has the end of its error output.
         """
-        program, takes_folder, _ = _PROGRAMS[self.name]
-        model = folder if takes_folder else gguf
+        program, reads_folder, _ = _PROGRAMS[self.name]
+        model = folder if reads_folder else gguf
         path = ROOT / "benchmarks" / "peer_programs" / program
         sizes = ",".join(str(size) for size in batches)
         return json_lines([str(self.python), str(path), str(model), sizes], self.name)
 
 
 def json_lines(command: list[str], name: str) -> list[dict[str, float]]:
-    """What a program printed that is JSON.
+    """Run a program, and return the JSON lines that it printed.
 
     Raises:
         BenchmarkError: it failed, or ran too long.
@@ -63,10 +63,10 @@ def json_lines(command: list[str], name: str) -> list[dict[str, float]]:
 
 
 def parse_peer(text: str) -> Peer:
-    """``NAME=INTERPRETER`` of the command line.
+    """Parse ``NAME=INTERPRETER`` of the command line.
 
     Raises:
-        argparse.ArgumentTypeError: no such engine, or no such file.
+        argparse.ArgumentTypeError: the engine or the file does not exist.
     """
     name, _, python = text.partition("=")
     if name not in _PROGRAMS:
@@ -77,7 +77,7 @@ def parse_peer(text: str) -> Peer:
 
 
 def in_turn(calls: Sequence[Callable[[], None]], rounds: int) -> None:
-    """A B A B: what the machine does meanwhile falls on all of them alike."""
+    """Call A B A B …, so that other load on the machine affects all of them alike."""
     for _ in range(rounds):
         for call in calls:
             call()

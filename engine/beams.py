@@ -1,4 +1,4 @@
-"""A text that beam search writes: several rows in the loop, of which one is kept in the end."""
+"""A sequence decoded by beam search: several batch entries, of which one becomes the result."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.sampling.beam import Beam, BeamSearch
-from textmill.engine.sampling.torch_sampler import Choice
+from textmill.engine.sampling.torch_sampler import DrawnToken
 from textmill.engine.sampling.trace import trace_token
 from textmill.engine.sequence import TokenSequence
 
 
 @dataclass(slots=True, eq=False)
-class BeamRow:
-    """A live beam: prompt and text, in a slot of the cache."""
+class BeamEntry:
+    """One beam: prompt and completion so far, in a slot of the cache."""
 
     ids: list[int]
     num_cached: int
@@ -26,19 +26,19 @@ class BeamRow:
 
 
 class BeamSequence(TokenSequence):
-    """Holds a slot a beam; its text is told when the search is over, for until then it may change.
+    """Holds a slot for each beam. Its text may change until the end, and is emitted then.
 
-    The prompt is prefilled once and copied to the other beams' slots. When beams are born and die,
-    a slot goes to its beam's first child, and only other children have the text copied.
+    The prompt is prefilled once and copied to the other beams' slots. A beam's slot goes to its
+    first child; the cache is copied only for further children.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        """As ``TokenSequence``."""
+        """Create a sequence; the arguments are those of ``TokenSequence``."""
         super().__init__(*args, **options)
         parameters = self.parameters
         self.width = parameters.num_beams
-        self._rows: list[BeamRow] = []
-        self._is_written = False
+        self._entries: list[BeamEntry] = []
+        self._is_pushed = False
         self._search = BeamSearch(
             num_beams=parameters.num_beams,
             length_penalty=parameters.length_penalty,
@@ -47,46 +47,46 @@ class BeamSequence(TokenSequence):
             eos_token_ids=self._eos_token_ids,
         )
 
-    def rows(self) -> Sequence[BatchEntry]:
-        """The live beams; the prompt alone before the first step."""
-        return self._rows or [self]
+    def batch_entries(self) -> Sequence[BatchEntry]:
+        """The current beams; only the prompt before the first step."""
+        return self._entries or [self]
 
     def advance(self, logits: Tensor, model: LoadedModel) -> str | None:
-        """Go on from the logits (rows, vocabulary) of all rows; the reason if it was the end."""
+        """Advance by the logits (beams, vocabulary), and return the finish reason at the end."""
         beams = self._search.advance(logits)
         if not beams:
             best = self._search.best
-            reason = self._write(best.tokens) or best.finish_reason
+            reason = self._push_all(best.tokens) or best.finish_reason
             self._explain(model)
             return reason
-        self._spread(beams, model)
-        self.generation.num_completion_tokens = len(self._rows[0].ids) - self.num_prompt
+        self._assign_slots(beams, model)
+        self.generation.num_completion_tokens = len(self._entries[0].ids) - self.num_prompt
         return None
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
-        """Show the leading beam where the search was ended from outside, and set the result."""
-        if error is None and not self._is_written:
-            self._write(self._search.leading)
+        """Use the leading beam if the search was ended early, and set the result."""
+        if error is None and not self._is_pushed:
+            self._push_all(self._search.leading)
         super().finish(reason, error)
 
-    def _spread(self, beams: Sequence[Beam], model: LoadedModel) -> None:
-        parents, start = self.rows(), self.num_prompt if self._rows else 0
+    def _assign_slots(self, beams: Sequence[Beam], model: LoadedModel) -> None:
+        parents, start = self.batch_entries(), self.num_prompt if self._entries else 0
         heirs: dict[int, int] = {}  # parent → the beam that keeps its slot
         for index, beam in enumerate(beams):
             heirs.setdefault(beam.parent, index)
         free = iter(sorted(set(self.slots) - {parents[parent].slot for parent in heirs}))
-        rows = []
+        entries = []
         for index, beam in enumerate(beams):
             parent = parents[beam.parent]
             slot = parent.slot
             if heirs[beam.parent] != index:
                 slot = next(free)
                 model.runner.fork(parent.slot, slot, start, parent.num_cached)
-            rows.append(BeamRow([*parent.ids, beam.token], parent.num_cached, slot))
-        self._rows = rows
+            entries.append(BeamEntry([*parent.ids, beam.token], parent.num_cached, slot))
+        self._entries = entries
 
-    def _write(self, tokens: Iterable[int]) -> str | None:
-        self._is_written = True
+    def _push_all(self, tokens: Iterable[int]) -> str | None:
+        self._is_pushed = True
         for token in tokens:
             reason = self.push(token)
             if reason is not None:
@@ -94,11 +94,11 @@ class BeamSequence(TokenSequence):
         return None
 
     def _explain(self, model: LoadedModel) -> None:
-        """Trace the text that won, by computing its logits once more."""
+        """Trace the best text, by computing its logits again."""
         if self.trace is None:
             return
         logits = model.runner.score(self.ids[:-1], self.slot)[self.num_prompt - 1 :]
-        written = self.ids[self.num_prompt :]
-        for row, token, text in zip(logits, written, self.token_texts, strict=True):
-            trace = trace_token(row, Choice(token, None), model.tokenizer.text_of)
+        completion = self.ids[self.num_prompt :]
+        for row, token, text in zip(logits, completion, self.token_texts, strict=True):
+            trace = trace_token(row, DrawnToken(token, None), model.tokenizer.text_of)
             self.trace.append(replace(trace, text=text))

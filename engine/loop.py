@@ -1,6 +1,6 @@
-"""The engine: one thread that owns torch, and rows that join and leave between any two steps.
+"""The engine: one thread that owns torch, and sequences that join and leave between two steps.
 
-admit → prefill (in chunks) → one decode step a model → strategies → publish. Knows nothing of
+admit → prefill (in chunks) → one decode step for each model → sample → publish. Knows nothing of
 Celery, SQL or HTTP.
 """
 
@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from functools import partial
 
 import structlog
+from torch import Tensor
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.beams import BeamSequence
@@ -33,20 +34,20 @@ from textmill.engine.requests import (
     PromptUnusable,
     UnknownModel,
 )
-from textmill.engine.sampling.native_sampler import KernelChooser
-from textmill.engine.sampling.sampler import Chooser, TorchChooser
-from textmill.engine.sampling.torch_sampler import sound_rows
+from textmill.engine.sampling.native_sampler import KernelSampler
+from textmill.engine.sampling.sampler import SampledToken, Sampler, TorchSampler
+from textmill.engine.sampling.torch_sampler import finite_rows
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
 from textmill.tokenizing.safe_tokenizer import TokenizerBusy, TokenizerFault
 
-WARM_UP_SECONDS = 120.0  # a first step may compile; longer than this is a hang
+WARM_UP_SECONDS = 120.0  # a first step may compile; a longer one is considered a hang
 log = structlog.get_logger(__name__)
 
 
 class InferenceEngine:
-    """Writes texts on the models it was given. ``submit`` may be called from any thread."""
+    """Generates text with the given models. ``submit`` may be called from any thread."""
 
     def __init__(
         self,
@@ -56,26 +57,26 @@ class InferenceEngine:
         cache_bytes: int | None = None,
         on_prefill: Callable[[str], None] = lambda prompt: None,
     ) -> None:
-        """Keep the models.
+        """Create the engine; ``start`` starts its thread.
 
         Args:
             models: by name.
-            num_slots: texts that are written at once, all models together.
-            cache_bytes: bound on their keys and values; what does not fit waits. ``None`` for no
-                bound.
-            on_prefill: called with each prompt before its prefill begins, also where the prefix
-                cache holds all of it.
+            num_slots: sequences that are decoded at once, of all models together.
+            cache_bytes: limit on their keys and values; requests that do not fit wait. ``None``
+                for no limit.
+            on_prefill: called with each prompt before its prefill begins, also if the prefix cache
+                contains all of it.
         """
         self._models = dict(models)
         self._on_prefill = on_prefill
         self.num_slots = num_slots
         self.step_count = 0
-        self._scheduler = Scheduler(  # the thread's own
+        self._scheduler = Scheduler(  # used by the engine's thread only
             num_slots,
             cache_bytes=cache_bytes,
             bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
         )
-        self._choosers = {name: _chooser(model.runner) for name, model in models.items()}
+        self._samplers = {name: _sampler(model.runner) for name, model in models.items()}
         self._prefilling: defaultdict[str, Prefilling] = defaultdict(Prefilling)  # by model
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
@@ -91,7 +92,7 @@ class InferenceEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Sequences not yet admitted."""
+        """Sequences that wait for admission."""
         return self._scheduler.num_waiting + len(self._inbox)
 
     def start(self) -> None:
@@ -99,7 +100,7 @@ class InferenceEngine:
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
-        """End the thread after its present step; what runs ends with an error."""
+        """End the thread after its current step; running sequences end with an error."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify_all()
@@ -109,12 +110,12 @@ class InferenceEngine:
     def submit(
         self, request: GenerationRequest, on_delta: Callable[[Delta], None] | None = None
     ) -> Generation:
-        """Queue a text.
+        """Queue a request.
 
         Args:
-            request: what to write.
-            on_delta: called on the engine's thread, and must return at once. What the deltas hold
-                together is the text; if it raises, the text ends with an error.
+            request: the prompt and its parameters.
+            on_delta: called on the engine's thread with each new part of the text; it must return
+                at once. If it raises, the generation ends with an error.
 
         Raises:
             UnknownModel, PromptTooLong, PromptUnusable, EngineStopped, EngineError:
@@ -129,30 +130,30 @@ class InferenceEngine:
         return sequence.generation
 
     def statistics(self) -> EngineStatistics:
-        """The numbers as they stand."""
+        """Return the current statistics."""
         return self._throughput.statistics()
 
     def warm_up(self) -> None:
-        """Write a few tokens on every model, so that the first visitor does not wait for it.
+        """Generate a few tokens with every model, so that the first request does not wait for it.
 
         Raises:
-            EngineError: a model cannot write.
+            EngineError: a model cannot generate.
         """
         for name in list(self._models):
             self._try_out(name, WARM_UP_SECONDS)
 
     def add_model(self, model: LoadedModel) -> None:
-        """Hold one more model, and write a few tokens on it; other texts go on meanwhile.
+        """Add a model and generate a few tokens with it, while other sequences continue.
 
         Args:
-            model: one of the same name is replaced, which may have no texts then.
+            model: replaces a model of the same name, which must have no sequences.
 
         Raises:
-            EngineError: it cannot write, and is not held; or the engine is not running.
+            EngineError: the model cannot generate and is not added, or the engine is not running.
         """
-        self._between_steps(partial(self._take_model, model))
+        self._between_steps(partial(self._install_model, model))
         try:
-            self._try_out(model.name, None)  # behind running texts it may wait for long
+            self._try_out(model.name, None)  # it may wait long for running sequences
         except EngineStopped:
             raise
         except EngineError:
@@ -166,10 +167,10 @@ class InferenceEngine:
         if isinstance(result.error, EngineStopped):
             raise result.error
         if result.error is not None:
-            raise EngineError(f"The model {name} cannot write: {result.error}")
+            raise EngineError(f"The model {name} cannot generate text: {result.error}")
 
     def _between_steps(self, change: Callable[[], None]) -> None:
-        """Let the engine's thread change what no step may see half done, and wait for it."""
+        """Run a change on the engine's thread between two steps, and wait for it."""
         done: Future[None] = Future()
         with self._wake:
             if self._is_stopping or not self._thread.is_alive():
@@ -183,7 +184,7 @@ class InferenceEngine:
     ) -> TokenSequence:
         model = self._models.get(request.model)
         if model is None:
-            raise UnknownModel(f"This worker holds no model named {request.model!r}.")
+            raise UnknownModel(f"This worker has no model named {request.model!r}.")
         try:
             ids = model.tokenizer.encode(request.prompt)
         except TokenizerFault as fault:
@@ -194,13 +195,13 @@ class InferenceEngine:
             raise PromptUnusable("The prompt has no tokens for this model.")
         if max(ids) >= model.info.vocabulary_size:
             raise PromptUnusable(
-                f"The tokenizer gives the token {max(ids)}, but the model knows"
+                f"The tokenizer returns the token {max(ids)}, but the model has"
                 f" {model.info.vocabulary_size} tokens; its tokenizer.json is another model's."
             )
         if len(ids) >= model.info.context_length:
             raise PromptTooLong(
-                f"The prompt has {len(ids)} tokens, and the model's context holds"
-                f" {model.info.context_length}, the new tokens included."
+                f"The prompt has {len(ids)} tokens, but the model's context holds"
+                f" {model.info.context_length}, including the new tokens."
             )
         kind = BeamSequence if request.parameters.strategy == "beam" else TokenSequence
         return kind(
@@ -216,16 +217,16 @@ class InferenceEngine:
 
     def _run(self) -> None:
         try:
-            while self._take_in():
+            while self._accept():
                 self._step()
-        except BaseException:  # the engine edge: whoever waits must hear of it
+        except BaseException:  # the engine edge: waiting callers must get an error
             log.exception("engine_died")
             self._close(is_dead=True)
         else:
             self._close(is_dead=False)
 
-    def _take_in(self) -> bool:
-        """Wait for work and fetch what was submitted; false when the engine is to stop."""
+    def _accept(self) -> bool:
+        """Wait for work and accept what was submitted; false if the engine is to stop."""
         with self._wake:
             if not self._inbox and not self._changes and not self._scheduler.has_work:
                 for model in self._models.values():
@@ -235,24 +236,24 @@ class InferenceEngine:
                 change, done = self._changes.popleft()
                 try:
                     done.set_result(change())
-                except Exception as error:  # the engine edge: it fails for whoever asked for it
+                except Exception as error:  # the engine edge: the caller gets the error
                     done.set_exception(error)
             while self._inbox:
                 self._scheduler.add(self._inbox.popleft())
             return not self._is_stopping
 
-    def _take_model(self, model: LoadedModel) -> None:
-        self._choosers[model.name] = _chooser(model.runner)
-        self._scheduler.weigh(model.name, model.runner.bytes_per_token)
-        self._models[model.name] = model  # at last: whoever submits looks here
+    def _install_model(self, model: LoadedModel) -> None:
+        self._samplers[model.name] = _sampler(model.runner)
+        self._scheduler.set_bytes_per_token(model.name, model.runner.bytes_per_token)
+        self._models[model.name] = model  # last, because submit looks here
 
     def _drop_model(self, name: str) -> None:
-        del self._models[name], self._choosers[name]
+        del self._models[name], self._samplers[name]
         self._prefilling.pop(name, None)
 
     def _step(self) -> None:
-        """Drop → admit → for each model with work: prefill, decode a token a row."""
-        for sequence, reason in self._scheduler.due(time.monotonic()):
+        """Drop → admit → for each model with work: prefill, decode one token for each sequence."""
+        for sequence, reason in self._scheduler.to_be_ended(time.monotonic()):
             self._end(sequence, reason)
         self._scheduler.admit()
         for name, model in self._models.items():
@@ -261,18 +262,18 @@ class InferenceEngine:
         self.step_count += 1
 
     def _prefill(self, name: str, model: LoadedModel) -> None:
-        """One chunk's worth of prompts, so that running texts never stall for long."""
-        rows = self._scheduler.prefilling(name)
-        if not rows:
+        """Compute one chunk of prompts, so that running sequences never stall for long."""
+        sequences = self._scheduler.prefilling(name)
+        if not sequences:
             return
         runner = model.runner
         chunks = self._prefilling[name].plan(
-            rows,
-            runner.chunk_tokens(self._scheduler.num_decoding_rows()),
+            sequences,
+            runner.chunk_tokens(self._scheduler.num_decoding_entries()),
             recall=partial(self._recall, runner),
             chunk_tokens=None if runner.is_ragged else PREFILL_CHUNK_TOKENS,
         )
-        if not chunks:  # all is known already
+        if not chunks:  # all tokens were found in the prefix cache
             return
         batches = [chunks] if runner.is_ragged else [[chunk] for chunk in chunks]
         for batch in batches:
@@ -290,7 +291,7 @@ class InferenceEngine:
         self._on_prefill(sequence.generation.request.prompt)
         try:
             runner.recall(sequence)
-        except Exception:  # the engine edge: what cannot be recalled is computed
+        except Exception:  # the engine edge: the prompt is computed instead
             log.exception("recall_failed", job_id=sequence.job_id)
             sequence.num_cached = 0
 
@@ -298,50 +299,58 @@ class InferenceEngine:
         sequences = self._scheduler.decoding(name)
         if not sequences:
             return
-        places: dict[TokenSequence, slice] = {}
-        rows: list[BatchEntry] = []
+        entries: list[BatchEntry] = []
+        rows: dict[TokenSequence, slice] = {}  # of the logits
         for sequence in sequences:
-            own = sequence.rows()
-            places[sequence] = slice(len(rows), len(rows) + len(own))
-            rows += own
+            own = sequence.batch_entries()
+            rows[sequence] = slice(len(entries), len(entries) + len(own))
+            entries += own
+        single = [s for s in sequences if not isinstance(s, BeamSequence)]
         try:
-            logits = model.runner.decode(rows)
-            single = [s for s in sequences if not isinstance(s, BeamSequence)]
-            states = [s.row_state() for s in single]
+            logits = model.runner.decode(entries)
             single_logits = logits
-            if len(single) < len(rows):
-                single_logits = logits[[places[s].start for s in single]]
+            if len(single) < len(entries):
+                single_logits = logits[[rows[s].start for s in single]]
+            states = [s.sampling_state() for s in single]
             text_of = model.tokenizer.text_of
-            chosen = self._choosers[name].choose(single_logits, states, text_of)
-        except Exception as error:  # the engine edge: the rows fail, the loop goes on
+            sampled = self._samplers[name].sample(single_logits, states, text_of)
+        except Exception as error:  # the engine edge: these sequences fail, the loop goes on
             log.exception("engine_step_failed", job_ids=[s.job_id for s in sequences])
             for sequence in sequences:
                 self._end(sequence, "error", error)
             return
         self._throughput.count(len(sequences))
-        for sequence, choice in zip(single, chosen, strict=True):
-            if choice.token is None:
-                self._spoil(model, sequence)
-            else:
-                self._take(sequence, partial(sequence.push, choice.token, choice.trace))
+        for sequence, next_token in zip(single, sampled, strict=True):
+            self._advance_single(model, sequence, next_token)
         for sequence in sequences:
             if isinstance(sequence, BeamSequence):
-                part = logits[places[sequence]]
-                if not all(sound_rows(part)):
-                    self._spoil(model, sequence)
-                    continue
-                self._take(sequence, partial(sequence.advance, part, model))
+                self._advance_beams(model, sequence, logits[rows[sequence]])
 
-    def _spoil(self, model: LoadedModel, sequence: TokenSequence) -> None:
-        """End a text whose numbers are not finite, and leave nothing of them."""
-        for row in sequence.rows():
-            model.runner.wipe(row.slot, len(row.ids))
-        self._end(sequence, "error", ModelFault("The model gave numbers that are not finite."))
+    def _advance_single(
+        self, model: LoadedModel, sequence: TokenSequence, sampled: SampledToken
+    ) -> None:
+        if sampled.token is None:
+            self._end_not_finite(model, sequence)
+        else:
+            self._advance(sequence, partial(sequence.push, sampled.token, sampled.trace))
 
-    def _take(self, sequence: TokenSequence, advance: Callable[[], str | None]) -> None:
+    def _advance_beams(self, model: LoadedModel, sequence: BeamSequence, logits: Tensor) -> None:
+        if all(finite_rows(logits)):
+            self._advance(sequence, partial(sequence.advance, logits, model))
+        else:
+            self._end_not_finite(model, sequence)
+
+    def _end_not_finite(self, model: LoadedModel, sequence: TokenSequence) -> None:
+        """End a sequence whose logits are not finite, and erase its keys and values."""
+        for entry in sequence.batch_entries():
+            model.runner.wipe(entry.slot, len(entry.ids))
+        error = ModelFault("The model returned numbers that are not finite.")
+        self._end(sequence, "error", error)
+
+    def _advance(self, sequence: TokenSequence, advance: Callable[[], str | None]) -> None:
         try:
             reason = advance()
-        except Exception as error:  # one text's fault stays its own
+        except Exception as error:  # the error of one sequence must not affect others
             log.exception("row_failed", job_id=sequence.job_id)
             self._end(sequence, "error", error)
             return
@@ -354,19 +363,19 @@ class InferenceEngine:
             self._models[sequence.model].runner.release(slot)
         try:
             sequence.finish(reason, error)
-        except Exception as failure:  # telling the last words failed; the end must still be told
+        except Exception as failure:  # the last delta failed; the result must still be set
             log.exception("row_failed", job_id=sequence.job_id)
             sequence.fail(failure)
 
     def _close(self, *, is_dead: bool) -> None:
-        """Leave nobody waiting."""
+        """End everything that waits or runs."""
         with self._wake:
             self._is_stopping = True
             left = [*self._scheduler.clear(), *self._inbox]
             self._inbox.clear()
             changes = [done for _, done in self._changes]
             self._changes.clear()
-        error = EngineStopped("The engine has stopped before the text was done.")
+        error = EngineStopped("The engine stopped before the text was complete.")
         for done in changes:
             done.set_exception(error)
         for sequence in left:
@@ -376,5 +385,5 @@ class InferenceEngine:
                 sequence.fail(error)
 
 
-def _chooser(runner: ModelRunner) -> Chooser:
-    return KernelChooser(runner.choose) if isinstance(runner, KernelRunner) else TorchChooser()
+def _sampler(runner: ModelRunner) -> Sampler:
+    return KernelSampler(runner.sample) if isinstance(runner, KernelRunner) else TorchSampler()

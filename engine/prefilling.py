@@ -1,9 +1,9 @@
-"""Which prompts go into the cache next, and how far: the share of each in a step's prompt tokens.
+"""Which prompts are computed next, and how many tokens of each.
 
-The prompts that miss least come first, so that a short prompt waits for a small multiple of its own
-length whatever is beside it. What is taken of others is owed to the oldest, and while anything is
-owed to it, the oldest comes first: half of all prompt tokens are its own. Pure Python: knows
-nothing of torch or of what a chunk computes.
+The prompts with the fewest missing tokens come first, so that a short prompt waits for a small
+multiple of its own length, whatever other prompts there are. Tokens of other prompts are a debt to
+the oldest prompt. While there is a debt, the oldest comes first: half of all prompt tokens are its
+own. Pure Python: knows nothing of torch or of a chunk's computation.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ from collections.abc import Callable, Iterable, Sequence
 from textmill.engine.models.prefixes import packed, shared_length
 from textmill.engine.sequence import TokenSequence
 
-SHARED_TOKENS = 32  # a shorter beginning is computed twice sooner than waited for
-# A prompt waits for one whose beginning it shares while that one misses at most so many times what
-# would be saved; else a short prompt would wait for a long one that begins alike.
+SHARED_TOKENS = 32  # to compute a shorter prefix twice is faster than to wait for it
+# A prompt waits for another with the same prefix if the other misses at most this many times the
+# tokens that would be saved. Otherwise a short prompt would wait for a long one with its prefix.
 WAIT_FACTOR = 2
-Chunk = tuple[TokenSequence, int]  # and the place up to which it is taken
+Chunk = tuple[TokenSequence, int]  # a sequence, and the end of its tokens to compute
 
 
 class Prefilling:
-    """The prompts of one model, as they go into the cache from step to step."""
+    """Plans the prompts of one model from step to step."""
 
     def __init__(self) -> None:
-        """Start with nothing owed."""
         self._oldest: TokenSequence | None = None
-        self._owed_tokens = 0  # taken of others while the oldest waited
+        self._owed_tokens = 0  # of other prompts, while the oldest waited
 
     def plan(
         self,
@@ -36,14 +35,14 @@ class Prefilling:
         recall: Callable[[TokenSequence], None],
         chunk_tokens: int | None = None,
     ) -> list[Chunk]:
-        """The chunks of one step.
+        """Plan the chunks of one step.
 
         Args:
-            sequences: those whose prompts are not all in the cache; oldest first.
-            budget: tokens to take together.
-            recall: takes what is already known of a prompt into its slot.
-            chunk_tokens: where chunks may not be cut anywhere: a prompt is taken in pieces of so
-                many tokens and a last one, whose bounds then depend on the prompt alone.
+            sequences: those whose prompts are not completely cached, oldest first.
+            budget: tokens of all chunks together.
+            recall: copies a known prefix of a prompt into its slot.
+            chunk_tokens: if chunks cannot be cut anywhere: a prompt is split into chunks of this
+                many tokens and a last one, so that their bounds depend on the prompt alone.
         """
         ready = find_ready(sequences, recall)
         if not ready:
@@ -51,58 +50,58 @@ class Prefilling:
         if self._oldest is not ready[0]:
             self._oldest, self._owed_tokens = ready[0], 0
         if self._owed_tokens <= 0:
-            ready.sort(key=lambda sequence: sequence.num_missing)  # stable: of equals the oldest
+            ready.sort(key=lambda sequence: sequence.num_missing)  # stable: of equals, the oldest
         if chunk_tokens is None:
-            chunks = _shared_out(ready, budget)
+            chunks = _share_budget(ready, budget)
         else:
-            chunks = _shared_out_whole(ready, budget, chunk_tokens)
+            chunks = _share_whole_chunks(ready, budget, chunk_tokens)
         for sequence, end in chunks:
-            taken = end - sequence.num_cached
-            self._owed_tokens += -taken if sequence is self._oldest else taken
+            num_tokens = end - sequence.num_cached
+            self._owed_tokens += -num_tokens if sequence is self._oldest else num_tokens
         self._owed_tokens = max(0, self._owed_tokens)
         return chunks
 
 
-def _shared_out(sequences: Iterable[TokenSequence], budget: int) -> list[Chunk]:
-    """As much of each as there is budget for.
+def _share_budget(sequences: Iterable[TokenSequence], budget: int) -> list[Chunk]:
+    """Give each prompt as many tokens as the budget allows.
 
-    A step that takes a prompt to its end takes no more of others than it takes of those that end:
-    their first tokens come when it is over.
+    A step that completes prompts computes no more tokens of other prompts than of those, because
+    their first new tokens come after the step.
     """
     chunks: list[Chunk] = []
     num_ending = num_others = 0
     for sequence in sequences:
         left = budget - num_ending - num_others
-        taken = min(sequence.num_missing, left)
-        if taken == sequence.num_missing:
-            num_ending += taken
+        num_tokens = min(sequence.num_missing, left)
+        if num_tokens == sequence.num_missing:
+            num_ending += num_tokens
         else:
-            taken = min(taken, num_ending - num_others) if num_ending else taken
-            num_others += taken
-        if taken <= 0:
+            num_tokens = min(num_tokens, num_ending - num_others) if num_ending else num_tokens
+            num_others += num_tokens
+        if num_tokens <= 0:
             break
-        chunks.append((sequence, sequence.num_cached + taken))
+        chunks.append((sequence, sequence.num_cached + num_tokens))
     return chunks
 
 
-def _shared_out_whole(
+def _share_whole_chunks(
     sequences: Iterable[TokenSequence], budget: int, chunk_tokens: int
 ) -> list[Chunk]:
-    """One whole chunk of each while they fit into the budget; the first one always does."""
+    """Give each prompt one whole chunk while the budget lasts, and the first one in any case."""
     chunks: list[Chunk] = []
     for sequence in sequences:
-        taken = min(sequence.num_missing, chunk_tokens)
-        if chunks and taken > budget:
+        num_tokens = min(sequence.num_missing, chunk_tokens)
+        if chunks and num_tokens > budget:
             break
-        chunks.append((sequence, sequence.num_cached + taken))
-        budget -= taken
+        chunks.append((sequence, sequence.num_cached + num_tokens))
+        budget -= num_tokens
     return chunks
 
 
 def find_ready(
     sequences: Iterable[TokenSequence], recall: Callable[[TokenSequence], None]
 ) -> list[TokenSequence]:
-    """Those that miss tokens and wait for no other; what is known of each is recalled once."""
+    """The sequences with missing tokens that wait for no other; each is recalled once."""
     ready: list[TokenSequence] = []
     for sequence in sequences:
         if not sequence.is_recalled:
@@ -118,7 +117,7 @@ def find_ready(
 
 
 def _awaited(sequence: TokenSequence, older: Iterable[TokenSequence]) -> TokenSequence | None:
-    """The first of those in work that will soon have computed a good part of a prompt."""
+    """The first older sequence that will soon have computed a long prefix of a prompt."""
     key = packed(sequence.ids)
     for other in older:
         if other.ids[:SHARED_TOKENS] != sequence.ids[:SHARED_TOKENS]:

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out; no jobs, no HTTP."""
+"""The engine's input and output. Knows nothing of jobs or HTTP."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from textmill.engine.sampling.token_records import TokenTrace
 
 
 class EngineError(TextmillError):
-    """The engine cannot write this text."""
+    """The engine cannot complete this request."""
 
     code = "engine_error"
     is_permanent = False
 
 
 class UnknownModel(EngineError):
-    """The engine holds no model of that name."""
+    """The engine has no model with that name."""
 
     code = "unknown_model"
     is_permanent = True
@@ -32,27 +32,27 @@ class PromptTooLong(EngineError):
 
 
 class PromptUnusable(EngineError):
-    """The tokenizer makes nothing of the prompt."""
+    """The tokenizer cannot encode the prompt, or returns no tokens."""
 
     code = "prompt_unusable"
     is_permanent = True
 
 
 class ModelFault(EngineError):
-    """The model gave numbers that no token can be chosen from."""
+    """The model returned logits from which no token can be sampled."""
 
     code = "model_fault"
 
 
 class EngineStopped(EngineError):
-    """The engine is stopping or its thread has died."""
+    """The engine is stopping, or its thread has died."""
 
     code = "engine_stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One text to write; ``deadline`` is in seconds of the monotonic clock."""
+    """A prompt to continue; ``deadline`` is in seconds of the monotonic clock."""
 
     job_id: str
     model: str
@@ -63,7 +63,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """Text appended since the last delta; ``num_tokens`` counts from the text's start."""
+    """Text appended since the last delta; ``num_tokens`` counts all new tokens so far."""
 
     text: str
     num_tokens: int
@@ -71,7 +71,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """How a text ended: stop, length, canceled, deadline, released, lost or error."""
+    """The generated text.
+
+    ``finish_reason`` is stop, length, canceled, deadline, released, lost or error.
+    """
 
     text: str
     finish_reason: str
@@ -85,7 +88,7 @@ class GenerationResult:
 
 @dataclass(slots=True)
 class Generation:
-    """A text that is being written, as the thread that asked for it sees it."""
+    """A request in progress, as seen by the thread that submitted it."""
 
     request: GenerationRequest
     num_prompt_tokens: int = 0
@@ -97,34 +100,34 @@ class Generation:
     _failure: EngineError | None = None
 
     def cancel(self, reason: str = "canceled") -> None:
-        """Drop the text at the engine's next step; the first reason counts."""
+        """End the generation at the engine's next step; the first reason given is kept."""
         self.cancel_reason = self.cancel_reason or reason
 
     def done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result is available."""
         return self._done.is_set()
 
     def result(self, timeout: float | None = None) -> GenerationResult:
-        """Wait for the end.
+        """Wait for the result.
 
         Raises:
-            TimeoutError: it did not come in time.
+            TimeoutError: there was none within the timeout, in seconds.
             EngineStopped: the engine's thread has died.
         """
         if not self._done.wait(timeout):
-            raise TimeoutError("The text was not done in time.")
+            raise TimeoutError("The text was not complete in time.")
         if self._result is None:
             raise self._failure or EngineStopped("The engine ended without a result.")
         return self._result
 
     def finish(self, result: GenerationResult) -> None:
-        """Set the result, once; for the engine."""
+        """Set the result; later calls do nothing. Called by the engine."""
         if not self._done.is_set():
             self._result = result
             self._done.set()
 
     def abandon(self, failure: EngineError) -> None:
-        """Make ``result`` raise, since nobody is left to write; for the engine."""
+        """Make ``result`` raise an error. Called by the engine when its thread has died."""
         if not self._done.is_set():
             self._failure = failure
             self._done.set()

@@ -1,6 +1,6 @@
-"""Which sequences run, and where: first come, first served as far as memory allows.
+"""Which sequences run, and in which slots: first come, first served as far as memory allows.
 
-Pure Python: knows nothing of torch or of what a step does. Used by the engine's thread alone.
+Pure Python: knows nothing of torch or of a step's computation. Used by the engine's thread only.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ from itertools import count, islice
 
 from textmill.engine.sequence import TokenSequence
 
-LOOKED_AT = 256  # of those that wait, in a step: thousands may, and to look takes a microsecond
+# Waiting sequences examined in a step. Thousands may wait, and each takes a microsecond.
+MAX_EXAMINED = 256
 
 
 class Scheduler:
     """Sequences that wait, and sequences that hold slots of their model's cache.
 
-    As many sequences run at once, on all models together, as there are slots and as the memory for
-    keys and values allows. Who comes first goes first. Those behind a sequence that does not fit
-    pass it where they fit, but no more of them than there are slots: then all wait for it, so that
-    neither holds up the other for ever. The lowest slots are used first, so that those in use lie
-    close together: attention in PyTorch then reads the cache in place.
+    The number of slots and the memory for keys and values limit how many sequences run at once, of
+    all models together. Sequences are admitted in the order of arrival. Later sequences pass one
+    that does not fit if they fit themselves, but no more of them than there are slots; then all
+    wait for it, so that neither blocks the other for ever. The lowest slots are used first, so that
+    the slots in use are close together: attention in PyTorch then reads the cache in place.
     """
 
     def __init__(
@@ -34,9 +35,9 @@ class Scheduler:
         """Start empty.
 
         Args:
-            num_slots: texts at once; a beam search may take more when it is alone.
-            cache_bytes: bound on the keys and values of all that run; ``None`` for no bound.
-            bytes_per_token: by model, what a token's keys and values take.
+            num_slots: slots in use at once; a beam search that runs alone may use more.
+            cache_bytes: limit on the keys and values of running sequences; ``None`` for no limit.
+            bytes_per_token: by model, the size of a token's keys and values.
         """
         self._num_slots = num_slots
         self._cache_bytes = cache_bytes
@@ -46,43 +47,43 @@ class Scheduler:
 
     @property
     def num_active(self) -> int:
-        """Sequences that hold a slot."""
+        """The number of sequences that hold slots."""
         return len(self._active)
 
     @property
     def num_waiting(self) -> int:
-        """Sequences not yet admitted."""
+        """The number of sequences that wait for admission."""
         return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
+        """Whether any sequence waits or runs."""
         return bool(self._waiting or self._active)
 
     def add(self, sequence: TokenSequence) -> None:
-        """Let a sequence wait its turn."""
+        """Add a sequence to those that wait."""
         self._waiting.append(sequence)
 
-    def weigh(self, model: str, bytes_per_token: int) -> None:
-        """Take note of a model that came later."""
+    def set_bytes_per_token(self, model: str, bytes_per_token: int) -> None:
+        """Set the size of a token's keys and values for a model that was added later."""
         self._bytes_per_token[model] = bytes_per_token
 
     def num_bytes(self, sequence: TokenSequence) -> int:
-        """What a sequence's keys and values may grow to."""
+        """The largest size of a sequence's keys and values, in bytes."""
         return sequence.max_tokens * sequence.width * self._bytes_per_token.get(sequence.model, 0)
 
     def admit(self) -> list[TokenSequence]:
-        """Give free slots to those that have waited longest and fit; those that got one."""
+        """Give free slots to the oldest waiting sequences that fit, and return them."""
         admitted: list[TokenSequence] = []
         passed: list[TokenSequence] = []
         if not self._waiting:
             return admitted
         free_slots = self._num_slots - sum(s.width for s in self._active)
         free_bytes = self._free_bytes()
-        for sequence in list(islice(self._waiting, LOOKED_AT)):
+        for sequence in list(islice(self._waiting, MAX_EXAMINED)):
             needed = self.num_bytes(sequence)
             fits = sequence.width <= free_slots and (free_bytes is None or needed <= free_bytes)
-            if not (fits or not self._active):  # who is too large runs alone
+            if not (fits or not self._active):  # one that is too large runs alone
                 if free_slots <= 0 or sequence.num_passed >= self._num_slots:
                     break
                 passed.append(sequence)
@@ -96,10 +97,10 @@ class Scheduler:
         return admitted
 
     def _place(self, sequence: TokenSequence) -> None:
-        """Give it the lowest free slots of its model."""
+        """Give a sequence the lowest free slots of its model."""
         self._waiting.remove(sequence)
-        taken = {slot for s in self._active if s.model == sequence.model for slot in s.slots}
-        free = (slot for slot in count() if slot not in taken)
+        used = {slot for s in self._active if s.model == sequence.model for slot in s.slots}
+        free = (slot for slot in count() if slot not in used)
         sequence.slots = tuple(islice(free, sequence.width))
         self._active.append(sequence)
 
@@ -108,13 +109,13 @@ class Scheduler:
             return None
         return self._cache_bytes - sum(self.num_bytes(s) for s in self._active)
 
-    def due(self, now: float) -> list[tuple[TokenSequence, str]]:
-        """Sequences that somebody outside wants ended, with the reason."""
-        reasons = ((s, s.outside_reason(now)) for s in (*self._active, *self._waiting))
+    def to_be_ended(self, now: float) -> list[tuple[TokenSequence, str]]:
+        """Sequences that were canceled or are past their deadline, with the reason."""
+        reasons = ((s, s.reason_to_end(now)) for s in (*self._active, *self._waiting))
         return [(sequence, reason) for sequence, reason in reasons if reason is not None]
 
     def prefilling(self, model: str) -> list[TokenSequence]:
-        """The model's sequences whose prompt is not in the cache yet, oldest first."""
+        """The model's sequences whose prompts are not completely cached, oldest first."""
         return [s for s in self._active if s.model == model and not s.is_prefilled]
 
     def decoding(self, model: str) -> list[TokenSequence]:
@@ -122,19 +123,19 @@ class Scheduler:
         ready = [s for s in self._active if s.model == model and s.is_prefilled]
         return sorted(ready, key=lambda sequence: sequence.slots)
 
-    def num_decoding_rows(self) -> int:
-        """Rows that the next decode steps compute, of all models together."""
-        return sum(len(s.rows()) for s in self._active if s.is_prefilled)
+    def num_decoding_entries(self) -> int:
+        """The number of batch entries of the next decode steps, of all models together."""
+        return sum(len(s.batch_entries()) for s in self._active if s.is_prefilled)
 
     def remove(self, sequence: TokenSequence) -> None:
-        """Forget a sequence that has ended; its slot is free."""
+        """Remove a sequence that has ended, and free its slots."""
         if sequence in self._active:
             self._active.remove(sequence)
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
 
     def clear(self) -> list[TokenSequence]:
-        """Forget all sequences, and return them."""
+        """Remove all sequences, and return them."""
         everything = [*self._active, *self._waiting]
         self._active.clear()
         self._waiting.clear()

@@ -1,6 +1,6 @@
-"""One text being written: its tokens, what is certain of its text, and why it ends.
+"""One sequence: its tokens, the text that is final so far, and the reason for its end.
 
-Pure Python: knows nothing of torch, of batches or of how a token was chosen.
+Pure Python: knows nothing of torch, of batches or of how a token was sampled.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from textmill.engine.stops import StopFilter
 
 
 class Detokenizer(Protocol):
-    """Turns tokens into text as they come; see ``IncrementalDetokenizer``."""
+    """Turns tokens into text one by one; see ``IncrementalDetokenizer``."""
 
     def push(self, token: int) -> str:
-        """The text that became certain with one more token."""
+        """Add a token, and return the text that became final with it."""
         ...
 
     def special_text(self, token: int) -> str:
-        """What a token is called that is no text; empty for others."""
+        """The name of a special token; empty for other tokens."""
         ...
 
     def flush(self) -> str:
-        """What still waits when no token comes any more."""
+        """The text that is still held back, when there are no more tokens."""
         ...
 
 
@@ -36,13 +36,13 @@ class TokenSequence:
     """The engine's side of a ``Generation``.
 
     Attributes:
-        ids: the prompt's tokens and those written.
-        num_cached: how many of them the model's cache holds; moved by the runner.
-        slots: the places in the cache; none until admitted.
-        width: how many it needs.
-        num_passed: how many that came later were admitted before it.
-        awaited: an older one that is just computing a beginning which both have.
-        is_recalled: whether what was already known of the prompt is in its slot.
+        ids: of the prompt and of the new tokens.
+        num_cached: the number of tokens whose keys and values are cached; set by the runner.
+        slots: its slots of the cache; none until it is admitted.
+        width: the number of slots that it needs.
+        num_passed: the number of later sequences that were admitted before it.
+        awaited: an older sequence that is computing a prefix which both share.
+        is_recalled: whether the prefix cache was already searched for its prompt.
     """
 
     width = 1
@@ -57,7 +57,7 @@ class TokenSequence:
         context_length: int,
         on_delta: Callable[[Delta], None] | None = None,
     ) -> None:
-        """Start after the prompt, with nothing in the cache."""
+        """Create a sequence of a prompt, with nothing in the cache."""
         self.generation = generation
         self.parameters = generation.request.parameters
         self.ids = list(prompt_ids)
@@ -68,7 +68,7 @@ class TokenSequence:
         self.awaited: TokenSequence | None = None
         self.is_recalled = False
         self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
-        self.token_texts: list[str] = []  # what each token added; together the text, stop and all
+        self.token_texts: list[str] = []  # added by each token; stop strings included
         self._on_delta = on_delta
         self._detokenizer = detokenizer
         self._eos_token_ids = eos_token_ids
@@ -79,59 +79,59 @@ class TokenSequence:
 
     @property
     def model(self) -> str:
-        """Name of the model that writes it."""
+        """The name of its model."""
         return self.generation.request.model
 
     @property
     def job_id(self) -> str:
-        """Whose text it is, for the log."""
+        """The id of its job, for the log."""
         return self.generation.request.job_id
 
     @property
     def slot(self) -> int:
-        """The place of its prompt in the cache."""
+        """The first of its slots, which holds the prompt."""
         return self.slots[0]
 
     @property
     def max_tokens(self) -> int:
-        """How long prompt and text together may become."""
+        """The largest number of tokens that prompt and completion may have together."""
         return min(self.num_prompt + self.parameters.max_new_tokens, self._context_length)
 
     @property
     def num_new(self) -> int:
-        """Tokens written so far."""
+        """The number of new tokens so far."""
         return len(self.ids) - self.num_prompt
 
     @property
     def is_prefilled(self) -> bool:
-        """Whether only the last token is missing from the cache."""
+        """Whether the cache holds all tokens but the last."""
         return self.num_missing <= 0
 
     @property
     def num_missing(self) -> int:
-        """Tokens before the last that are not in the cache."""
+        """The number of tokens before the last that are not cached."""
         return len(self.ids) - 1 - self.num_cached
 
-    def rows(self) -> Sequence[BatchEntry]:
-        """The rows that a decode step computes for it."""
+    def batch_entries(self) -> Sequence[BatchEntry]:
+        """Its entries in the batch of a decode step."""
         return [self]
 
-    def row_state(self) -> SamplingState:
-        """What choosing the next token needs."""
+    def sampling_state(self) -> SamplingState:
+        """The input of sampling its next token."""
         return SamplingState(self.parameters, self.ids, self.num_new)
 
-    def outside_reason(self, now: float) -> str | None:
-        """Why somebody outside wants it ended."""
+    def reason_to_end(self, now: float) -> str | None:
+        """Why it must end before its last token: a cancel reason or its deadline."""
         if self.generation.cancel_reason:
             return self.generation.cancel_reason
         deadline = self.generation.request.deadline
         return "deadline" if deadline is not None and now > deadline else None
 
     def push(self, token: int, trace: TokenTrace | None = None) -> str | None:
-        """Take a token; the reason if it was the last."""
+        """Append a token, and return the finish reason if it was the last."""
         special = self._detokenizer.special_text(token)
         if token in self._eos_token_ids:
-            self._emit(self._stops.push("", special))  # a stop string may end with it
+            self._emit(self._stops.push("", special))  # a stop string may end with its name
             return "stop"
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
@@ -148,7 +148,7 @@ class TokenSequence:
         return "length" if self.num_new >= self.parameters.max_new_tokens or room <= 0 else None
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
-        """Show what was held back, and set the result."""
+        """Emit the text that was held back, and set the result."""
         if not self._stops.is_stopped and error is None:
             left = self._detokenizer.flush()
             if left and self.trace:
@@ -161,7 +161,7 @@ class TokenSequence:
         self._set_result(reason, error)
 
     def fail(self, error: Exception) -> None:
-        """Set an error as the result, saying nothing more to anybody."""
+        """Set an error as the result, without a further delta."""
         self._set_result("error", error)
 
     def _set_result(self, reason: str, error: Exception | None) -> None:

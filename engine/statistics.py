@@ -1,4 +1,4 @@
-"""How much an engine writes: totals, and rates over the last seconds."""
+"""Counts of an engine's tokens and steps, and rates over the last seconds."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-RATE_SECONDS = 10.0  # long enough to be steady, short enough to show what goes on now
+RATE_SECONDS = 10.0  # long enough to be steady, short enough to be current
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
-    """Numbers of an engine; occupancy and rate are over the last ten seconds.
+    """Statistics of an engine; occupancy and rate are over the last ten seconds.
 
     Attributes:
-        num_tokens: written since the start.
-        num_steps: decode steps made since the start, of all models.
-        mean_occupancy: share of the slots that a decode step filled.
-        tokens_per_second: of all texts together.
+        num_tokens: generated since the start.
+        num_steps: decode steps since the start, of all models.
+        mean_occupancy: mean share of the slots that a decode step used.
+        tokens_per_second: of all sequences together.
     """
 
     num_tokens: int
@@ -29,7 +29,7 @@ class EngineStatistics:
 
 
 class Throughput:
-    """Counts tokens on the engine's thread, and answers on any."""
+    """Counts tokens on the engine's thread; ``statistics`` may be called on any thread."""
 
     def __init__(self, num_slots: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._num_slots = num_slots
@@ -38,10 +38,10 @@ class Throughput:
         self._lock = threading.Lock()
         self._num_tokens = 0
         self._num_steps = 0
-        self._recent: deque[tuple[float, int]] = deque()  # (when, tokens) a step
+        self._recent: deque[tuple[float, int]] = deque()  # (time, tokens) of each step
 
     def count(self, num_tokens: int) -> None:
-        """Note one decode step."""
+        """Count one decode step."""
         with self._lock:
             self._num_tokens += num_tokens
             self._num_steps += 1
@@ -49,7 +49,7 @@ class Throughput:
             self._forget()
 
     def statistics(self) -> EngineStatistics:
-        """The numbers as they stand."""
+        """Return the current statistics."""
         with self._lock:
             self._forget()
             tokens = [num for _, num in self._recent]

@@ -1,5 +1,5 @@
-"""Programs that time other engines. Each runs under an interpreter that has that engine.
+"""Programs that time other engines. Each runs under an interpreter with that engine installed.
 
-They import nothing of ours and print one JSON line a batch size, so that ``benchmarks.peers`` can
-set them beside the engine in one run.
+They do not import Textmill, and print one JSON line for each batch size, so that
+``benchmarks.peers`` can compare them with the engine in one run.
 """

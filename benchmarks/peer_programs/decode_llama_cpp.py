@@ -1,4 +1,4 @@
-"""Time llama.cpp through its C interface: one token a sequence and step, no sampling.
+"""Time llama.cpp through its C interface: one token of each sequence in a step, no sampling.
 
 ``python decode_llama_cpp.py MODEL.gguf BATCHES``; needs llama-cpp-python.
 """
@@ -16,7 +16,7 @@ NUM_THREADS = 2
 
 
 def tokens_per_second(model, batch_size):
-    """Decode NUM_TIMED positions of so many sequences, and read all their logits."""
+    """Decode NUM_TIMED positions of ``batch_size`` sequences, and read all their logits."""
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = 256 * batch_size
     settings.n_seq_max = batch_size

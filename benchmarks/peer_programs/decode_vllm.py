@@ -23,18 +23,20 @@ def main(folder, batches):
     engine = vllm.LLM(folder, dtype="bfloat16", max_model_len=1024, max_num_seqs=64)
     print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
 
-    def write(batch_size, num_new):
+    def generate(batch_size, num_new):
         sampling = vllm.SamplingParams(temperature=0.7, max_tokens=num_new, ignore_eos=True)
         prompts = [f"{PROMPT} {index}" for index in range(batch_size)]
         return engine.generate(prompts, sampling, use_tqdm=False)
 
     for batch_size in batches:
-        write(batch_size, 8)
+        generate(batch_size, 8)
         started = time.perf_counter()
-        texts = write(batch_size, NUM_NEW)
+        results = generate(batch_size, NUM_NEW)
         seconds = time.perf_counter() - started
-        written = sum(len(text.outputs[0].token_ids) for text in texts)
-        print(json.dumps({"batch": batch_size, "tokens_per_second": written / seconds}), flush=True)
+        num_tokens = sum(len(result.outputs[0].token_ids) for result in results)
+        print(
+            json.dumps({"batch": batch_size, "tokens_per_second": num_tokens / seconds}), flush=True
+        )
 
 
 if __name__ == "__main__":

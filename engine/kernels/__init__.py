@@ -1,1 +1,1 @@
-"""The step of a decoder in C++, and how the machine's own compiler makes it."""
+"""The decoder's step in C++, and its build by the machine's own compiler."""

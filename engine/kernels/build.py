@@ -1,7 +1,7 @@
 """Compile the kernels once with the machine's own compiler, and load them.
 
-Built files are kept in a folder of the caller's, named after what they were made from: source,
-options, compiler and processor. Where there is no compiler, or it fails, the caller uses PyTorch
+Built files are kept in a folder that the caller names. A file's name is a hash of the sources, the
+options, the compiler and the processor. Without a compiler, or if it fails, the caller uses PyTorch
 alone.
 """
 
@@ -14,8 +14,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
+
+from textmill.engine.kernels.interface import InterfaceMismatch, declare
 
 OPTIONS = (
     "-std=c++20",
@@ -23,24 +26,24 @@ OPTIONS = (
     "-march=native",
     "-ffp-contract=off",
     "-fno-math-errno",
+    "-fvisibility=hidden",
     "-shared",
     "-fPIC",
     "-pthread",
 )
-MAIN_SOURCE = "textmill.cpp"  # includes the others
 COMPILERS = ("g++", "clang++", "c++")
 COMPILE_SECONDS = 180.0
 
 
 class NoKernels(Exception):
-    """The kernels cannot be had here; the message says why."""
+    """The kernels are not available; the message says why."""
 
 
 def kernels(folder: Path) -> ctypes.CDLL:
-    """The library, built into the folder if it is not there yet.
+    """Load the library, and build it first if the folder does not contain it.
 
     Raises:
-        NoKernels: there is no compiler, or what it made cannot be used.
+        NoKernels: there is no compiler, or its output cannot be used.
     """
     compiler = _compiler()
     sources = _sources()
@@ -48,18 +51,29 @@ def kernels(folder: Path) -> ctypes.CDLL:
     if not path.exists():
         _build(sources, compiler, path)
     try:
-        return _declared(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError) as error:
+        return declare(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError, InterfaceMismatch) as error:
         raise NoKernels(f"{path} cannot be loaded: {error}") from error
 
 
+def one_unit(names: Iterable[str]) -> str:
+    """A source that includes all others.
+
+    The standard library's headers take most of the time of compiling; this way they are read once.
+    """
+    return "".join(f'#include "{name}"\n' for name in sorted(names) if name.endswith(".cpp"))
+
+
 def _sources() -> dict[str, bytes]:
-    found = files("textmill.engine.kernels").iterdir()
-    return {f.name: f.read_bytes() for f in found if f.name.endswith((".h", ".cpp"))}
+    """The text of every source, by its path in this folder."""
+    folder = files("textmill.engine.kernels")
+    found = {f.name: f for f in folder.iterdir()}
+    found |= {f"simd/{f.name}": f for f in folder.joinpath("simd").iterdir()}
+    return {n: f.read_bytes() for n, f in found.items() if n.endswith((".h", ".cpp"))}
 
 
 def processor() -> str:
-    """What the kernels depend on of the processor: its name and its instruction sets."""
+    """The processor's name and its instruction sets, on which the built kernels depend."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -91,13 +105,15 @@ def _key(sources: dict[str, bytes], compiler: str) -> str:
 
 
 def _build(sources: dict[str, bytes], compiler: str, path: Path) -> None:
-    """Compile beside the target and rename, so that nobody loads half a file."""
+    """Compile beside the target and rename, so that no process loads an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        Path(folder, "simd").mkdir()
         for name, text in sources.items():
             Path(folder, name).write_bytes(text)
-        made = Path(folder, "decoder.so")
-        command = [compiler, *OPTIONS, str(Path(folder, MAIN_SOURCE)), "-o", str(made)]
+        unit, built = Path(folder, "unit.cpp"), Path(folder, "decoder.so")
+        unit.write_text(one_unit(sources), encoding="utf-8")
+        command = [compiler, *OPTIONS, str(unit), "-o", str(built)]
         try:
             done = subprocess.run(  # noqa: S603 - the user's own compiler
                 command, capture_output=True, text=True, check=False, timeout=COMPILE_SECONDS
@@ -107,27 +123,4 @@ def _build(sources: dict[str, bytes], compiler: str, path: Path) -> None:
         if done.returncode != 0:
             lines = [line for line in done.stderr.splitlines() if "error" in line]
             raise NoKernels(f"{compiler} failed: {(lines or ['no message'])[0][:200]}")
-        made.replace(path)
-
-
-def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, integer, count = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    vector = (pointer, count)
-    matrix = (pointer, count, count)
-    arguments = {
-        "textmill_has_int8_dot": [],
-        "textmill_new": [pointer, ctypes.POINTER(pointer)],
-        "textmill_free": [pointer],
-        "textmill_set_product": [pointer, integer, integer, *matrix, *vector],
-        "textmill_set_norm": [pointer, integer, integer, *vector, *vector],
-        "textmill_set_layer": [pointer, integer, pointer, pointer, count, integer],
-        "textmill_set_rotation": [pointer, pointer, pointer, count, count],
-        "textmill_forward": [pointer, integer, *[pointer] * 3, integer, pointer, pointer],
-        "textmill_choose": [pointer, integer, *[pointer] * 4],
-        "textmill_seconds": [pointer, pointer],
-    }
-    for name, types in arguments.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, integer  # a Status
-    library.textmill_free.restype = None
-    return library
+        built.replace(path)

@@ -1,4 +1,4 @@
-// Memory for weights and rows, and the numbers that a cache holds.
+// Zeroed memory for weights and activations, and the two number types of the key-value cache.
 #pragma once
 
 #include <algorithm>
@@ -12,16 +12,16 @@
 #include <sys/mman.h>
 #endif
 
-#include "vectors.h"
+#include "simd/types.h"
 
 namespace textmill {
 
-// Zeroed memory on huge pages where the system has them: weights are read from end to end.
+// Zeroed memory, on huge pages where the system has them: weights are read from end to end.
 template <class T>
-class Block {
+class Buffer {
 public:
-    Block() = default;
-    explicit Block(size_t count) {
+    Buffer() = default;
+    explicit Buffer(size_t count) {
         if (count > MAX_BYTES / sizeof(T)) throw std::bad_alloc();
         const size_t page = size_t(2) << 20, unit = count * sizeof(T) >= page ? page : 64;
         const size_t bytes = (std::max<size_t>(count * sizeof(T), 1) + unit - 1) / unit * unit;
@@ -46,19 +46,20 @@ private:
 
 typedef uint16_t Bfloat16;
 
-inline Floats widened(const float* p) { return load(p); }
-inline Floats widened(const Bfloat16* p) {
+inline Floats load_float32(const float* from) { return load(from); }
+inline Floats load_float32(const Bfloat16* from) {
     Halves v;
-    std::memcpy(&v, p, sizeof v);
+    std::memcpy(&v, from, sizeof v);
     return (Floats)(__builtin_convertvector(v, Words) << 16);
 }
-inline void narrow(float* p, float x) { *p = x; }
-inline void narrow(Bfloat16* p, float x) {
+
+inline void store_rounded(float* to, float x) { *to = x; }
+inline void store_rounded(Bfloat16* to, float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     if ((bits & 0x7fffffff) > 0x7f800000) bits |= 0x00400000;  // NaN stays NaN
     else bits += 0x7fff + ((bits >> 16) & 1);
-    *p = Bfloat16(bits >> 16);
+    *to = Bfloat16(bits >> 16);
 }
 
 }  // namespace textmill

@@ -1,5 +1,5 @@
-// What a call may answer. Nothing throws across the C functions: every error becomes a number here,
-// also one that was thrown in a thread of the pool.
+// The results of the C functions, which never throw: every exception becomes a number, also one that was
+// thrown in a thread of the pool.
 #pragma once
 
 #include <exception>
@@ -23,8 +23,8 @@ enum Status : int {  // mirrored in status.py
     BAD_SLOT = -10,
     BAD_POSITION = -11,
     BAD_ORDER = -12,
-    BAD_ROW = -13,
-    BAD_DRAW = -14,
+    BAD_WANTED = -13,
+    BAD_SAMPLING = -14,
     BAD_TOKEN = -15,
     NOT_COMPLETE = -16,
     UNEXPECTED = -17,
@@ -38,7 +38,7 @@ inline void require(bool is_met, Status otherwise) {
     if (!is_met) throw Failure{otherwise};
 }
 
-// Of the exception that is being handled.
+// The status of the exception that is being handled.
 inline Status status_of_exception() noexcept {
     try {
         throw;
@@ -55,7 +55,7 @@ inline Status status_of_exception() noexcept {
     }
 }
 
-// Call, and answer OK or what went wrong.
+// Calls, and returns OK or the status of the exception.
 template <class Call>
 int guarded(const Call& call) noexcept {
     try {

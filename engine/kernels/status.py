@@ -1,7 +1,4 @@
-"""What the kernels answer, and errors made of it.
-
-Knows nothing of weights or of steps.
-"""
+"""The status codes that the kernels return, and the errors for them."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ class Status(IntEnum):
     BAD_SLOT = -10
     BAD_POSITION = -11
     BAD_ORDER = -12
-    BAD_ROW = -13
-    BAD_DRAW = -14
+    BAD_WANTED = -13
+    BAD_SAMPLING = -14
     BAD_TOKEN = -15
     NOT_COMPLETE = -16
     UNEXPECTED = -17
@@ -37,44 +34,44 @@ _REASONS = {
     Status.NO_MEMORY: "there is not enough memory",
     Status.NO_THREADS: "the system refuses more threads",
     Status.NULL_POINTER: "a tensor is missing",
-    Status.BAD_SPEC: "a size of the model is outside of what the kernels can compute",
-    Status.BAD_LAYER: "there is no layer of that number",
-    Status.BAD_PART: "a layer has no part of that number",
-    Status.BAD_SHAPE: "a tensor does not have the shape that the model's config gives it",
+    Status.BAD_SPEC: "a size of the model is outside of the kernels' limits",
+    Status.BAD_LAYER: "there is no layer with that number",
+    Status.BAD_PART: "a layer has no part with that number",
+    Status.BAD_SHAPE: "a tensor does not have the shape that the model's config implies",
     Status.BAD_WINDOW: "an attention window is negative",
-    Status.BAD_COUNT: "a step has too many rows",
-    Status.BAD_SLOT: "a row names a slot that the cache does not have",
-    Status.BAD_POSITION: "a row is at a position outside of the model's context",
-    Status.BAD_ORDER: "rows of one slot are not in the order of their positions",
-    Status.BAD_ROW: "logits are wanted of a row that the step does not have",
-    Status.BAD_DRAW: "a decoding parameter is outside of its range",
+    Status.BAD_COUNT: "a step has too many tokens or rows",
+    Status.BAD_SLOT: "the cache does not have a slot of the step",
+    Status.BAD_POSITION: "a position is outside of the model's context",
+    Status.BAD_ORDER: "the tokens of a slot are not in the order of their positions",
+    Status.BAD_WANTED: "logits are wanted for a token that the step does not contain",
+    Status.BAD_SAMPLING: "a decoding parameter is outside of its range",
     Status.BAD_TOKEN: "a token id is outside of the model's vocabulary",
-    Status.NOT_COMPLETE: "the decoder was not given all of its weights",
+    Status.NOT_COMPLETE: "some weights of the decoder were not given",
     Status.UNEXPECTED: "an unexpected error occurred",
 }
 
 
 def reason_of(code: int) -> str:
-    """The answer in words."""
+    """A description of a status code."""
     try:
         return _REASONS[Status(code)]
     except (KeyError, ValueError):
-        return f"they answered {code}"
+        return f"they returned {code}"
 
 
 def check_load(code: int) -> None:
-    """Raise where a decoder could not be made of its weights.
+    """Check the status of a call that loads a model.
 
     Raises:
-        ModelUnusable: the answer was not ``OK``.
+        ModelUnusable: the status is not ``OK``.
     """
     if code == Status.OK:
         return
     if code == Status.NO_MEMORY:
-        raise ModelUnusable("There is not enough memory for the model's weights; free some.")
+        raise ModelUnusable("Out of memory while loading the model's weights. Free some memory.")
     if code == Status.NO_THREADS:
         raise ModelUnusable(
-            "The system refuses the threads that a step is computed with; raise its limit on"
+            "The system refuses to start the threads that compute a step. Raise its limit on"
             " processes, or lower OMP_NUM_THREADS."
         )
     raise ModelUnusable(
@@ -84,13 +81,13 @@ def check_load(code: int) -> None:
 
 
 def check_step(code: int) -> None:
-    """Raise where a step was refused or failed.
+    """Check the status of a call during a step.
 
     Raises:
-        KernelRefusal: the answer was not ``OK``.
+        KernelRefusal: the status is not ``OK``.
     """
     if code != Status.OK:
         raise KernelRefusal(
-            f"The compiled kernels did not compute the step: {reason_of(code)}. Try again; if it"
+            f"The compiled kernels did not compute the step: {reason_of(code)}. Try again. If it"
             " happens again, set TEXTMILL_KERNELS=off and report it."
         )

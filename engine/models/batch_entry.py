@@ -1,4 +1,4 @@
-"""What a runner needs of a text. Needs no torch."""
+"""The interface of a sequence that a runner needs. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Protocol
 
 
 class BatchEntry(Protocol):
-    """A text in a slot of the cache; only the runner moves ``num_cached``."""
+    """One sequence of a batch, in a slot of the cache; only the runner sets ``num_cached``."""
 
     ids: list[int]
     num_cached: int
 
     @property
     def slot(self) -> int:
-        """Its place in the cache."""
+        """Its slot of the cache."""
         ...

@@ -1,6 +1,6 @@
-"""The key-value cache: one slot a text, memory only where tokens stand.
+"""The key-value cache: one slot for each sequence, with memory only for its tokens.
 
-Knows nothing of attention or of who owns a slot.
+Knows nothing of attention or of the owners of slots.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from textmill.engine.models.errors import ModelUnusable
 
-LIVE_BLOCK_TOKENS = 64  # attention reads whole blocks of positions; see ``Decoder`` for the reason
-# Slots a power of two apart would fall on the same sets of the processor's caches.
+KV_BLOCK_TOKENS = 64  # attention reads whole blocks of positions; see ``decoder`` for the reason
+# At a distance of a power of two, slots would share the same sets of the processor's caches.
 _SKEW_TOKENS = 16
 _HOST = torch.device("cpu")
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
@@ -22,25 +22,24 @@ _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Keys and values of a text's first positions, apart from any slot."""
+    """A copy of the keys and values of a slot's first positions."""
 
     keys: Tensor
     values: Tensor
 
     @property
     def num_bytes(self) -> int:
-        """Memory that it takes."""
+        """Its size in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
 
 class SlotCache:
     """Keys and values, each (layers, slots, kv heads, capacity, head_dim).
 
-    Every slot has room for a whole context, but a page becomes resident only when a token is
-    written to it: 64 short texts of SmolLM2 take 300 MB, while a block that is filled up to the
-    context's end would be 25 GB. Nothing is copied when a text grows, and rows join and leave
-    without touching each other's. Huge pages are refused, because the first write to each head's
-    region would claim 2 MiB.
+    Every slot has addresses for a whole context, but a page becomes resident only when a token is
+    written to it: 64 short sequences of SmolLM2 take 300 MB, while the whole cache would take 25
+    GB. Nothing is copied when a sequence grows, and sequences join and leave without touching other
+    slots. Huge pages are disabled, because the first write to each head's region would take 2 MiB.
     """
 
     def __init__(
@@ -55,12 +54,12 @@ class SlotCache:
         key_block: int = 1,
         device: torch.device = _HOST,
     ) -> None:
-        """Reserve addresses; no memory is used yet, but on a GPU, which has no such thing.
+        """Reserve addresses. Memory is used later, except on a GPU, which allocates at once.
 
-        Keys may lie in blocks of ``key_block`` positions, whose inner order is the reader's own.
+        Keys may be stored in blocks of ``key_block`` positions, with the reader's own inner order.
         """
-        blocks = -(-context_length // LIVE_BLOCK_TOKENS)
-        self.capacity = blocks * LIVE_BLOCK_TOKENS + _SKEW_TOKENS
+        blocks = -(-context_length // KV_BLOCK_TOKENS)
+        self.capacity = blocks * KV_BLOCK_TOKENS + _SKEW_TOKENS
         self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
         self._key_block = key_block
         self._head_dim = head_dim
@@ -70,13 +69,13 @@ class SlotCache:
         self.keys = self._reserve(shape, dtype)
         self.values = self._reserve(shape, dtype)
 
-    def give_back(self) -> None:
-        """Return all memory; every position reads as zero again."""
+    def release_all(self) -> None:
+        """Return all memory to the system; every position reads as zero again."""
         for region in self._regions:
             region.madvise(mmap.MADV_DONTNEED)
 
     def release(self, slot: int) -> None:
-        """Return a slot's memory, but for the pages it shares with its neighbours."""
+        """Return a slot's memory to the system, except pages that it shares with other slots."""
         self._require(slot)
         num_layers, num_slots = self.keys.shape[:2]
         size = self.keys[0, 0].nbytes
@@ -89,7 +88,7 @@ class SlotCache:
                     region.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def wipe(self, slot: int, num_positions: int) -> None:
-        """Zero what may be NaN: even where it is masked it would spoil a weighted sum."""
+        """Zero positions that may contain NaN, which makes a weighted sum NaN even where masked."""
         self._require(slot)
         self._keys_of(slot, 0, num_positions).zero_()
         self.values[:, slot, :, :num_positions].zero_()
@@ -101,23 +100,25 @@ class SlotCache:
         self.values[:, target, :, start:end] = self.values[:, source, :, start:end]
 
     def snapshot(self, slot: int, num_positions: int) -> Snapshot:
-        """Keep a slot's first positions."""
+        """Copy a slot's first positions."""
         self._require(slot)
         keys = self._keys_of(slot, 0, num_positions).clone()
         return Snapshot(keys, self.values[:, slot, :, :num_positions].clone())
 
     def restore(self, slot: int, snapshot: Snapshot, num_positions: int) -> None:
-        """Put the first positions of what was kept into a slot."""
+        """Copy the first positions of a snapshot into a slot."""
         self._require(slot)
         keys = self._keys_of(slot, 0, num_positions)
         keys.copy_(snapshot.keys[..., : keys.shape[-1]])
         self.values[:, slot, :, :num_positions] = snapshot.values[:, :, :num_positions]
 
     def _require(self, *slots: int) -> None:
-        """A slot beyond the last would be one of the next layer's, and -1 the last."""
+        """Check slots: a larger index would be in the next layer, and -1 the last slot."""
         for slot in slots:
             if not 0 <= slot < self.keys.shape[1]:
-                raise IndexError(f"The cache has {self.keys.shape[1]} slots, and none is {slot}.")
+                raise IndexError(
+                    f"The cache has {self.keys.shape[1]} slots; there is no slot {slot}."
+                )
 
     def _keys_of(self, slot: int, start: int, end: int) -> Tensor:
         """A view (layers, kv heads, numbers) of whole blocks."""
@@ -129,7 +130,7 @@ class SlotCache:
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         is_host = self._device.type == "cpu"
-        if not is_host or not hasattr(mmap, "MADV_NOHUGEPAGE"):  # not Linux: calloc is lazy too
+        if not is_host or not hasattr(mmap, "MADV_NOHUGEPAGE"):  # without Linux, calloc is lazy too
             return torch.zeros(shape, dtype=dtype, device=self._device)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
@@ -137,7 +138,7 @@ class SlotCache:
         except OSError as error:
             raise ModelUnusable(
                 f"The system refuses {num_bytes >> 20} MiB of addresses for the key-value cache of"
-                f" {shape[1]} slots; lower TEXTMILL_SLOTS."
+                f" {shape[1]} slots. Lower TEXTMILL_SLOTS."
             ) from error
         region.madvise(mmap.MADV_NOHUGEPAGE)
         self._regions.append(region)

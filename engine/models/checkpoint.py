@@ -1,8 +1,8 @@
-"""A model's tensors by name, read from its safetensors files when they are asked for.
+"""A model's tensors by name, read from its safetensors files on access.
 
-The files are read, never mapped: a tensor that was read is this process's own memory, so weights
-that are overwritten later change no text, and a file that becomes shorter is an error instead of a
-signal that ends the process. Knows nothing of families and of what a tensor is for.
+The files are read, never mapped: a tensor is then this process's own memory. A file that is
+overwritten later does not change the weights, and one that becomes shorter is an error, not a
+signal that ends the process. Knows nothing of families or of a tensor's purpose.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from textmill.engine.models.errors import ModelUnusable
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _READ_BYTES = 1 << 26
-# The number formats of https://github.com/huggingface/safetensors that PyTorch has.
+# The number formats of https://github.com/huggingface/safetensors that PyTorch supports.
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
@@ -34,11 +34,11 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """What a file's table of contents says of a tensor.
+    """A tensor in a file's table of contents.
 
     Attributes:
-        start: of its first byte in the file.
-        num_bytes: that it takes there; as many as its shape and dtype need.
+        start: the offset of its first byte in the file.
+        num_bytes: its size, which matches its shape and dtype.
     """
 
     file: Path
@@ -49,14 +49,15 @@ class TensorEntry:
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """Nothing is kept of a tensor that was read: who packs it away frees its memory.
+    """A lazy mapping from names to tensors. It keeps no reference to tensors that were read.
 
     Attributes:
-        entries: what the tables of contents say, by name.
+        entries: the tables of contents, by name.
 
     Raises:
         OSError: a file is missing or cannot be read.
-        ModelUnusable: a file is broken; at the reading too, where it was cut off meanwhile.
+        ModelUnusable: a file is broken. Reading a tensor raises it if the file was truncated
+            meanwhile.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -66,7 +67,7 @@ class Checkpoint(Mapping[str, Tensor]):
             self.entries |= _contents(path)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read a tensor into memory of its own."""
+        """Read a tensor into new memory."""
         entry = self.entries[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         if entry.num_bytes:
@@ -74,11 +75,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        """All names."""
+        """Iterate over the names."""
         return iter(self.entries)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of tensors."""
         return len(self.entries)
 
 
@@ -94,7 +95,7 @@ def _fill(memory: memoryview, entry: TensorEntry) -> None:
 
 
 def _contents(path: Path) -> dict[str, TensorEntry]:
-    """A file's table of contents, with every number checked against the file's size."""
+    """Read a file's table of contents, and check its numbers against the file's size."""
     with path.open("rb") as file:
         num_bytes = os.fstat(file.fileno()).st_size
         head = file.read(8)
@@ -105,33 +106,33 @@ def _contents(path: Path) -> dict[str, TensorEntry]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _broken(path, "its table of contents is no JSON") from error
+        raise _broken(path, "its table of contents is not JSON") from error
     if not isinstance(document, dict):
-        raise _broken(path, "its table of contents is no JSON object")
+        raise _broken(path, "its table of contents is not a JSON object")
     found = {}
-    for name, said in document.items():
+    for name, fields in document.items():
         if name != "__metadata__":
-            found[name] = _entry(path, name, said, 8 + length, num_bytes)
+            found[name] = _entry(path, name, fields, 8 + length, num_bytes)
     return found
 
 
-def _entry(path: Path, name: str, said: Any, data: int, num_bytes: int) -> TensorEntry:
-    """One line of the table; ``data`` is where the tensors begin."""
+def _entry(path: Path, name: str, fields: Any, data: int, num_bytes: int) -> TensorEntry:
+    """Parse an entry of the table; ``data`` is the offset of the tensors in the file."""
     try:
-        kind, shape, (start, end) = said["dtype"], said["shape"], said["data_offsets"]
+        kind, shape, (start, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise _broken(path, f"its table of contents is wrong at {name!r}") from error
     if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
         raise _broken(path, f"its table of contents is wrong at {name!r}")
     dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
     if dtype is None:
-        raise _broken(path, f"{name} has numbers of the kind {kind!r}, which is not known here")
+        raise _broken(path, f"{name} has numbers of the unknown type {kind!r}")
     if end < start or end - start != math.prod(shape) * dtype.itemsize:
-        raise _broken(path, f"{name} has {end - start} bytes, which do not fit its shape {shape}")
+        raise _broken(path, f"{name} has {end - start} bytes, which do not match its shape {shape}")
     if data + end > num_bytes:
         raise _broken(path, "it ends before its tensors do")
     return TensorEntry(path, dtype, tuple(shape), data + start, end - start)
 
 
 def _broken(path: Path, problem: str) -> ModelUnusable:
-    return ModelUnusable(f"The weights in {path} are not complete: {problem}; copy the file again.")
+    return ModelUnusable(f"The weights in {path} are incomplete: {problem}. Copy the file again.")

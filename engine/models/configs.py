@@ -1,7 +1,7 @@
-"""Reads the numbers of a ``config.json`` that a stranger may have written.
+"""Reads the numbers of a ``config.json`` from an untrusted source.
 
-A value that is missing is a ``KeyError``, since another reader may know its default; one that
-cannot be is ``ModelUnusable``, with its name. Knows nothing of families.
+A missing value is a ``KeyError``, because transformers may know a default; an invalid one is
+``ModelUnusable``, with its name. Knows nothing of families.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from typing import Any
 
 from textmill.engine.models.errors import ModelUnusable
 
-# Far beyond any model that fits a machine; what is larger is a mistake, and would ask for memory
-# and time before anybody notices.
+# Far beyond any model that fits a machine. A larger number is a mistake, which would otherwise show
+# only after much memory and time.
 MAX_SIZE = 1 << 24
 MAX_LAYERS = 1 << 12
 
 
 class ConfigReader:
-    """One config, or an object inside it."""
+    """A config, or an object inside it."""
 
     def __init__(self, document: Mapping[str, Any], where: str = "") -> None:
-        """``where`` goes before a field's name in messages."""
+        """Create a reader; messages put ``where`` before a field's name."""
         self._document = document
         self._where = where
 
     def size(self, name: str, *, default: int | None = None, maximum: int = MAX_SIZE) -> int:
-        """A count of something, at least 1.
+        """Read a count, at least 1.
 
         Args:
-            name: of the field.
-            default: for a field that is missing or null; ``None`` makes it a must.
-            maximum: the largest that can be.
+            name: the field.
+            default: for a field that is missing or null; ``None`` if the field is required.
+            maximum: the largest valid number.
 
         Raises:
-            KeyError: it is missing and has no default.
-            ModelUnusable: it is no such number.
+            KeyError: the field is missing and has no default.
+            ModelUnusable: the value is invalid.
         """
         value = self._value(name, default)
         if isinstance(value, float) and value.is_integer():
@@ -47,23 +47,25 @@ class ConfigReader:
     def number(
         self, name: str, *, minimum: float, maximum: float, default: float | None = None
     ) -> float:
-        """A finite number within bounds, both included.
+        """Read a finite number from ``minimum`` to ``maximum``, both included.
 
         Raises:
-            KeyError: it is missing and has no default.
-            ModelUnusable: it is no such number.
+            KeyError: the field is missing and has no default.
+            ModelUnusable: the value is invalid.
         """
         value = self._value(name, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not is_number or not minimum <= value <= maximum:  # NaN is not, either
+        if not is_number or not minimum <= value <= maximum:  # false for NaN
             raise self.wrong(name, f"a number from {minimum:g} to {maximum:g}")
         return float(value)
 
-    def wrong(self, name: str, wanted: str) -> ModelUnusable:
-        """The error that names a field, what it has and what it must be."""
+    def wrong(self, name: str, expected: str) -> ModelUnusable:
+        """Make an error with the field's name, its value and the expected value."""
         shown = repr(self._document.get(name))
         shown = shown if len(shown) <= 60 else f"{shown[:60]}…"
-        return ModelUnusable(f"config.json has {self._where}{name} = {shown}; it must be {wanted}.")
+        return ModelUnusable(
+            f"config.json has {self._where}{name} = {shown}; it must be {expected}."
+        )
 
     def _value(self, name: str, default: float | None) -> Any:
         value = self._document.get(name)

@@ -1,15 +1,16 @@
-"""The decoder's step on a GPU: static shapes, recorded once as CUDA graphs and replayed.
+"""The decoder's step on a GPU: steps of static shapes, recorded as CUDA graphs and replayed.
 
-Launching a small model's kernels one by one takes longer than they run; a recorded step is
-launched as one. A record is bound to addresses and shapes, so there is one for each bucket of live
-positions, made when it is first met, those of short texts before the worker is ready. On a device
-without graphs the same static step runs as it is, which is how it is tested.
+Launching a small model's kernels one by one takes longer than running them; a recorded step is
+launched as one. A graph is bound to addresses and shapes, so there is one for each bucket of
+positions. It is recorded when it is first needed; graphs for short sequences are recorded before
+the worker is ready. On a device without graphs the same static step runs directly, which is how it
+is tested.
 
-Row i of a step is slot i of the cache, and all slots compute in every step: libraries choose their
-kernels, and so the order of their sums, by the number of rows, and a text must be the same whatever
-is decoded beside it. A small model's step takes about as long for one row as for all of them, since
-the weights are read once either way. What a slot computes that takes no part goes to a position
-behind the context, which nobody reads.
+Row i of a step is slot i of the cache, and all slots are computed in every step. Libraries choose
+their kernels, and so the order of their sums, by the number of rows, and a sequence must be the
+same whatever is decoded beside it. A small model's step takes about as long for one row as for all
+of them, since the weights are read once either way. Slots without a sequence write to a position
+behind the context, which is never read.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from torch import Tensor
 
 from textmill.engine.models.attention import Step
 from textmill.engine.models.batch_entry import BatchEntry
-from textmill.engine.models.cache import LIVE_BLOCK_TOKENS
+from textmill.engine.models.cache import KV_BLOCK_TOKENS
 from textmill.engine.models.decoder import Decoder
 from textmill.engine.models.runner import TorchRunner
 
-NUM_WARM_CALLS = 2  # before a record, so that libraries have chosen their kernels
-READY_LIVE_TOKENS = 256  # records of so many positions are made before the worker is ready
+NUM_WARM_CALLS = 2  # before recording, so that libraries have chosen their kernels
+READY_KV_TOKENS = 256  # graphs of up to so many positions are recorded before the worker is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,9 @@ class StaticStep:
     """A step of one shape.
 
     Attributes:
-        places: (3, slots) int64 on the device: tokens, positions, and where keys are written.
+        places: (3, slots) int64 on the device: tokens, positions, and positions of new keys.
         logits: (slots, vocabulary) float32, written by ``play``.
-        play: computes.
+        play: computes the step.
     """
 
     places: Tensor
@@ -47,31 +48,31 @@ class StaticStep:
 
 
 class GraphRunner(TorchRunner):
-    """Runs our own decoder in recorded steps."""
+    """Runs the decoder in recorded steps."""
 
     def __init__(self, decoder: Decoder, num_slots: int, *, prefix_bytes: int) -> None:
-        """Keep the decoder; ``num_slots`` is what its cache was made for."""
+        """Create a runner; ``num_slots`` is the number of slots of the decoder's cache."""
         super().__init__(decoder, prefix_bytes=prefix_bytes)
         self._num_slots = num_slots
-        self._live_buckets = buckets(LIVE_BLOCK_TOKENS, decoder.spec.context_length)
+        self._kv_buckets = buckets(KV_BLOCK_TOKENS, decoder.spec.context_length)
         self._steps: dict[int, StaticStep] = {}
-        self._pool: Any = None  # memory that the records share
+        self._pool: Any = None  # memory that the graphs share
 
     @property
     def num_steps(self) -> int:
-        """Shapes that were met so far."""
+        """The number of shapes recorded so far."""
         return len(self._steps)
 
     def warm_up(self) -> None:
-        """Record the shapes that short texts need."""
-        for live in self._live_buckets:
-            if live <= READY_LIVE_TOKENS:
-                self._step(live)
+        """Record the shapes that short sequences need."""
+        for kv_len in self._kv_buckets:
+            if kv_len <= READY_KV_TOKENS:
+                self._step(kv_len)
 
     @torch.inference_mode()
     def _decode(self, rows: Sequence[BatchEntry]) -> Tensor:
         """Logits (rows, vocabulary) float32 on the host, after the last token of every row."""
-        step = self._step(bucket_of(self._live_buckets, max(len(row.ids) for row in rows)))
+        step = self._step(bucket_of(self._kv_buckets, max(len(row.ids) for row in rows)))
         places = torch.zeros(3, self._num_slots, dtype=torch.int64)
         places[2] = self._decoder.cache.capacity - 1
         for row in rows:
@@ -83,14 +84,14 @@ class GraphRunner(TorchRunner):
             row.num_cached = len(row.ids)
         return logits
 
-    def _step(self, live: int) -> StaticStep:
-        found = self._steps.get(live)
+    def _step(self, kv_len: int) -> StaticStep:
+        found = self._steps.get(kv_len)
         if found is None:
-            found = self._steps[live] = self._recorded(live)
+            found = self._steps[kv_len] = self._recorded(kv_len)
         return found
 
     @torch.inference_mode()
-    def _recorded(self, live: int) -> StaticStep:
+    def _recorded(self, kv_len: int) -> StaticStep:
         decoder = self._decoder
         device = decoder.device
         places = torch.zeros(3, self._num_slots, dtype=torch.int64, device=device)
@@ -98,7 +99,7 @@ class GraphRunner(TorchRunner):
         logits = torch.zeros(self._num_slots, decoder.spec.vocabulary_size, device=device)
 
         def compute() -> None:
-            logits.copy_(self._compute(places, live))
+            logits.copy_(self._compute(places, kv_len))
 
         if device.type != "cuda":
             return StaticStep(places, logits, compute)
@@ -114,8 +115,8 @@ class GraphRunner(TorchRunner):
         self._pool = graph.pool()
         return StaticStep(places, logits, graph.replay)
 
-    def _compute(self, places: Tensor, live: int) -> Tensor:
-        """One token for every slot; everything stays on the device."""
+    def _compute(self, places: Tensor, kv_len: int) -> Tensor:
+        """Compute one token for every slot; all data stays on the device."""
         decoder = self._decoder
         tokens, positions, writes = places
         num_rows = len(tokens)
@@ -123,25 +124,25 @@ class GraphRunner(TorchRunner):
         step = Step(
             num_rows,
             1,
-            live,
+            kv_len,
             decoder.write_places(writes[:, None], slots),
             slice(0, num_rows),
             None,
-            decoder.visible(positions[:, None], live),
-            *decoder.turns(positions),
+            decoder.visible(positions[:, None], kv_len),
+            *decoder.rotations(positions),
         )
         return decoder.logits(decoder.run(tokens, positions, step))[:num_rows]
 
 
 def buckets(first: int, last: int) -> tuple[int, ...]:
-    """Sizes to round up to: doubling from ``first``, until ``last`` fits."""
+    """Sizes to round up to: doubled from ``first`` until one is at least ``last``."""
     sizes = [first]
     while sizes[-1] < last:
         sizes.append(sizes[-1] * 2)
-    # The last doubling may ask for more than there is.
+    # The last doubling may exceed the largest size that exists.
     return (*sizes[:-1], last) if len(sizes) > 1 else (last,)
 
 
 def bucket_of(sizes: Sequence[int], size: int) -> int:
-    """The smallest that is large enough."""
+    """The smallest bucket that is large enough."""
     return next(bucket for bucket in sizes if bucket >= size)

@@ -1,15 +1,15 @@
 """One decoder for GPT-Neo, GPT-2 and Llama.
 
-A family is described by ``DecoderSpec``; the arithmetic here knows no family by name. Knows
-nothing of tokens' texts, strategies or jobs.
+``DecoderSpec`` describes a family; the code here knows no family by name. Knows nothing of text,
+strategies or jobs.
 
-A row's logits do not depend on its neighbours, to the last bit. Two arrangements see to that, both
-found by trying on MKL 2024.2 with AVX-512 and held by ``test_independence``:
+A row's logits do not depend on the other rows, to the last bit. Two measures ensure that. Both were
+found by experiments with MKL 2024.2 and AVX-512, and ``test_decoder.py`` tests them:
 
 - Matrix products get a multiple of ``ROW_BLOCK`` rows. With 1, 2, 3, 5, 6, 7, 9, 10 or 11 rows MKL
-  takes kernels that add in another order; with 4, 8 and from 12 on it does not.
-- Attention reads a multiple of ``LIVE_BLOCK_TOKENS`` positions and goes through ``matmul`` and
-  ``softmax``: what is masked adds exact zeros in the same order however many there are.
+  uses kernels that add in another order; with 4, 8 and from 12 on it does not.
+- Attention reads a multiple of ``KV_BLOCK_TOKENS`` positions and uses ``matmul`` and ``softmax``:
+  masked positions add exact zeros in the same order, however many there are.
   ``scaled_dot_product_attention`` does not have this property.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu
 
 from textmill.engine.models.attention import Attention, Shape, Step, attention_for
-from textmill.engine.models.cache import LIVE_BLOCK_TOKENS, SlotCache
+from textmill.engine.models.cache import KV_BLOCK_TOKENS, SlotCache
 
 ROW_BLOCK = 4
 Affine = tuple[Tensor, Tensor | None]  # weight (out, in) or (width,), and bias
@@ -42,14 +42,15 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """What a family's decoder is made of.
+    """The sizes and constants of a decoder.
 
     Attributes:
         norm: ``"layer"`` or ``"rms"``.
         feed_forward: ``"gelu"`` (in its tanh form) or ``"swiglu"``.
-        score_scale: what attention scores are multiplied by before the softmax.
-        windows: per layer, how many positions back a token sees, itself included; ``None`` for all.
-        rope: rotary positions; ``None`` where positions are learned vectors.
+        score_scale: the factor of attention scores before the softmax.
+        windows: by layer, the number of positions that a token attends to, including its own;
+            ``None`` for all.
+        rope: rotary positions; ``None`` if positions are learned vectors.
     """
 
     family: str
@@ -73,14 +74,14 @@ class LayerWeights:
     """The weights of one block."""
 
     norm1: Affine
-    qkv: Affine  # queries, keys and values, one above the other
+    qkv: Affine  # queries, keys and values, concatenated
     out: Affine
     norm2: Affine
-    up: Affine  # gate and up, one above the other, where gated
+    up: Affine  # with a gated feed-forward part, gate and up, concatenated
     down: Affine
 
     def num_parameters(self) -> int:
-        """Numbers that were trained."""
+        """The number of trained parameters."""
         parts = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)
         return sum(t.numel() for part in parts for t in part if t is not None)
 
@@ -96,14 +97,14 @@ class DecoderWeights:
     head: Affine  # (vocabulary, width)
 
     def num_outer_parameters(self) -> int:
-        """Numbers outside the layers; a head tied to the embedding counts once."""
+        """The number of parameters outside the layers; a tied head is counted once."""
         tensors = [self.embedding, self.position_embedding, *self.final_norm, *self.head]
         distinct = {t.data_ptr(): t.numel() for t in tensors if t is not None}
         return sum(distinct.values())
 
 
 def on_device(weights: DecoderWeights, device: torch.device) -> DecoderWeights:
-    """The same weights there; a head tied to the embedding stays tied."""
+    """Copy weights to a device; a head that is tied to the embedding stays tied."""
 
     def there(part: Affine) -> Affine:
         return part[0].to(device), None if part[1] is None else part[1].to(device)
@@ -125,7 +126,7 @@ def on_device(weights: DecoderWeights, device: torch.device) -> DecoderWeights:
 
 
 class Decoder:
-    """Computes logits for rows of tokens that stand in slots of the cache."""
+    """Computes logits for tokens of sequences that have slots in the cache."""
 
     def __init__(
         self,
@@ -134,15 +135,15 @@ class Decoder:
         num_slots: int,
         attention: Attention | None = None,
     ) -> None:
-        """Take the weights where they are, with room for so many texts beside them.
+        """Use weights on their device, with a cache for ``num_slots`` sequences.
 
-        ``attention`` is the one for their device and type unless another is given.
+        ``attention`` defaults to the implementation for their device and type.
         """
         self.spec = spec
         self.device, self.dtype = weights.embedding.device, weights.embedding.dtype
-        # Whether every sum is to be rounded as when transformers computes the text alone. PyTorch's
-        # bfloat16 products on a CPU add 1,536 numbers and more in another order for one row than
-        # for several, and its attention goes by the number of queries.
+        # Whether every sum must be rounded as when transformers computes the sequence alone.
+        # PyTorch's bfloat16 products on a CPU add 1,536 numbers and more in another order for one
+        # row than for several, and its attention depends on the number of queries.
         self.is_mirror = self.device.type == "cpu" and self.dtype == torch.bfloat16
         self._weights = weights
         self._layers = list(weights.layers)
@@ -166,7 +167,7 @@ class Decoder:
         self._tables = None
         if spec.rope is not None:
             cos, sin = rotary_tables(spec, spec.rope)
-            # transformers turns in the type of the weights, and so do we.
+            # transformers rotates in the type of the weights, so this does too.
             self._tables = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
 
     @torch.inference_mode()
@@ -174,9 +175,9 @@ class Decoder:
         """Logits after the last token of every row.
 
         Args:
-            tokens: (rows, length) int64; the tokens of a row are neighbours in its text.
+            tokens: (rows, length) int64; the tokens of a row are consecutive in its sequence.
             first_positions: (rows,) int64, the position of each row's first token.
-            slots: (rows,) int64, distinct; ascending is quickest.
+            slots: (rows,) int64, distinct; ascending order is fastest.
 
         Returns:
             (rows, vocabulary) float32.
@@ -189,14 +190,14 @@ class Decoder:
 
     @torch.inference_mode()
     def forward_everywhere(self, tokens: Tensor, first_positions: Tensor, slots: Tensor) -> Tensor:
-        """As ``forward``, after every token: (rows, length, vocabulary) float32."""
+        """Like ``forward``, but after every token: (rows, length, vocabulary) float32."""
         num_rows, length = tokens.shape
         logits = self.logits(self._advance(tokens, first_positions, slots))
         return logits[: num_rows * length].view(num_rows, length, -1)
 
     @torch.inference_mode()
     def fill(self, tokens: Tensor, first_positions: Tensor, slots: Tensor) -> None:
-        """As ``forward``, for the cache's sake alone."""
+        """Like ``forward``, but only fills the cache."""
         self._advance(tokens, first_positions, slots)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -214,8 +215,8 @@ class Decoder:
 
         Args:
             tokens: (rows * length,) int64 on the decoder's device.
-            positions: as the tokens.
-            step: where they stand and what they see.
+            positions: like tokens.
+            step: their places in the cache and their masks.
 
         Returns:
             (rows * length, padded to ROW_BLOCK; width).
@@ -231,9 +232,9 @@ class Decoder:
         return hidden
 
     def _plan(self, positions: Tensor, slots: Tensor) -> Step:
-        """Both on the host."""
+        """Plan a step from positions (rows, length) and slots (rows,), both on the host."""
         num_rows, length = positions.shape
-        live = live_tokens(int(positions.max()) + 1)
+        kv_len = padded_kv_len(int(positions.max()) + 1)
         low, high = int(slots.min()), int(slots.max()) + 1
         read: slice | Tensor = slice(low, high)
         places = None
@@ -241,8 +242,8 @@ class Decoder:
             read = slots
         elif not torch.equal(slots, torch.arange(low, high)):
             places = slots - low
-        visible = self.visible(positions, live)
-        if places is not None:  # a slot between that nobody asked for sees everything
+        visible = self.visible(positions, kv_len)
+        if places is not None:  # slots of no row, in between, are not masked
             visible = {
                 window: seen.new_ones(high - low, *seen.shape[1:]).index_copy_(0, places, seen)
                 for window, seen in visible.items()
@@ -250,12 +251,12 @@ class Decoder:
         return Step(
             num_rows,
             length,
-            live,
+            kv_len,
             self.write_places(positions, slots).to(self.device),
             read.to(self.device) if isinstance(read, Tensor) else read,
             None if places is None else places.to(self.device),
             {window: seen.to(self.device) for window, seen in visible.items()},
-            *self.turns(positions.flatten().to(self.device)),
+            *self.rotations(positions.flatten().to(self.device)),
             list(zip(slots.tolist(), positions[:, 0].tolist(), strict=True)),
         )
 
@@ -265,9 +266,9 @@ class Decoder:
         heads = slots[:, None] * self.spec.num_kv_heads + heads
         return (heads[:, None] * self.cache.capacity + positions[..., None]).flatten()
 
-    def visible(self, positions: Tensor, live: int) -> dict[int | None, Tensor]:
+    def visible(self, positions: Tensor, kv_len: int) -> dict[int | None, Tensor]:
         """``Step.visible`` for positions (rows, length)."""
-        keys = torch.arange(live, device=positions.device)
+        keys = torch.arange(kv_len, device=positions.device)
         found = {}
         for window in set(self.spec.windows):
             seen = keys <= positions[..., None]
@@ -276,7 +277,7 @@ class Decoder:
             found[window] = seen[:, None, None]
         return found
 
-    def turns(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def rotations(self, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """``Step.cos`` and ``Step.sin`` for positions (rows * length,)."""
         if self._tables is None:
             return None, None
@@ -285,7 +286,7 @@ class Decoder:
 
     def _norm(self, hidden: Tensor, weights: Affine) -> Tensor:
         shape = (self.spec.width,)
-        if self.spec.norm == "rms" and self.dtype != torch.float32:  # rounded as transformers does
+        if self.spec.norm == "rms" and self.dtype != torch.float32:  # rounded as in transformers
             wide = hidden.float()
             wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.spec.norm_eps)
             return weights[0] * wide.to(hidden.dtype)
@@ -294,25 +295,25 @@ class Decoder:
         return layer_norm(hidden, shape, weights[0], weights[1], self.spec.norm_eps)
 
     def _attend(self, index: int, layer: LayerWeights, hidden: Tensor, step: Step) -> Tensor:
-        """Write keys and values of the new tokens, and attend over all that are visible.
+        """Write keys and values of the new tokens, and attend to all visible positions.
 
         Args:
             index: of the layer.
             layer: its weights.
             hidden: (rows * length, padded; width), normed.
-            step: what the layers share.
+            step: the data that the layers share.
 
         Returns:
-            As ``hidden``.
+            like ``hidden``.
         """
         spec = self.spec
         qkv = linear(hidden, *layer.qkv).view(hidden.shape[0], -1, spec.head_dim)
         qkv = qkv[: step.num_rows * step.length]
-        num_turned = spec.num_heads + spec.num_kv_heads
-        turned, value = qkv[:, :num_turned], qkv[:, num_turned:]
+        num_rotated = spec.num_heads + spec.num_kv_heads
+        rotated, value = qkv[:, :num_rotated], qkv[:, num_rotated:]
         if step.cos is not None and step.sin is not None:
-            turned = _rotate(turned, step.cos, step.sin)
-        query, key = turned[:, : spec.num_heads], turned[:, spec.num_heads :]
+            rotated = _rotate(rotated, step.cos, step.sin)
+        query, key = rotated[:, : spec.num_heads], rotated[:, spec.num_heads :]
         keys, values = self.cache.keys[index], self.cache.values[index]
         keys.view(-1, spec.head_dim).index_copy_(0, step.write, key.reshape(-1, spec.head_dim))
         values.view(-1, spec.head_dim).index_copy_(0, step.write, value.reshape(-1, spec.head_dim))
@@ -332,7 +333,7 @@ class Decoder:
 
 
 def _padded(rows: Tensor) -> Tensor:
-    """Zero rows at the end, up to a multiple of ``ROW_BLOCK``."""
+    """Append rows of zeros, up to a multiple of ``ROW_BLOCK``."""
     missing = -rows.shape[0] % ROW_BLOCK
     return pad(rows, (0, 0, 0, missing)) if missing else rows
 
@@ -342,9 +343,9 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
 
 
-def live_tokens(end: int) -> int:
-    """The whole blocks of positions that hold the first ``end``."""
-    return -(-end // LIVE_BLOCK_TOKENS) * LIVE_BLOCK_TOKENS
+def padded_kv_len(end: int) -> int:
+    """``end``, rounded up to whole blocks of positions."""
+    return -(-end // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
 
 
 def rotary_tables(spec: DecoderSpec, rope: Rope) -> tuple[Tensor, Tensor]:
@@ -358,7 +359,7 @@ def rotary_tables(spec: DecoderSpec, rope: Rope) -> tuple[Tensor, Tensor]:
 
 
 def _scaled(frequencies: Tensor, rope: Rope) -> Tensor:
-    """Llama 3.1's scaling: long waves are stretched, short ones kept, those between blended."""
+    """Llama 3.1's scaling: long waves are stretched, short ones kept, others interpolated."""
     low, high = rope.low_freq_factor, rope.high_freq_factor
     turns = rope.original_context_length * frequencies / (2 * torch.pi)
     blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)

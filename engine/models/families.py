@@ -1,4 +1,4 @@
-"""How GPT-Neo, GPT-2 and Llama checkpoints become one ``Decoder``: names, shapes, constants."""
+"""Maps GPT-Neo, GPT-2 and Llama configs and checkpoints to one ``Decoder``."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ Checkpoint = Mapping[str, Tensor]
 
 
 def describe(config: Config) -> DecoderSpec | None:
-    """The decoder that a ``config.json`` asks for; ``None`` where ours cannot stand in.
+    """The decoder that a ``config.json`` describes; ``None`` if it needs the generic runtime.
 
     Raises:
-        ModelUnusable: a number in it cannot be.
+        ModelUnusable: a number in it is invalid.
     """
     describers = {"gpt_neo": _gpt_neo, "gpt2": _gpt2, "llama": _llama}
     kind = config.get("model_type")
     describer = describers.get(kind) if isinstance(kind, str) else None
-    if describer is None or _is_quantised(config):
+    if describer is None or _is_quantized(config):
         return None
     try:
         return describer(config)
-    except KeyError:  # transformers knows a default for what is left out
+    except KeyError:  # transformers knows the default of a missing field
         return None
 
 
-def _is_quantised(config: Config) -> bool:
-    """Whether the tensors are not plain numbers; what was read from GGUF says so and is none."""
-    said = config.get("quantization_config")
-    return bool(said) and not (isinstance(said, dict) and said.get("quant_method") == "gguf")
+def _is_quantized(config: Config) -> bool:
+    """Whether the tensors are quantized; those of a config that was read from GGUF are not."""
+    found = config.get("quantization_config")
+    return bool(found) and not (isinstance(found, dict) and found.get("quant_method") == "gguf")
 
 
 def _has_only(config: Config, usual: Mapping[str, Any]) -> bool:
-    """Whether the settings that we do not implement have their usual values."""
+    """Whether settings that are not implemented have their usual values."""
     return all(config.get(name, value) == value for name, value in usual.items())
 
 
@@ -69,7 +69,7 @@ def _gpt_neo(config: Config) -> DecoderSpec | None:
 
 
 def _kinds(config: Config, num_layers: int) -> list[str]:
-    """GPT-Neo's attention, a layer at a time, in either spelling."""
+    """The kind of attention of each GPT-Neo layer, from either spelling in the config."""
     kinds = config.get("attention_layers")
     if not kinds:
         kinds = []
@@ -136,7 +136,7 @@ def _llama(config: Config) -> DecoderSpec | None:
     else:
         head_dim = numbers.size("head_dim")
     if head_dim % 2:
-        raise numbers.wrong("head_dim", f"an even number for rotary positions, and is {head_dim}")
+        raise numbers.wrong("head_dim", f"an even number for rotary positions, but is {head_dim}")
     return DecoderSpec(
         family="llama",
         num_layers=num_layers,
@@ -167,15 +167,15 @@ def _eps(numbers: ConfigReader, name: str, default: float) -> float:
 
 def _rope(config: Config) -> Rope | None:
     """The rotary positions; ``None`` for scalings other than Llama 3's."""
-    given = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if not isinstance(given, dict):
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if not isinstance(scaling, dict):
         name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
         raise ConfigReader(config).wrong(name, "an object")
-    inside = ConfigReader(given, "rope parameter ")
-    outer = inside if given.get("rope_theta") else ConfigReader(config)
+    inside = ConfigReader(scaling, "rope parameter ")
+    outer = inside if scaling.get("rope_theta") else ConfigReader(config)
     theta = outer.number("rope_theta", minimum=1.0, maximum=1e12, default=10_000.0)
-    kind = given.get("rope_type", given.get("type", "default"))
-    if given.get("partial_rotary_factor", 1.0) != 1.0 or kind not in ("default", "llama3"):
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0 or kind not in ("default", "llama3"):
         return None
     if kind == "default":
         return Rope(theta)
@@ -193,7 +193,7 @@ def _rope(config: Config) -> Rope | None:
 
 
 class _Names:
-    """A checkpoint's tensors by their names without prefix, in the type that is computed with."""
+    """A checkpoint's tensors by their names without prefix, converted to a number type."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         self._checkpoint = checkpoint
@@ -210,13 +210,13 @@ class _Names:
         bias = f"{name}.bias"
         return self.tensor(f"{name}.weight"), self.tensor(bias) if bias in self else None
 
-    def turned(self, name: str) -> Affine:
-        """GPT-2's Conv1D keeps its weight as (in, out)."""
+    def transposed(self, name: str) -> Affine:
+        """A linear layer of GPT-2, whose Conv1D stores its weight as (in, out)."""
         weight, bias = self.affine(name)
         return weight.T.contiguous(), bias
 
     def stacked(self, *names: str) -> Affine:
-        """Several products of the same input as one."""
+        """Several linear layers of the same input, concatenated to one."""
         weights, biases = zip(*(self.affine(name) for name in names), strict=True)
         present = [bias for bias in biases if bias is not None]
         return torch.cat(weights), torch.cat(present) if present else None
@@ -227,18 +227,18 @@ def bare_name(name: str) -> str:
     return name.removeprefix("transformer.").removeprefix("model.")
 
 
-def take_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
-    """Name, turn round and merge a checkpoint's tensors as ``Decoder`` wants them.
+def load_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
+    """Name, transpose and concatenate a checkpoint's tensors for ``Decoder``.
 
-    The layers are an iterator, to be gone through once: who packs them need not hold them all.
+    The layers are an iterator, so that a runtime that packs them need not hold all of them.
 
     Raises:
         KeyError: the checkpoint lacks a tensor.
     """
     names = _Names(checkpoint, dtype)
-    takers: dict[str, Callable[[_Names, int], LayerWeights]]
-    takers = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
-    layers = (takers[spec.family](names, index) for index in range(spec.num_layers))
+    loaders: dict[str, Callable[[_Names, int], LayerWeights]]
+    loaders = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
+    layers = (loaders[spec.family](names, index) for index in range(spec.num_layers))
     if spec.family == "llama":
         embedding, final = names.tensor("embed_tokens.weight"), names.affine("norm")
         position_embedding = None
@@ -265,11 +265,11 @@ def _gpt2_layer(names: _Names, index: int) -> LayerWeights:
     at = f"h.{index}"
     return LayerWeights(
         norm1=names.affine(f"{at}.ln_1"),
-        qkv=names.turned(f"{at}.attn.c_attn"),
-        out=names.turned(f"{at}.attn.c_proj"),
+        qkv=names.transposed(f"{at}.attn.c_attn"),
+        out=names.transposed(f"{at}.attn.c_proj"),
         norm2=names.affine(f"{at}.ln_2"),
-        up=names.turned(f"{at}.mlp.c_fc"),
-        down=names.turned(f"{at}.mlp.c_proj"),
+        up=names.transposed(f"{at}.mlp.c_fc"),
+        down=names.transposed(f"{at}.mlp.c_proj"),
     )
 
 

@@ -1,6 +1,6 @@
 """The tokenizer of a .gguf file, from its metadata: vocabulary, merges or scores, and flags.
 
-Two kinds are read, which are those of the causal models that we load: byte-level BPE ("gpt2") and
+Two kinds are supported, those of the causal models that can be loaded: byte-level BPE ("gpt2") and
 SentencePiece with byte fallback ("llama"). Knows nothing of the weights.
 """
 
@@ -32,7 +32,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class GgufTokenizer:
-    """A tokenizer with what transformers keeps beside it."""
+    """A tokenizer, with the data that transformers stores in addition."""
 
     tokenizer: Tokenizer
     roles: dict[str, str]
@@ -50,10 +50,10 @@ class _Vocabulary:
         return self.keys.get(f"tokenizer.ggml.{name}", default)
 
     def role(self, name: str) -> str | None:
-        """The token that begins a text, or ends it, and so on."""
+        """The token of a role, such as the one that begins a text."""
         place = self.key(_ROLES[name])
-        is_there = isinstance(place, int) and 0 <= place < len(self.tokens)
-        return self.tokens[place] if is_there else None
+        exists = isinstance(place, int) and 0 <= place < len(self.tokens)
+        return self.tokens[place] if exists else None
 
     def ids(self) -> dict[str, int]:
         return {token: place for place, token in enumerate(self.tokens)}
@@ -64,10 +64,10 @@ def read_gguf_tokenizer(path: Path, report: Report) -> GgufTokenizer:
 
     Args:
         path: the file.
-        report: gets a sentence where the file leaves out what matters.
+        report: is called with a sentence if important metadata is missing.
 
     Raises:
-        ModelUnusable: of a kind that we do not know; the message names it.
+        ModelUnusable: the kind is not supported; the message names it.
     """
     found = _vocabulary(path)
     kind = found.key("model")
@@ -77,9 +77,9 @@ def read_gguf_tokenizer(path: Path, report: Report) -> GgufTokenizer:
         tokenizer, adds_bos = _sentencepiece(found), True
     else:
         raise ModelUnusable(
-            f"{path.name} has a tokenizer of the kind {kind!r} (tokenizer.ggml.model), and gpt2 and"
-            " llama are the kinds that can be read from .gguf; serve the model from a folder with"
-            " a tokenizer.json."
+            f"{path.name} has a tokenizer of the kind {kind!r} (tokenizer.ggml.model); the"
+            " supported kinds are gpt2 and llama. Serve the model from a folder with a"
+            " tokenizer.json."
         )
     _add_special_tokens(tokenizer, found)
     _add_ends(tokenizer, found, adds_bos)
@@ -96,18 +96,18 @@ def _vocabulary(path: Path) -> _Vocabulary:
     tokens = keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise ModelUnusable(
-            f"{path.name} holds no vocabulary (tokenizer.ggml.tokens); convert the model again."
+            f"{path.name} has no vocabulary (tokenizer.ggml.tokens). Convert the model again."
         )
-    # A vocabulary has a place for every id; those without a text must not fall together.
+    # A vocabulary has an entry for every id; empty entries must remain distinct.
     tokens = [token or f"[EMPTY_{place}]" for place, token in enumerate(tokens)]
     if len(set(tokens)) < len(tokens):
         raise ModelUnusable(
-            f"{path.name} has the same token twice in its vocabulary; convert the model again."
+            f"{path.name} has the same token twice in its vocabulary. Convert the model again."
         )
     types = keys.get("tokenizer.ggml.token_type") or [_NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise ModelUnusable(
-            f"{path.name} has {len(tokens)} tokens and {len(types)} types of tokens; convert the"
+            f"{path.name} has {len(tokens)} tokens and {len(types)} types of tokens. Convert the"
             " model again."
         )
     return _Vocabulary(path, keys, tokens, types)
@@ -118,9 +118,9 @@ def _byte_level(found: _Vocabulary, report: Report) -> tuple[Tokenizer, bool]:
     merges = found.key("merges")
     if not isinstance(merges, list):
         raise ModelUnusable(
-            f"{found.path.name} holds no merges (tokenizer.ggml.merges); convert the model again."
+            f"{found.path.name} has no merges (tokenizer.ggml.merges). Convert the model again."
         )
-    # Split at the first space after the first character, as a token may begin with one.
+    # Split at the first space after the first character, because a token may begin with a space.
     pairs = [(pair[: (at := pair.index(" ", 1))], pair[at + 1 :]) for pair in merges]
     tokenizer = Tokenizer(BPE(found.ids(), pairs, ignore_merges=cuts.ignores_merges))
     normalizer = cuts.normalizer()
@@ -135,15 +135,15 @@ def _pre_tokenization(found: _Vocabulary, report: Report) -> PreTokenization:
     name = found.key("pre")
     if not name:
         report(
-            f"{found.path.name} does not name its pre-tokenizer (tokenizer.ggml.pre), so texts may"
-            " be cut otherwise than in training; convert the model with a newer llama.cpp."
+            f"{found.path.name} does not name its pre-tokenizer (tokenizer.ggml.pre), so text may"
+            " be split differently than in training; convert the model with a newer llama.cpp."
         )
         return DEFAULT
     cuts = PRE_TOKENIZATIONS.get(name)
     if cuts is None:
         raise ModelUnusable(
-            f"{found.path.name} cuts its texts by the pre-tokenizer {name!r} (tokenizer.ggml.pre),"
-            " which is not known here; serve the model from a folder with a tokenizer.json."
+            f"{found.path.name} needs the unsupported pre-tokenizer {name!r} (tokenizer.ggml.pre)."
+            " Serve the model from a folder with a tokenizer.json."
         )
     return cuts
 
@@ -152,8 +152,8 @@ def _sentencepiece(found: _Vocabulary) -> Tokenizer:
     scores = found.key("scores")
     if not isinstance(scores, list) or len(scores) != len(found.tokens):
         raise ModelUnusable(
-            f"{found.path.name} holds no score for each token (tokenizer.ggml.scores); convert the"
-            " model again."
+            f"{found.path.name} does not have a score for each token (tokenizer.ggml.scores)."
+            " Convert the model again."
         )
     unknown = found.role("unk_token") or next(
         (t for t, kind in zip(found.tokens, found.types, strict=True) if kind == _UNKNOWN), None
@@ -173,9 +173,9 @@ def _sentencepiece(found: _Vocabulary) -> Tokenizer:
 
 
 def _merges(found: _Vocabulary, scores: list[float]) -> Iterator[tuple[str, str]]:
-    """Every way to make a token of two others, the best token first.
+    """All pairs of tokens whose concatenation is a token, in descending order of its score.
 
-    SentencePiece joins the pair whose result has the highest score.
+    SentencePiece merges the pair whose result has the highest score.
     """
     kinds = zip(found.tokens, found.types, strict=True)
     ids = {t: n for n, (t, kind) in enumerate(kinds) if kind in {_NORMAL, _USER_DEFINED}}
@@ -189,7 +189,7 @@ def _merges(found: _Vocabulary, scores: list[float]) -> Iterator[tuple[str, str]
 
 
 def _add_special_tokens(tokenizer: Tokenizer, found: _Vocabulary) -> None:
-    """Tokens that a text is searched for before it is cut; those of control are no text."""
+    """Add the tokens that are matched before pre-tokenization; control tokens are special."""
     for token, kind in zip(found.tokens, found.types, strict=True):
         if kind in {_UNKNOWN, _CONTROL, _USER_DEFINED}:
             is_special = kind != _USER_DEFINED
@@ -201,7 +201,7 @@ def _add_special_tokens(tokenizer: Tokenizer, found: _Vocabulary) -> None:
 
 
 def _add_ends(tokenizer: Tokenizer, found: _Vocabulary, adds_bos: bool) -> None:
-    """Set the tokens around a text that the file asks for."""
+    """Add the tokens around a text that the file specifies."""
     first = found.role("bos_token") if found.key("add_bos_token", adds_bos) else None
     last = found.role("eos_token") if found.key("add_eos_token", False) else None
     ends = [token for token in (first, last) if token is not None]

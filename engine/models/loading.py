@@ -1,9 +1,10 @@
-"""From a line of the models file to something that computes logits."""
+"""Loads an entry of the models file: its files, its runtime and its tokenizer."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import torch
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.models.checkpoint import Checkpoint
 from textmill.engine.models.cuda_graphs import GraphRunner
-from textmill.engine.models.decoder import Decoder, DecoderSpec, on_device
+from textmill.engine.models.decoder import Decoder, DecoderSpec, DecoderWeights, on_device
 from textmill.engine.models.errors import ModelUnusable, in_one_line
-from textmill.engine.models.families import describe, take_weights
+from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.placement import Placement, place
 from textmill.engine.models.provenance import NO_PROVENANCE, Provenance, read_provenance
@@ -24,24 +25,24 @@ from textmill.engine.models.shapes import check_tensors
 from textmill.engine.models.sources import prepare, state_of, weight_files
 from textmill.engine.models.tokenizer import TextTokenizer
 
-FAST_SLOTS = 64  # the kernels gain throughput up to here, and each text keeps a reader's pace
-PLAIN_SLOTS = 16  # more rows gain little in PyTorch on a few cores and make each text slower
-PREFIX_BYTES = 64 << 20  # some 2,800 tokens of SmolLM2 in int8
-MAX_BEAMS = 8  # a beam search takes so many slots at once, whatever the number of texts
+FAST_SLOTS = 64  # the kernels gain throughput up to here, and each sequence is as fast as a reader
+PLAIN_SLOTS = 16  # in PyTorch on a few cores, more sequences gain little and slow each other down
+PREFIX_BYTES = 64 << 20  # about 2,800 tokens of SmolLM2 in int8
+MAX_BEAMS = 8  # a beam search may need so many slots, whatever the configured number
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What is known of a loaded model.
+    """The facts about a loaded model.
 
     Attributes:
         family: ``gpt_neo``, ``gpt2``, ``llama``, or ``generic:`` and transformers' model type.
-        path: ``native`` or ``generic``.
-        dtype: what the weights are held and multiplied in.
+        path: the runtime, ``native`` or ``generic``.
+        dtype: the type in which the weights are stored and multiplied.
         revision: changes with weights, config or tokenizer.
-        eos_token_ids: tokens that end a text.
-        tokenizer_json: the whole tokenizer, so that the web side counts alike.
+        eos_token_ids: tokens that end a completion.
+        tokenizer_json: the whole tokenizer, with which the web process counts the same tokens.
     """
 
     family: str
@@ -57,7 +58,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model in memory, with the tokenizer that goes with it."""
+    """A model in memory, with its tokenizer."""
 
     name: str
     runner: ModelRunner
@@ -67,7 +68,7 @@ class LoadedModel:
 
 
 def default_num_slots(kernel_dir: Path | None) -> int:
-    """Texts that this device decodes at once when the settings do not say."""
+    """The default number of sequences that this device decodes at once."""
     placement = place("auto", kernel_dir, lambda _: None)
     is_fast = placement.library is not None or placement.device != "cpu"
     return FAST_SLOTS if is_fast else PLAIN_SLOTS
@@ -83,19 +84,19 @@ def load(
     kernel_dir: Path | None = None,
     prefix_bytes: int = PREFIX_BYTES,
 ) -> LoadedModel:
-    """Prepare a model's files if need be, and load it.
+    """Load a model; its files are converted first if necessary.
 
     Args:
-        spec: a line of the models file.
-        cache_dir: where converted models are kept.
+        spec: an entry of the models file.
+        cache_dir: the folder of converted models.
         dtype: ``float32``, ``bfloat16``, ``int8``, or ``auto``, see ``place``.
-        num_slots: texts that must fit at once.
-        report: gets a sentence about what takes long, or is not as it was asked for.
-        kernel_dir: where compiled kernels are kept; ``None`` for PyTorch alone.
-        prefix_bytes: how much may be kept of prompts' beginnings.
+        num_slots: the number of sequences that are decoded at once.
+        report: is called with a sentence before long work, and about differences from the request.
+        kernel_dir: the folder of compiled kernels; ``None`` for PyTorch alone.
+        prefix_bytes: the size of the prefix cache.
 
     Raises:
-        ModelLoadError: one sentence on what is wrong and what to do.
+        ModelLoadError: the message says what is wrong and how to solve it.
     """
     before = state_of(Path(spec.source))
     prepared = prepare(spec.source, spec.adapter, cache_dir, report)
@@ -109,36 +110,38 @@ def load(
         report(f"{spec.name}: {sentence}")
 
     if decoder_spec is None:
-        made = _generic(config, folder, dtype, slots, say)
+        loaded = _generic(config, folder, dtype, slots, say)
     else:
         placement = place(dtype, kernel_dir, say)
-        made = _native(decoder_spec, config, folder, placement, slots, prefix_bytes)
-    _check_tokens(tokenizer, made.facts["vocabulary_size"], folder)
+        loaded = _native(decoder_spec, config, folder, placement, slots, prefix_bytes)
+    _check_tokens(tokenizer, loaded.facts["vocabulary_size"], folder)
     if folder == Path(spec.source) and state_of(folder) != before:
-        raise ModelUnusable(f"The files in {folder} changed while they were read; this passes.")
+        raise ModelUnusable(
+            f"The files in {folder} changed while they were read. Load the model again."
+        )
     info = ModelInfo(
-        **made.facts,
+        **loaded.facts,
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
         tokenizer_json=tokenizer.json,
     )
-    # With an adapter, what the source says of itself is of another model.
+    # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]
-    return LoadedModel(spec.name, made.runner, tokenizer, info, read_provenance(folders, say))
+    return LoadedModel(spec.name, loaded.runner, tokenizer, info, read_provenance(folders, say))
 
 
 @dataclass(frozen=True, slots=True)
-class _Made:
+class _Runtime:
     runner: ModelRunner
     facts: dict[str, Any]
 
 
-def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: Report) -> _Made:
+def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: Report) -> _Runtime:
     from textmill.engine.models.torch_runtime import GenericRunner  # noqa: PLC0415 - transformers, seconds
 
-    say("no runtime of ours for this family; transformers' is used, slowly")
+    say("this family has no native runtime; transformers is used, which is slower")
     if dtype == "int8":
-        say("int8 is for families of our own; float32 is used")
+        say("int8 is for natively supported families; float32 is used")
     chosen = torch.bfloat16 if dtype == "bfloat16" else torch.float32
     runner = GenericRunner(folder, chosen, slots)
     facts = {
@@ -149,7 +152,7 @@ def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: 
         "vocabulary_size": runner.vocabulary_size,
         "num_parameters": runner.num_parameters,
     }
-    return _Made(runner, facts)
+    return _Runtime(runner, facts)
 
 
 def _native(
@@ -159,61 +162,74 @@ def _native(
     placement: Placement,
     slots: int,
     prefix_bytes: int,
-) -> _Made:
-    runner: ModelRunner
-    decoder: Decoder | NativeDecoder
-    try:
+) -> _Runtime:
+    with _loading_errors(folder, slots):
         checkpoint = Checkpoint(weight_files(folder))
         check_tensors(spec, config, checkpoint.entries)
-        weights = take_weights(spec, checkpoint, placement.torch_dtype)
-        if placement.device != "cpu":
-            device = torch.device(placement.device)
-            decoder = Decoder(spec, on_device(weights, device), slots)
-            runner = GraphRunner(decoder, slots, prefix_bytes=prefix_bytes)
-            runner.warm_up()
-        elif placement.library is None:
-            decoder = Decoder(spec, weights, slots)
-            runner = TorchRunner(decoder, prefix_bytes=prefix_bytes)
-        else:
-            decoder = NativeDecoder(
-                spec,
-                weights,
-                slots,
-                library=placement.library,
-                is_int8=placement.dtype == "int8",
-                num_threads=torch.get_num_threads(),
-            )
-            runner = KernelRunner(decoder, prefix_bytes=prefix_bytes)
-    except torch.OutOfMemoryError as error:
-        raise ModelUnusable(
-            f"The GPU has no room for the model and the key-value cache of {slots} texts;"
-            " lower TEXTMILL_SLOTS."
-        ) from error
-    except OSError as error:
-        raise ModelUnusable(
-            f"The weights in {folder} are not complete ({in_one_line(error)});"
-            " copy the folder again."
-        ) from error
-    except (MemoryError, RuntimeError) as error:  # PyTorch's allocator raises RuntimeError
-        raise ModelUnusable(
-            f"The model in {folder} cannot be held for {slots} texts ({in_one_line(error)});"
-            " free some memory, or lower TEXTMILL_SLOTS."
-        ) from error
+        weights = load_weights(spec, checkpoint, placement.torch_dtype)
+        runner, num_parameters = _native_runner(spec, weights, placement, slots, prefix_bytes)
     facts = {
         "family": spec.family,
         "path": "native",
         "dtype": placement.dtype,
         "context_length": spec.context_length,
         "vocabulary_size": spec.vocabulary_size,
-        "num_parameters": decoder.num_parameters,
+        "num_parameters": num_parameters,
     }
-    return _Made(runner, facts)
+    return _Runtime(runner, facts)
+
+
+def _native_runner(
+    spec: DecoderSpec,
+    weights: DecoderWeights,
+    placement: Placement,
+    slots: int,
+    prefix_bytes: int,
+) -> tuple[ModelRunner, int]:
+    """The runner for a placement, and the number of the model's parameters."""
+    if placement.library is not None:
+        native = NativeDecoder(
+            spec,
+            weights,
+            slots,
+            library=placement.library,
+            is_int8=placement.dtype == "int8",
+            num_threads=torch.get_num_threads(),
+        )
+        return KernelRunner(native, prefix_bytes=prefix_bytes), native.num_parameters
+    if placement.device == "cpu":
+        decoder = Decoder(spec, weights, slots)
+        return TorchRunner(decoder, prefix_bytes=prefix_bytes), decoder.num_parameters
+    decoder = Decoder(spec, on_device(weights, torch.device(placement.device)), slots)
+    runner = GraphRunner(decoder, slots, prefix_bytes=prefix_bytes)
+    runner.warm_up()
+    return runner, decoder.num_parameters
+
+
+@contextmanager
+def _loading_errors(folder: Path, slots: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelUnusable(
+            f"The GPU has too little memory for the model and the key-value cache of {slots}"
+            " sequences. Lower TEXTMILL_SLOTS."
+        ) from error
+    except OSError as error:
+        raise ModelUnusable(
+            f"The weights in {folder} are incomplete ({in_one_line(error)}). Copy the folder again."
+        ) from error
+    except (MemoryError, RuntimeError) as error:  # PyTorch's allocator raises RuntimeError
+        raise ModelUnusable(
+            f"The model in {folder} cannot be loaded for {slots} sequences ({in_one_line(error)})."
+            " Free some memory, or lower TEXTMILL_SLOTS."
+        ) from error
 
 
 def _tokenizer(folder: Path) -> TextTokenizer:
     try:
         return TextTokenizer(folder / "tokenizer.json")
-    except Exception as error:  # whatever the file holds in place of a tokenizer's parts
+    except Exception as error:  # the library raises errors of many types
         raise ModelUnusable(
             f"{folder / 'tokenizer.json'} cannot be read: {in_one_line(error)}"
         ) from error
@@ -225,7 +241,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelUnusable(f"{path} cannot be read as JSON: {in_one_line(error)}") from error
     if not isinstance(document, dict):
-        raise ModelUnusable(f"{path} holds no JSON object; copy the folder again.")
+        raise ModelUnusable(f"{path} is not a JSON object. Copy the folder again.")
     return document
 
 
@@ -240,12 +256,12 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
 
 
 def _check_tokens(tokenizer: TextTokenizer, vocabulary_size: int, folder: Path) -> None:
-    """See that every token of the tokenizer has a row in the embedding."""
+    """Check that the embedding has every token of the tokenizer."""
     largest = tokenizer.largest_id
     if largest >= vocabulary_size:
         raise ModelUnusable(
             f"The tokenizer in {folder} has the token id {largest}"
             f" ({tokenizer.text_of(largest)!r}), but the model has {vocabulary_size} tokens, ids 0"
-            f" to {vocabulary_size - 1}; take the tokenizer that belongs to the weights, or call"
+            f" to {vocabulary_size - 1}. Use the tokenizer that belongs to the weights, or call"
             " resize_token_embeddings on the model."
         )

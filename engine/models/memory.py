@@ -1,21 +1,21 @@
-"""How much memory a worker may give to keys and values. Needs no torch."""
+"""The memory that a worker may use for keys and values. Needs no torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-SHARE_OF_FREE = 0.5  # the rest is for the web side, the database and what else runs here
+SHARE_OF_FREE = 0.5  # the rest is for the web process, the database and other programs
 MIN_CACHE_BYTES = 64 << 20
 
 
 def cache_bytes(asked: int) -> int:
-    """The bound that was asked for; 0 asks for half of what is free now."""
+    """The requested limit; 0 means half of the memory that is free now."""
     return asked or max(MIN_CACHE_BYTES, int(available_bytes() * SHARE_OF_FREE))
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can still be had: what the system has, or less where a container is bounded."""
+    """Available memory in bytes: the system's, or less if a container's limit is lower."""
     bounds = [_system(proc)]
     limit, used = _number(cgroup / "memory.max"), _number(cgroup / "memory.current")
     if limit is not None and used is not None:

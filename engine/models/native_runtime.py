@@ -1,9 +1,9 @@
-"""The decoder's step on a CPU, by our own compiled kernels: exact sums, no neighbour's influence.
+"""The decoder's step on a CPU, by the compiled kernels.
 
-Computes what ``engine.models.decoder`` does, in float32 or in int8 (Dettmers et al., "LLM.int8()",
-2022, without its outlier path): a weight has one scale an output, an activation one a row, sums are
-exact integers. Every row's arithmetic is its own, whatever else is in the step, so chunks of
-prompts may be cut anywhere and rows of any texts may share a step.
+Computes the same as ``engine.models.decoder``, in float32 or in int8 (Dettmers et al.,
+"LLM.int8()", 2022, without its outlier path): each output of a weight has one scale, each token's
+activations have one, and sums are exact integers. The arithmetic of one token does not depend on
+the rest of the step, so prompts may be cut anywhere and tokens of any sequences may share a step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor
 
+from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE, Spec
 from textmill.engine.kernels.status import Status, check_load, check_step
 from textmill.engine.models.cache import SlotCache
 from textmill.engine.models.decoder import (
@@ -28,29 +29,16 @@ from textmill.engine.models.decoder import (
 )
 from textmill.engine.models.errors import KernelRefusal
 
-# Rows that the kernels' buffers hold: more are taken in several steps, whose time goes by rows
-# anyway, and a row of SmolLM2 takes 25 KB.
-MAX_STEP_ROWS = 512
-DRAW_BYTES, TRACE_BYTES = 56, 256  # of Draw and Trace in kernels/sampler.h
+# The capacity of the kernels' buffers. More tokens are computed in several steps, which takes no
+# longer, since time is proportional to tokens. A token of SmolLM2 takes 25 KB.
+MAX_STEP_TOKENS = 512
 _LANES = 16
 _HEAD = -1
-_ACTS = {"gelu": 1, "swiglu": 2}
-
-
-class _Spec(ctypes.Structure):  # mirrors Spec in kernels/decoder.h
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in (
-            "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "inner", "vocabulary",
-            "context", "num_slots", "capacity", "is_rms", "act", "is_int8", "is_cache_bfloat16",
-            "num_threads", "max_rows",
-        )),
-        ("norm_eps", ctypes.c_float),
-        ("score_scale", ctypes.c_float),
-    ]  # fmt: skip
+_ACTIVATIONS = {"gelu": 1, "swiglu": 2}
 
 
 class NativeDecoder:
-    """Computes logits for rows of tokens that stand in slots of the cache."""
+    """Computes logits for tokens of sequences that have slots in the cache."""
 
     def __init__(
         self,
@@ -63,19 +51,19 @@ class NativeDecoder:
         num_threads: int,
         cache_dtype: torch.dtype | None = None,
     ) -> None:
-        """Pack the weights; of the embedding alone a copy is kept as it is given.
+        """Pack the weights. Of the embedding a copy is kept as it is.
 
         Args:
-            spec: what the decoder is made of.
-            weights: gone through once.
-            num_slots: texts that the cache holds.
+            spec: the decoder's sizes and constants.
+            weights: their layers are iterated once.
+            num_slots: sequences that the cache holds.
             library: the compiled kernels.
-            is_int8: whether weights are rounded, and activations before products.
-            num_threads: threads of a step.
+            is_int8: whether weights, and activations before products, are rounded to int8.
+            num_threads: threads that compute a step.
             cache_dtype: of keys and values; float32, or bfloat16 (the default with int8).
 
         Raises:
-            ModelUnusable: memory is short, or the weights do not have the spec's shapes.
+            ModelUnusable: out of memory, or the weights do not have the spec's shapes.
         """
         if cache_dtype is None:
             cache_dtype = torch.bfloat16 if is_int8 else torch.float32
@@ -92,75 +80,77 @@ class NativeDecoder:
             dtype=cache_dtype,
             key_block=_LANES,
         )
-        with _short_memory_told():
-            self._take(weights, is_int8, num_threads)
+        with _memory_errors():
+            self._load(weights, is_int8, num_threads)
 
-    def _take(self, weights: DecoderWeights, is_int8: bool, num_threads: int) -> None:
+    def _load(self, weights: DecoderWeights, is_int8: bool, num_threads: int) -> None:
         spec, library = self.spec, self._library
-        # Copies: one view into the file's mapping would keep all that was read of it in memory.
+        # Copies: a view into the file's mapping would keep everything that was read in memory.
         self._embedding = weights.embedding.clone()
         table = weights.position_embedding
         self._position_embedding = None if table is None else table.clone()
         layers = iter(weights.layers)
         first = next(layers)
-        inner = first.down[0].shape[1]
-        given = _Spec(
-            spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_dim, inner,
-            spec.vocabulary_size, spec.context_length, self._num_slots, self.cache.capacity,
-            spec.norm == "rms", _ACTS[spec.feed_forward], is_int8,
-            self.cache.keys.dtype == torch.bfloat16, num_threads, MAX_STEP_ROWS, spec.norm_eps,
-            spec.score_scale,
-        )  # fmt: skip
+        sizes = self._sizes(first.down[0].shape[1], is_int8, num_threads)
         self._handle = ctypes.c_void_p()
-        check_load(library.textmill_new(ctypes.byref(given), ctypes.byref(self._handle)))
+        check_load(library.textmill_new(ctypes.byref(sizes), ctypes.byref(self._handle)))
         weakref.finalize(self, library.textmill_free, self._handle)
         self._tables = rotary_tables(spec, spec.rope) if spec.rope is not None else None
         self.num_parameters = weights.num_outer_parameters()
-        self._take_layers(chain([first], layers))
-        self._take_rest(weights)
-        nothing = (0, None, None, None, 0, None, None)
-        check_load(library.textmill_forward(self._handle, *nothing))  # whether all was given
+        self._pack_layers(chain([first], layers))
+        self._pack_norm(_HEAD, 0, weights.final_norm)
+        self._pack_linear(_HEAD, 0, weights.head)
+        self._set_rotary()
+        empty_step = (0, None, None, None, 0, None, None)
+        check_load(
+            library.textmill_forward(self._handle, *empty_step)
+        )  # fails if weights are missing
 
-    def _take_layers(self, layers: Iterable[LayerWeights]) -> None:
-        handle, library = self._handle, self._library
+    def _sizes(self, inner: int, is_int8: bool, num_threads: int) -> Spec:
+        spec = self.spec
+        return Spec(
+            spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_dim, inner,
+            spec.vocabulary_size, spec.context_length, self._num_slots, self.cache.capacity,
+            spec.norm == "rms", _ACTIVATIONS[spec.feed_forward], is_int8,
+            self.cache.keys.dtype == torch.bfloat16, num_threads, MAX_STEP_TOKENS, spec.norm_eps,
+            spec.score_scale,
+        )  # fmt: skip
+
+    def _pack_layers(self, layers: Iterable[LayerWeights]) -> None:
         for index, layer in enumerate(layers):
             self.num_parameters += layer.num_parameters()
-            for part, product in enumerate((layer.qkv, layer.out, layer.up, layer.down)):
-                self._take_product(index, part, product)
+            for part, linear in enumerate((layer.qkv, layer.out, layer.up, layer.down)):
+                self._pack_linear(index, part, linear)
             for place, norm in enumerate((layer.norm1, layer.norm2)):
-                self._take_norm(index, place, norm)
+                self._pack_norm(index, place, norm)
             keys, values = self.cache.keys[index], self.cache.values[index]
             window = self.spec.windows[index] or 0
+            addresses = keys.data_ptr(), values.data_ptr()
             check_load(
-                library.textmill_set_layer(
-                    handle, index, keys.data_ptr(), values.data_ptr(), keys.numel(), window
+                self._library.textmill_set_cache(
+                    self._handle, index, *addresses, keys.numel(), window
                 )
             )
 
-    def _take_rest(self, weights: DecoderWeights) -> None:
-        self._take_norm(_HEAD, 0, weights.final_norm)
-        self._take_product(_HEAD, 0, weights.head)
-        if self._tables is not None:
-            cos, sin = self._tables
-            check_load(
-                self._library.textmill_set_rotation(
-                    self._handle, cos.data_ptr(), sin.data_ptr(), *cos.shape
-                )
-            )
-
-    def _take_product(self, layer: int, part: int, product: Affine) -> None:
-        weight, bias = _float32(product[0], 2), _float32(product[1], 1)
-        code = self._library.textmill_set_product(
-            self._handle, layer, part, *_given(weight, 2), *_given(bias, 1)
+    def _pack_linear(self, layer: int, part: int, linear: Affine) -> None:
+        weight, bias = _float32(linear[0], 2), _float32(linear[1], 1)
+        code = self._library.textmill_set_linear(
+            self._handle, layer, part, *_arguments(weight, 2), *_arguments(bias, 1)
         )
         check_load(code)
 
-    def _take_norm(self, layer: int, place: int, norm: Affine) -> None:
+    def _pack_norm(self, layer: int, place: int, norm: Affine) -> None:
         weight, bias = _float32(norm[0], 1), _float32(norm[1], 1)
         code = self._library.textmill_set_norm(
-            self._handle, layer, place, *_given(weight, 1), *_given(bias, 1)
+            self._handle, layer, place, *_arguments(weight, 1), *_arguments(bias, 1)
         )
         check_load(code)
+
+    def _set_rotary(self) -> None:
+        if self._tables is not None:
+            cos, sin = self._tables
+            addresses = cos.data_ptr(), sin.data_ptr()
+            check_load(self._library.textmill_set_rotary(self._handle, *addresses, *cos.shape))
 
     @torch.inference_mode()
     def forward(
@@ -170,35 +160,35 @@ class NativeDecoder:
         slots: Sequence[int],
         wanted: Sequence[int],
     ) -> Tensor:
-        """A step of any number of rows; more than ``MAX_STEP_ROWS`` are taken in several.
+        """Compute any number of tokens; more than ``MAX_STEP_TOKENS`` take several steps.
 
         Args:
-            tokens: one a row.
-            positions: the token's place in its text.
-            slots: where the text stands in the cache; rows of one slot in the order of positions.
-            wanted: the rows after which logits are wanted, ascending.
+            tokens: their ids.
+            positions: each token's position in its sequence.
+            slots: each token's slot; the tokens of a slot are in the order of their positions.
+            wanted: indices of the tokens after which logits are wanted, ascending.
 
         Returns:
-            (len(wanted), vocabulary) float32; as many rows as there are slots are overwritten by
-            the next step.
+            (len(wanted), vocabulary) float32. The next call overwrites it, unless it has more rows
+            than there are slots.
 
         Raises:
-            KernelRefusal: a token, position, slot or wanted row does not exist, or memory is short.
+            KernelRefusal: a token, position, slot or wanted index does not exist, or out of memory.
         """
-        logits = self._room(len(wanted))
-        starts = range(0, len(tokens), MAX_STEP_ROWS)
+        logits = self._logits_buffer(len(wanted))
+        starts = range(0, len(tokens), MAX_STEP_TOKENS)
         done = 0
         for start, end in pairwise([*starts, len(tokens)]):
             part = wanted if len(starts) == 1 else [w - start for w in wanted[done:] if w < end]
-            self._compute(
+            self._step(
                 tokens[start:end], positions[start:end], slots[start:end], part, logits[done:]
             )
             done += len(part)
         if done < len(wanted):
-            raise KernelRefusal("Logits are wanted of a row that the step does not have.")
+            raise KernelRefusal("Logits are wanted for a token that the step does not contain.")
         return logits
 
-    def _compute(
+    def _step(
         self,
         tokens: Sequence[int],
         positions: Sequence[int],
@@ -206,7 +196,7 @@ class NativeDecoder:
         wanted: Sequence[int],
         logits: Tensor,
     ) -> None:
-        hidden = self._hidden(tokens, positions)
+        hidden = self._embed(tokens, positions)
         code = self._library.textmill_forward(
             self._handle,
             len(tokens),
@@ -219,9 +209,9 @@ class NativeDecoder:
         )
         check_step(code)
 
-    def _hidden(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
-        """The rows' embeddings, (rows, width) float32 without gaps."""
-        if min(tokens) < 0 or max(tokens) >= len(self._embedding):  # -1 would be the last one
+    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+        """The tokens' embeddings, (tokens, width) float32, contiguous."""
+        if min(tokens) < 0 or max(tokens) >= len(self._embedding):  # -1 would be the last token
             check_step(Status.BAD_TOKEN)
         hidden = self._embedding[torch.tensor(tokens)].float()
         if self._position_embedding is not None:
@@ -230,55 +220,55 @@ class NativeDecoder:
             hidden = hidden + self._position_embedding[torch.tensor(positions)].float()
         return hidden.contiguous()
 
-    def _room(self, num_rows: int) -> Tensor:
-        """Memory for logits; a page of fresh memory takes longer than to compute what it holds."""
+    def _logits_buffer(self, num_rows: int) -> Tensor:
+        """Memory that is reused: to get a page from the system takes longer than to fill it."""
         if num_rows > self._num_slots:
             return torch.empty(num_rows, self.spec.vocabulary_size)
         if self._logits is None or len(self._logits) < num_rows:
             self._logits = torch.empty(num_rows, self.spec.vocabulary_size)
         return self._logits[:num_rows]
 
-    def choose(
+    def sample(
         self,
         logits: Tensor,
-        draws: bytes,
+        parameters: bytes,
         tokens: ctypes.Array[ctypes.c_int32],
         traces: ctypes.Array[ctypes.c_char] | None,
     ) -> None:
-        """Choose a token a row.
+        """Sample a token for each row of logits.
 
         Args:
             logits: (rows, vocabulary) float32.
-            draws: a ``Draw`` a row.
-            tokens: room for one a row; -1 is written where no token can be chosen.
-            traces: room for a ``Trace`` a row, or ``None`` where no row asks for one.
+            parameters: a ``SamplingParameters`` for each row.
+            tokens: receives the tokens; -1 where none can be sampled.
+            traces: receives a ``Trace`` for each row that asks for one, or ``None``.
 
         Raises:
-            KernelRefusal: a parameter is outside of its range, or memory is short.
+            KernelRefusal: a parameter is outside of its range, or out of memory.
         """
         num_rows = len(tokens)
         is_whole = logits.shape == (num_rows, self.spec.vocabulary_size)
         if not (is_whole and logits.dtype == torch.float32 and logits.is_contiguous()):
             check_step(Status.BAD_SHAPE)
-        has_room = traces is None or len(traces) >= num_rows * TRACE_BYTES
-        if len(draws) != num_rows * DRAW_BYTES or not has_room:
+        has_room = traces is None or len(traces) >= num_rows * TRACE.size
+        if len(parameters) != num_rows * SAMPLING_PARAMETERS.size or not has_room:
             check_step(Status.BAD_COUNT)
         check_step(
-            self._library.textmill_choose(
-                self._handle, num_rows, logits.data_ptr(), draws, tokens, traces
+            self._library.textmill_sample(
+                self._handle, num_rows, logits.data_ptr(), parameters, tokens, traces
             )
         )
 
     def seconds(self) -> dict[str, float]:
-        """Time spent since the start, by what it went into."""
+        """Seconds spent since the start, by phase of a step."""
         spent = (ctypes.c_double * 4)()
         check_step(self._library.textmill_seconds(self._handle, spent))
         return dict(zip(("products", "attention", "other", "head"), spent, strict=True))
 
 
 @contextmanager
-def _short_memory_told() -> Iterator[None]:
-    """PyTorch's error for memory that it does not get is a plain RuntimeError."""
+def _memory_errors() -> Iterator[None]:
+    """Turn an error of PyTorch's allocator, a plain RuntimeError, into ``ModelUnusable``."""
     try:
         yield
     except MemoryError:
@@ -295,6 +285,6 @@ def _float32(tensor: Tensor | None, num_dimensions: int) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
 
 
-def _given(tensor: Tensor | None, num_dimensions: int) -> tuple[int | None, *tuple[int, ...]]:
-    """A tensor as the kernels take it: its address and its shape."""
+def _arguments(tensor: Tensor | None, num_dimensions: int) -> tuple[int | None, *tuple[int, ...]]:
+    """A tensor's address and shape."""
     return (None, *[0] * num_dimensions) if tensor is None else (tensor.data_ptr(), *tensor.shape)

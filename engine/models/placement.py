@@ -1,4 +1,4 @@
-"""Where and in what precision a model is computed on this machine."""
+"""The device and the precision with which this machine computes a model."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A choice.
+    """A device and a precision.
 
     Attributes:
-        dtype: ``float32``, ``bfloat16`` or ``int8``: what weights are held and multiplied in.
-        device: PyTorch's name of where it runs.
-        library: the compiled kernels, or ``None`` where PyTorch computes alone.
+        dtype: ``float32``, ``bfloat16`` or ``int8``: the type in which weights are stored and
+            multiplied.
+        device: PyTorch's name of the device.
+        library: the compiled kernels, or ``None`` if PyTorch computes alone.
     """
 
     dtype: str
@@ -30,19 +31,20 @@ class Placement:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        """PyTorch's type of the weights as they are read."""
+        """The type in which PyTorch reads the weights."""
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
 def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
-    """Choose for a family of our own.
+    """Choose for a natively supported family.
 
-    ``auto`` is bfloat16 on a GPU; on a CPU int8 where it has instructions for it, else float32.
+    ``auto`` is bfloat16 on a GPU; on a CPU it is int8 if there are instructions for it, else
+    float32.
 
     Args:
         dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``.
-        kernel_dir: where compiled kernels are kept; ``None`` for PyTorch alone.
-        report: gets a sentence when something else is used than was asked for.
+        kernel_dir: the folder of compiled kernels; ``None`` for PyTorch alone.
+        report: is called with a sentence if the result is not what was requested.
     """
     if torch.cuda.is_available():
         if dtype == "int8":

@@ -1,6 +1,6 @@
-"""Prompts whose keys and values are kept, so that the same beginning is computed once.
+"""The prefix cache: keys and values of prompts, so that a shared prefix is computed once.
 
-Knows nothing of slots or of engines. Used by the engine's thread alone.
+Knows nothing of slots or of engines. Used by the engine's thread only.
 """
 
 from __future__ import annotations
@@ -10,24 +10,23 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the order of prompts is decided without torch
+if TYPE_CHECKING:  # engine.prefilling uses this module without torch
     from textmill.engine.models.cache import Snapshot
 
-MIN_PREFIX_TOKENS = 16  # below this, to look for it costs more than to compute it
+MIN_PREFIX_TOKENS = 16  # a shorter prefix is computed faster than it is found
 
 
 class PrefixCache:
-    """The most recently used prefixes, within a bound in bytes."""
+    """The most recently used prefixes, up to a limit in bytes."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Start empty."""
         self._max_bytes = max_bytes
         self._entries: OrderedDict[bytes, Snapshot] = OrderedDict()  # by packed ids, oldest first
         self.num_bytes = 0
         self.num_hits = 0
 
     def add(self, ids: Sequence[int], snapshot: Snapshot) -> None:
-        """Keep a prefix; what it contains is dropped, and the oldest make room."""
+        """Add a prefix. Drops shorter prefixes that it contains, and the oldest above the limit."""
         key = packed(ids)
         if snapshot.num_bytes > self._max_bytes or key in self._entries:
             return
@@ -39,12 +38,12 @@ class PrefixCache:
             self._drop(next(iter(self._entries)))
 
     def holds(self, ids: Sequence[int]) -> bool:
-        """Whether all of these tokens stand at the beginning of something kept."""
+        """Whether the tokens are a prefix of an entry."""
         key = packed(ids)
         return any(known.startswith(key) for known in self._entries)
 
     def longest(self, ids: Sequence[int]) -> tuple[Snapshot | None, int]:
-        """What shares the longest beginning with these tokens, and how many tokens that is."""
+        """The entry that shares the longest prefix with the tokens, and the prefix's length."""
         key = packed(ids)
         best, length = None, 0
         for known in self._entries:
@@ -61,7 +60,7 @@ class PrefixCache:
 
 
 def shared_length(first: bytes, second: bytes) -> int:
-    """How many tokens two packed texts have in common at the beginning."""
+    """The number of tokens in the common prefix of two packed sequences."""
     low, high = 0, min(len(first), len(second)) // 4
     while low < high:
         middle = (low + high + 1) // 2
@@ -73,10 +72,10 @@ def shared_length(first: bytes, second: bytes) -> int:
 
 
 def num_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """As ``shared_length``, of ids."""
+    """Like ``shared_length``, for ids."""
     return shared_length(packed(first), packed(second))
 
 
 def packed(ids: Sequence[int]) -> bytes:
-    """Ids as they are compared here."""
+    """Pack ids into bytes, which compare faster."""
     return array("i", ids).tobytes()

@@ -1,7 +1,7 @@
-"""Which tensors a decoder of ours needs, and whether a checkpoint has them in shape and type.
+"""Checks that a checkpoint has the tensors that a decoder needs, in the right shapes and types.
 
-The kernels get addresses without sizes, so whatever is wrong with a model's folder must be found
-here. Only the files' tables of contents are looked at. Knows nothing of arithmetic.
+The kernels get addresses without sizes, so an error in a model's folder must be found here. Only
+the files' tables of contents are read. Knows nothing of arithmetic.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A tensor that a family has.
+class ExpectedTensor:
+    """A tensor that a family's checkpoint contains.
 
     Attributes:
-        is_optional: whether it may be missing; where it is there, its shape counts.
+        is_optional: whether it may be missing; if it exists, its shape is checked.
     """
 
     name: str
@@ -38,45 +38,45 @@ class Wanted:
 def check_tensors(
     spec: DecoderSpec, config: Mapping[str, Any], entries: Mapping[str, TensorEntry]
 ) -> None:
-    """See that a checkpoint has what a family's decoder takes, in the right shapes.
+    """Check that a checkpoint has the tensors of a decoder, in the right shapes.
 
     Args:
-        spec: what ``config`` asks for.
+        spec: the decoder that ``config`` describes.
         config: the model's ``config.json``.
-        entries: by the names in the files, with or without the model's prefix.
+        entries: the tables of contents, by names with or without the model's prefix.
 
     Raises:
-        ModelUnusable: a tensor is missing, or is not what the config says.
+        ModelUnusable: a tensor is missing, or differs from the config.
     """
     found = {bare_name(name): (name, entry) for name, entry in entries.items()}
     is_tied = bool(config.get("tie_word_embeddings", spec.family != "llama"))
-    for wanted in _wanted(spec, config, is_tied=is_tied):
-        if wanted.name in found:
-            _check(wanted, *found[wanted.name])
-        elif not wanted.is_optional:
+    for expected in _expected(spec, config, is_tied=is_tied):
+        if expected.name in found:
+            _check(expected, *found[expected.name])
+        elif not expected.is_optional:
             raise ModelUnusable(
-                f"The weights are not complete: the tensor {wanted.name} of shape"
-                f" {list(wanted.shape)} is missing; copy the folder again."
+                f"The weights are incomplete: the tensor {expected.name} of shape"
+                f" {list(expected.shape)} is missing. Copy the folder again."
             )
     _check_biases(spec, set(found))
 
 
-def _check(wanted: Wanted, name: str, entry: TensorEntry) -> None:
-    if entry.shape != wanted.shape:
+def _check(expected: ExpectedTensor, name: str, entry: TensorEntry) -> None:
+    if entry.shape != expected.shape:
         raise ModelUnusable(
-            f"The tensor {name} has the shape {list(entry.shape)}; by config.json it must have"
-            f" {list(wanted.shape)}. Copy the folder again, config.json and weights together."
+            f"The tensor {name} has the shape {list(entry.shape)}, but config.json requires"
+            f" {list(expected.shape)}. Copy the folder again, config.json and weights together."
         )
     if entry.dtype not in _FLOATS:
         kind = str(entry.dtype).removeprefix("torch.")
         raise ModelUnusable(
-            f"The tensor {name} has numbers of the type {kind}; float32, float16, bfloat16 and"
-            " float64 can be served."
+            f"The tensor {name} has numbers of the type {kind}; the supported types are float32,"
+            " float16, bfloat16 and float64."
         )
 
 
 def _check_biases(spec: DecoderSpec, names: set[str]) -> None:
-    """Products that are computed as one have a bias all or none."""
+    """Check that of layers that are concatenated, all have a bias or none has."""
     if spec.family == "gpt2":
         return
     groups: list[tuple[str, ...]] = [("attn.attention.{}_proj", "q", "k", "v")]
@@ -90,44 +90,48 @@ def _check_biases(spec: DecoderSpec, names: set[str]) -> None:
             if present and len(present) < len(biases):
                 missing = next(name for name in biases if name not in names)
                 raise ModelUnusable(
-                    f"The tensor {missing} is missing, while {present[0]} is there; copy the"
-                    " folder again."
+                    f"The tensor {missing} is missing, but {present[0]} exists. Copy the folder"
+                    " again."
                 )
 
 
-def _wanted(spec: DecoderSpec, config: Mapping[str, Any], *, is_tied: bool) -> Iterator[Wanted]:
+def _expected(
+    spec: DecoderSpec, config: Mapping[str, Any], *, is_tied: bool
+) -> Iterator[ExpectedTensor]:
     table = (spec.vocabulary_size, spec.width)
     if spec.family == "llama":
-        yield Wanted("embed_tokens.weight", table)
-        yield Wanted("norm.weight", (spec.width,))
+        yield ExpectedTensor("embed_tokens.weight", table)
+        yield ExpectedTensor("norm.weight", (spec.width,))
     else:
-        yield Wanted("wte.weight", table)
-        yield Wanted("wpe.weight", (spec.context_length, spec.width))
+        yield ExpectedTensor("wte.weight", table)
+        yield ExpectedTensor("wpe.weight", (spec.context_length, spec.width))
         yield from _affine("ln_f", (spec.width,), has_bias=True)
-    yield Wanted("lm_head.weight", table, is_optional=is_tied)
-    yield Wanted("lm_head.bias", (spec.vocabulary_size,), is_optional=True)
+    yield ExpectedTensor("lm_head.weight", table, is_optional=is_tied)
+    yield ExpectedTensor("lm_head.bias", (spec.vocabulary_size,), is_optional=True)
     layers = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
     for index in range(spec.num_layers):
         yield from layers[spec.family](spec, config, index)
 
 
 def _affine(
-    name: str, shape: Shape, *, has_bias: bool | None, turned: bool = False
-) -> list[Wanted]:
-    """A product's or a norm's tensors.
+    name: str, shape: Shape, *, has_bias: bool | None, transposed: bool = False
+) -> list[ExpectedTensor]:
+    """The tensors of a linear layer or a norm.
 
     Args:
         name: without ``.weight``.
         shape: of the weight, (out, in) or (width,).
-        has_bias: ``None`` where both ways are known.
-        turned: whether the file has the weight as (in, out).
+        has_bias: ``None`` if it may have one.
+        transposed: whether the file stores the weight as (in, out).
     """
-    stored = shape[::-1] if turned else shape
-    bias = Wanted(f"{name}.bias", shape[:1], is_optional=not has_bias)
-    return [Wanted(f"{name}.weight", stored), bias]
+    stored = shape[::-1] if transposed else shape
+    bias = ExpectedTensor(f"{name}.bias", shape[:1], is_optional=not has_bias)
+    return [ExpectedTensor(f"{name}.weight", stored), bias]
 
 
-def _gpt_neo_layer(spec: DecoderSpec, config: Mapping[str, Any], index: int) -> Iterator[Wanted]:
+def _gpt_neo_layer(
+    spec: DecoderSpec, config: Mapping[str, Any], index: int
+) -> Iterator[ExpectedTensor]:
     at, width = f"h.{index}", spec.width
     inner = _inner(config, "intermediate_size", 4 * width)
     for norm in ("ln_1", "ln_2"):
@@ -139,20 +143,24 @@ def _gpt_neo_layer(spec: DecoderSpec, config: Mapping[str, Any], index: int) -> 
     yield from _affine(f"{at}.mlp.c_proj", (width, inner), has_bias=True)
 
 
-def _gpt2_layer(spec: DecoderSpec, config: Mapping[str, Any], index: int) -> Iterator[Wanted]:
+def _gpt2_layer(
+    spec: DecoderSpec, config: Mapping[str, Any], index: int
+) -> Iterator[ExpectedTensor]:
     at, width = f"h.{index}", spec.width
     inner = _inner(config, "n_inner", 4 * width)
     for norm in ("ln_1", "ln_2"):
         yield from _affine(f"{at}.{norm}", (width,), has_bias=True)
-    yield from _affine(f"{at}.attn.c_attn", (3 * width, width), has_bias=True, turned=True)
-    yield from _affine(f"{at}.attn.c_proj", (width, width), has_bias=True, turned=True)
-    yield from _affine(f"{at}.mlp.c_fc", (inner, width), has_bias=True, turned=True)
-    yield from _affine(f"{at}.mlp.c_proj", (width, inner), has_bias=True, turned=True)
+    yield from _affine(f"{at}.attn.c_attn", (3 * width, width), has_bias=True, transposed=True)
+    yield from _affine(f"{at}.attn.c_proj", (width, width), has_bias=True, transposed=True)
+    yield from _affine(f"{at}.mlp.c_fc", (inner, width), has_bias=True, transposed=True)
+    yield from _affine(f"{at}.mlp.c_proj", (width, inner), has_bias=True, transposed=True)
 
 
-def _llama_layer(spec: DecoderSpec, config: Mapping[str, Any], index: int) -> Iterator[Wanted]:
+def _llama_layer(
+    spec: DecoderSpec, config: Mapping[str, Any], index: int
+) -> Iterator[ExpectedTensor]:
     at, width = f"layers.{index}", spec.width
-    inner = _inner(config, "intermediate_size", 11_008)  # transformers' own default
+    inner = _inner(config, "intermediate_size", 11_008)  # the default of transformers
     queries, keys = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     in_attention = True if config.get("attention_bias") else None
     in_feed_forward = True if config.get("mlp_bias") else None
@@ -161,11 +169,8 @@ def _llama_layer(spec: DecoderSpec, config: Mapping[str, Any], index: int) -> It
     shapes = {"q": (queries, width), "k": (keys, width), "v": (keys, width), "o": (width, queries)}
     for part, shape in shapes.items():
         yield from _affine(f"{at}.self_attn.{part}_proj", shape, has_bias=in_attention)
-    for part, shape in {
-        "gate": (inner, width),
-        "up": (inner, width),
-        "down": (width, inner),
-    }.items():
+    shapes = {"gate": (inner, width), "up": (inner, width), "down": (width, inner)}
+    for part, shape in shapes.items():
         yield from _affine(f"{at}.mlp.{part}_proj", shape, has_bias=in_feed_forward)
 
 

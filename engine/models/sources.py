@@ -1,8 +1,8 @@
-"""Finds a model's files and brings them, once, into the layout that we load quickly.
+"""Finds a model's files, and converts them once into a layout that loads quickly.
 
 A source is a Hub id, a folder in save_pretrained layout, a .gguf file, or ``package:NAME``, a .gguf
-that an installed package ships. What needs work (GGUF, an adapter to merge, ``.bin`` weights) is
-converted into the state folder; the second start finds it there and needs no transformers.
+file that an installed package contains. GGUF, adapters and ``.bin`` weights are converted into the
+state folder. The next start finds the result there and does not need transformers.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from textmill.engine.models.errors import (
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer
 
 Report = Callable[[str], None]
-# Raised where a conversion comes to give other files, so that none of before is served.
+# Raised when a conversion's result changes, so that earlier results are not used.
 _CONVERSION = 2  # 1 lost the pre-tokenizer of .gguf files
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "README.md", "loss.svg"]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A folder with config.json, safetensors and tokenizer.json, and a hash of what it holds."""
+    """A folder with config.json, safetensors and tokenizer.json, and a hash of their content."""
 
     folder: Path
     revision: str
@@ -45,10 +45,10 @@ def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -
     """Find a source, and convert it unless that was done before.
 
     Raises:
-        ModelLoadError: one sentence on what is wrong.
+        ModelLoadError: the source does not exist or cannot be converted.
     """
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
+        raise SourceNotFound(f"{adapter} is not a PEFT adapter: it has no adapter_config.json.")
     prepared, found, target = _look_up(source, adapter, cache_dir, report)
     if prepared is not None:
         return prepared
@@ -63,10 +63,10 @@ def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -
 def find_prepared(
     source: str, adapter: str | None, cache_dir: Path, report: Report
 ) -> PreparedModel | None:
-    """What ``prepare`` would give without any conversion; ``None`` where it needs one.
+    """Return the result of ``prepare`` if it needs no conversion, and ``None`` otherwise.
 
     Raises:
-        ModelLoadError: one sentence on what is wrong.
+        ModelLoadError: the source does not exist or cannot be used.
     """
     return _look_up(source, adapter, cache_dir, report)[0]
 
@@ -74,9 +74,9 @@ def find_prepared(
 def _look_up(
     source: str, adapter: str | None, cache_dir: Path, report: Report
 ) -> tuple[PreparedModel | None, Path, Path]:
-    """What is prepared, if it is; the source's file or folder; and where to prepare it."""
+    """The prepared model or ``None``, the source's file or folder, and the conversion's target."""
     if adapter is not None and not (Path(adapter) / "adapter_config.json").is_file():
-        raise SourceNotFound(f"{adapter} is no PEFT adapter: it has no adapter_config.json.")
+        raise SourceNotFound(f"{adapter} is not a PEFT adapter: it has no adapter_config.json.")
     found = locate(source, report)
     try:
         if found.is_dir() and adapter is None and _is_quick(found):
@@ -90,24 +90,24 @@ def _look_up(
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelUnusable(f"{error.filename or found} cannot be read: {reason}.") from error
-    is_there = (target / "prepared.json").is_file()
-    return _marked(target) if is_there else None, found, target
+    exists = (target / "prepared.json").is_file()
+    return _marked(target) if exists else None, found, target
 
 
 def _marked(target: Path) -> PreparedModel:
-    """What a conversion left; a marker that cannot be read is that of an unfinished one."""
+    """Read the marker of a finished conversion."""
     try:
         marker = json.loads((target / "prepared.json").read_text(encoding="utf-8"))
         return PreparedModel(target, str(marker["revision"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelUnusable(
-            f"{target / 'prepared.json'} cannot be read; remove the folder {target}, and the model"
-            " is converted anew."
+            f"{target / 'prepared.json'} cannot be read. Remove the folder {target}; the model"
+            " is then converted again."
         ) from error
 
 
 def locate(source: str, report: Report) -> Path:
-    """The folder or the .gguf file that a source names."""
+    """Find the folder or the .gguf file of a source."""
     parsed = parse_source(source)
     if parsed.kind == "package":
         return _in_package(parsed)
@@ -124,9 +124,9 @@ def locate(source: str, report: Report) -> Path:
 
 
 def plain_config(folder: Path) -> Any:
-    """A folder's config, without the mark of a GGUF origin.
+    """Read a folder's config, without the mark of a GGUF origin.
 
-    The weights of a converted folder are plain numbers; with the mark transformers would neither
+    The weights of a converted folder are not quantized; with the mark, transformers would neither
     train nor save them.
     """
     from transformers import AutoConfig  # noqa: PLC0415 - seconds
@@ -137,7 +137,7 @@ def plain_config(folder: Path) -> Any:
 
 
 def _drop_gguf_mark(config: Any) -> None:
-    mark = getattr(config, "quantization_config", None)  # a dict where it was read from a file
+    mark = getattr(config, "quantization_config", None)  # a dict if it was read from a file
     method = getattr(mark, "quant_method", None)
     if isinstance(mark, dict):
         method = mark.get("quant_method")
@@ -146,40 +146,40 @@ def _drop_gguf_mark(config: Any) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that make up a model; adapters may lie beside them."""
+    """The safetensors files of a model; its folder may also contain those of adapters."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelUnusable(f"{index} cannot be read; copy the folder again.") from error
+            raise ModelUnusable(f"{index} cannot be read. Copy the folder again.") from error
         return [folder / name for name in sorted(names)]
     single = folder / "model.safetensors"
     return [single] if single.is_file() else []
 
 
 def _in_package(source: ModelSource) -> Path:
-    """The .gguf file that a package contains; the package is not imported."""
+    """The .gguf file of an installed package, which is not imported."""
     name, spec = source.value, source.package_spec()
     folders = spec.submodule_search_locations if spec is not None else None
     if not folders:
         raise SourceNotFound(f"The package {name} is not installed; `make up` installs it.")
     files = sorted(file for folder in folders for file in Path(folder).rglob("*.gguf"))
     if not files:
-        raise SourceNotFound(f"The package {name} ships no .gguf file.")
+        raise SourceNotFound(f"The package {name} contains no .gguf file.")
     return files[0]
 
 
 def _from_hub(source: str, report: Report) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - seconds, and seldom needed
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - seconds, and rarely needed
 
     report(f"Fetching {source} from the model Hub, once")
     try:
         return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
-    except Exception as error:  # whatever the network or the Hub answers
+    except Exception as error:  # the network and the Hub fail in many ways
         raise SourceNotFound(
-            f"{source!r} is no folder or file here, and fetching it from the model Hub failed"
-            f" ({type(error).__name__}); check the name and the network."
+            f"{source!r} is not a folder or file, and fetching it from the model Hub failed"
+            f" ({type(error).__name__}). Check the name and the network."
         ) from error
 
 
@@ -211,11 +211,11 @@ def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> 
         try:
             work.rename(target)
         except OSError:
-            if not (target / "prepared.json").is_file():  # else another worker was quicker
+            if not (target / "prepared.json").is_file():  # otherwise another worker was faster
                 raise
     except ModelLoadError:
         raise
-    except Exception as error:  # transformers raises all sorts for files it cannot read
+    except Exception as error:  # transformers raises errors of many types
         raise ModelUnusable(
             f"{found} cannot be loaded as a causal language model: {in_one_line(error)}"
         ) from error
@@ -227,7 +227,7 @@ def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
     import torch  # noqa: PLC0415 - a quick start needs neither
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
-    tokenizer = _tokenizer(found, report)  # first: what it refuses is known in seconds
+    tokenizer = _tokenizer(found, report)  # first, because it fails within seconds
     folder = found
     where: dict[str, Any] = {}
     how: dict[str, Any] = {}
@@ -258,19 +258,19 @@ def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
     model.save_pretrained(work)
     tokenizer.save_pretrained(work)
     if not (work / "tokenizer.json").is_file():
-        raise ModelUnusable(f"{found} has no tokenizer that can be written as tokenizer.json.")
+        raise ModelUnusable(f"{found} has no tokenizer that can be saved as tokenizer.json.")
 
 
 def _tokenizer(found: Path, report: Report) -> Any:
-    """Transformers' tokenizer of a folder or a .gguf file, to be saved.
+    """The transformers tokenizer of a folder or a .gguf file, to be saved.
 
-    Its own reading of .gguf files does not look at the pre-tokenizer's name, so ours is used.
+    For .gguf files ``gguf_tokenizer`` is used: transformers ignores the pre-tokenizer's name.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415
 
     if found.is_dir():
         own = found / "tokenizer.json"
-        if own.is_file():  # a hostile one must not crash the library in this process
+        if own.is_file():  # a malicious one must not crash the library in this process
             SafeTokenizer(own.read_text(encoding="utf-8")).close()
         return AutoTokenizer.from_pretrained(found, trust_remote_code=False)
     from textmill.engine.models.gguf_tokenizer import read_gguf_tokenizer  # noqa: PLC0415
@@ -284,29 +284,30 @@ def _tokenizer(found: Path, report: Report) -> Any:
 
 
 def _merged(model: Any, adapter: str) -> Any:
-    """The model with its adapter merged; PEFT only warns of an adapter's missing tensors."""
+    """Merge an adapter into a model; PEFT only warns about an adapter's missing tensors."""
     from peft import PeftModel  # noqa: PLC0415
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    words = next((str(w.message) for w in said if "missing adapter keys" in str(w.message)), None)
-    if words is not None:
-        raise ModelUnusable(f"The adapter {adapter} does not fit: {in_one_line(Warning(words))}")
+    messages = (str(warning.message) for warning in caught)
+    message = next((text for text in messages if "missing adapter keys" in text), None)
+    if message is not None:
+        raise ModelUnusable(f"The adapter {adapter} does not fit: {in_one_line(Warning(message))}")
     return merged
 
 
 def _check_finite(model: Any, found: Path) -> None:
-    """See that every weight is a number: a damaged file or a wrong scale makes others."""
+    """Check that every weight is finite; a damaged file or a wrong scale causes others."""
     import torch  # noqa: PLC0415
 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelUnusable(f"{found}: the tensor {name} holds values that are no numbers.")
+            raise ModelUnusable(f"{found}: the tensor {name} contains values that are not finite.")
 
 
 def state_of(folder: Path) -> list[tuple[str, int, int, int]] | None:
-    """What changes when a folder's revision may; ``None`` where it cannot be told."""
+    """A state that changes whenever a folder's revision may; ``None`` if it cannot be read."""
     try:
         stats = [(file.name, file.stat()) for file in _revised(folder)]
     except OSError:  # no folder, or one that is changing
@@ -315,7 +316,7 @@ def state_of(folder: Path) -> list[tuple[str, int, int, int]] | None:
 
 
 def _revised(folder: Path) -> list[Path]:
-    """The files that make the texts, and the revision."""
+    """The files that determine the output, and so the revision."""
     names = {"config.json", "tokenizer.json"}
     return [f for f in sorted(folder.iterdir()) if f.suffix == ".safetensors" or f.name in names]
 

@@ -1,6 +1,6 @@
-"""What each token is in bytes, for the decoders of a tokenizer.json where that can be said.
+"""The bytes of each token, for decoders of a tokenizer.json that decode token by token.
 
-Knows nothing of a vocabulary: a word of it goes in, bytes come out.
+Knows nothing of a vocabulary: its functions map a vocabulary entry to bytes.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 @dataclass(frozen=True, slots=True)
 class BytesOf:
-    """A decoder as a function of single words.
+    """A decoder as a function of single vocabulary entries.
 
     Attributes:
-        word: the bytes of a word of the vocabulary.
-        drops_first_space: one space at the beginning of the whole text is no part of it.
+        decode: returns the bytes of a vocabulary entry.
+        drops_first_space: whether one space at the start of the whole text is removed.
     """
 
-    word: Callable[[str], bytes]
+    decode: Callable[[str], bytes]
     drops_first_space: bool = False
 
-    def __call__(self, word: str) -> bytes:
-        """The bytes of a word of the vocabulary."""
-        return self.word(word)
+    def __call__(self, entry: str) -> bytes:
+        """Return the bytes of a vocabulary entry."""
+        return self.decode(entry)
 
 
 def bytes_of_tokens(decoder: object) -> BytesOf | None:
-    """A decoder of a tokenizer.json, word by word; ``None`` where words hang on one another.
+    """A token-by-token form of a tokenizer.json's decoder; ``None`` if tokens affect each other.
 
-    Known are ByteLevel and what models in SentencePiece's manner have: replacements within a word,
-    bytes by name, joined without spaces, one space stripped from the whole.
+    Supported are ByteLevel and the decoders of SentencePiece-like models: replacements within an
+    entry, bytes by name, joined without spaces, one space stripped from the whole text.
     """
     steps = _steps(decoder)
     kinds = [step.get("type") for step in steps]
@@ -49,18 +49,18 @@ def bytes_of_tokens(decoder: object) -> BytesOf | None:
     pairs = [(s["pattern"]["String"], s["content"]) for s in inner if s["type"] == "Replace"]
     has_bytes = "ByteFallback" in kinds
 
-    def word_to_bytes(word: str) -> bytes:
+    def entry_to_bytes(entry: str) -> bytes:
         for old, new in pairs:
-            word = word.replace(old, new)
-        byte = _BYTE.fullmatch(word) if has_bytes else None
-        return bytes([int(byte[1], 16)]) if byte else word.encode()
+            entry = entry.replace(old, new)
+        byte = _BYTE.fullmatch(entry) if has_bytes else None
+        return bytes([int(byte[1], 16)]) if byte else entry.encode()
 
-    return BytesOf(word_to_bytes, drops_first_space)
+    return BytesOf(entry_to_bytes, drops_first_space)
 
 
-def is_byte(word: str) -> bool:
-    """Whether a word of a vocabulary stands for a byte by its name."""
-    return _BYTE.fullmatch(word) is not None
+def is_byte(entry: str) -> bool:
+    """Whether a vocabulary entry is the name of a byte, such as ``<0x0A>``."""
+    return _BYTE.fullmatch(entry) is not None
 
 
 def _steps(decoder: object) -> list[Mapping[str, Any]]:
@@ -72,7 +72,7 @@ def _steps(decoder: object) -> list[Mapping[str, Any]]:
 
 
 def _is_plain(steps: list[Mapping[str, Any]]) -> bool:
-    """Replacements of one string by another, and then bytes by name, if at all."""
+    """Whether the steps are string replacements, optionally followed by bytes by name."""
     replacing = steps[:-1] if steps and steps[-1].get("type") == "ByteFallback" else steps
     return all(
         step.get("type") == "Replace"
@@ -83,7 +83,7 @@ def _is_plain(steps: list[Mapping[str, Any]]) -> bool:
     )
 
 
-def _from_letters(word: str) -> bytes:
-    found = [LETTERS.get(letter) for letter in word]
+def _from_letters(entry: str) -> bytes:
+    found = [LETTERS.get(letter) for letter in entry]
     known = [byte for byte in found if byte is not None]
-    return bytes(known) if len(known) == len(found) else word.encode()
+    return bytes(known) if len(known) == len(found) else entry.encode()

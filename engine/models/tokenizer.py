@@ -1,4 +1,4 @@
-"""Text to tokens and back, a token at a time, without ever showing half a character."""
+"""Text to tokens and back, token by token, without emitting incomplete characters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from textmill.engine.models.token_decoders import bytes_of_tokens, is_byte
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer
 
-CONTEXT_TOKENS = 8  # enough of the prompt for the first new token to find its space
+CONTEXT_TOKENS = 8  # of the prompt; enough to decode the first new token's space correctly
 _HALF = "\ufffd"
-_BYTES = ("ByteLevel", "ByteFallback")  # decoders of tokens that may be parts of a character
+_BYTES = ("ByteLevel", "ByteFallback")  # decoders whose tokens may be parts of characters
 
 
 class TextTokenizer:
-    """A model's tokenizer.json."""
+    """A tokenizer, read from a model's tokenizer.json."""
 
     def __init__(self, path: Path) -> None:
         """Read a tokenizer.json.
@@ -27,7 +27,7 @@ class TextTokenizer:
         """
         self._json = path.read_text(encoding="utf-8")
         self._tokenizer = SafeTokenizer(self._json)
-        self._texts: dict[int, str] = {}  # traces ask for the same ones over and over
+        self._texts: dict[int, str] = {}  # a cache: traces contain the same tokens many times
         document: Mapping[str, Any] = json.loads(self._json)
         added: list[Mapping[str, Any]] = document.get("added_tokens") or []
         self._has_bytes = any(kind in json.dumps(document.get("decoder")) for kind in _BYTES)
@@ -36,24 +36,24 @@ class TextTokenizer:
 
     @property
     def json(self) -> str:
-        """The whole of tokenizer.json, so that another process counts alike."""
+        """The content of tokenizer.json, with which another process counts the same tokens."""
         return self._json
 
     @property
     def largest_id(self) -> int:
-        """The largest token id that a text can be cut into; -1 where there is none."""
+        """The largest token id that ``encode`` can return; -1 if there is none."""
         return max(self._tokenizer.library.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, special tokens as the file says.
+        """Encode a prompt, with the special tokens that the file specifies.
 
         Raises:
-            TokenizerFault: the tokenizer cannot read it.
+            TokenizerFault: the tokenizer cannot encode it.
         """
         return self._tokenizer.encode(text)
 
     def text_of(self, token: int) -> str:
-        """A token by itself, for showing; half a character is shown as U+FFFD."""
+        """The text of a single token, for display; an incomplete character is U+FFFD."""
         text = self._texts.get(token)
         if text is None:
             text = self._tokenizer.decode([token], skip_special_tokens=False)
@@ -61,42 +61,42 @@ class TextTokenizer:
         return text
 
     def special_text(self, token: int) -> str:
-        """What a special token is called; empty for those that are text."""
+        """The name of a special token; empty for other tokens."""
         return self._special.get(token, "")
 
     def bytes_of(self, token: int) -> bytes | None:
-        """What a token adds to the text of those before it; ``None`` where that hangs on them."""
+        """The bytes that a token adds to the text; ``None`` if they depend on other tokens."""
         if self._bytes_of is None:
             return None
         if token in self._special:
             return b""
-        word = self._tokenizer.library.id_to_token(token)
-        return b"" if word is None else self._bytes_of(word)
+        entry = self._tokenizer.library.id_to_token(token)
+        return b"" if entry is None else self._bytes_of(entry)
 
     @property
     def is_bytes(self) -> bool:
-        """Whether every token is some bytes, whatever its neighbours, but for the first space."""
+        """Whether a token's bytes do not depend on other tokens, except for the first space."""
         return self._bytes_of is not None
 
     @property
     def may_end_in_half(self) -> bool:
-        """Whether tokens may be parts of characters."""
+        """Whether a token may be a part of a character."""
         return self._has_bytes
 
     @property
     def drops_first_space(self) -> bool:
-        """Whether a text that begins with a space loses it."""
+        """Whether a space at the start of the whole text is removed."""
         return self._bytes_of is not None and self._bytes_of.drops_first_space
 
     def may_be_half(self, token: int) -> bool:
-        """Whether a token may be a part of a character."""
-        word = self._tokenizer.library.id_to_token(token) if self._has_bytes else None
-        return word is not None and is_byte(word)
+        """Whether this token may be a part of a character."""
+        entry = self._tokenizer.library.id_to_token(token) if self._has_bytes else None
+        return entry is not None and is_byte(entry)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of tokens, without special ones.
+        """Decode tokens, without special ones.
 
-        Bytes that are no character are U+FFFD; a text that ends within a character ends before it.
+        Invalid bytes become U+FFFD; an incomplete character at the end is dropped.
         """
         if self._bytes_of is None:
             return self._tokenizer.decode(ids, skip_special_tokens=True)
@@ -106,35 +106,35 @@ class TextTokenizer:
 
 
 class IncrementalDetokenizer:
-    """The continuation's text as its tokens come.
+    """Decodes a completion token by token.
 
-    Where each token is some bytes, the characters that are complete are told. Elsewhere a token's
-    text depends on its neighbours, so a window of tokens is decoded with and without the new ones,
-    and the difference is what was added. What ends within a character waits, and is no text if no
-    more tokens come.
+    If each token has its own bytes, complete characters are returned as soon as they arrive.
+    Otherwise a token's text depends on its neighbors, so a window of tokens is decoded with and
+    without the new ones, and the difference is returned. An incomplete character is held back, and
+    dropped if no more tokens come.
     """
 
     def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
-        """Start after the prompt."""
+        """Start after a prompt."""
         self._tokenizer = tokenizer
         start = _Bytes if tokenizer.is_bytes else _Window
         self._text: _Bytes | _Window = start(tokenizer, prompt_ids)
 
     def push(self, token: int) -> str:
-        """The text that became certain with one more token."""
+        """Add a token, and return the text that became final with it."""
         return self._text.push(token)
 
     def special_text(self, token: int) -> str:
-        """What a token is called that is no text; empty for others."""
+        """The name of a special token; empty for other tokens."""
         return self._tokenizer.special_text(token)
 
     def flush(self) -> str:
-        """What still waits when no token comes any more, but for half a character."""
+        """Return the text that is held back, without an incomplete character."""
         return self._text.flush()
 
 
 def _utf8() -> codecs.IncrementalDecoder:
-    """Makes U+FFFD of what is no character, and waits for the rest of one that is not whole."""
+    """A decoder that replaces invalid bytes by U+FFFD and holds back incomplete characters."""
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
@@ -142,7 +142,7 @@ class _Bytes:
     def __init__(self, tokenizer: TextTokenizer, prompt_ids: list[int]) -> None:
         self._tokenizer = tokenizer
         self._decoder = _utf8()
-        for token in prompt_ids[-CONTEXT_TOKENS:]:  # it may end within a character
+        for token in prompt_ids[-CONTEXT_TOKENS:]:  # the prompt may end within a character
             self._decoder.decode(tokenizer.bytes_of(token) or b"")
         self._is_in_half = bool(self._decoder.getstate()[0])
         is_empty = not any(tokenizer.bytes_of(token) for token in prompt_ids)
@@ -152,7 +152,7 @@ class _Bytes:
         text = self._decoder.decode(self._tokenizer.bytes_of(token) or b"")
         if text and self._is_in_half:
             self._is_in_half = False
-            text = text.removeprefix(_HALF)  # the prompt's own
+            text = text.removeprefix(_HALF)  # it belongs to the prompt
         if text and self._is_first:
             self._is_first = False
             text = text.removeprefix(" ")
@@ -167,9 +167,11 @@ class _Window:
         self._tokenizer = tokenizer
         num_context = CONTEXT_TOKENS
         while num_context < len(prompt_ids) and not tokenizer.decode(prompt_ids[-num_context:]):
-            num_context *= 2  # special tokens alone: some decoders strip the space after nothing
+            num_context *= 2  # only special tokens: some decoders strip a leading space
         while num_context < len(prompt_ids) and tokenizer.may_be_half(prompt_ids[-num_context]):
-            num_context += 1  # some decoders make nothing of bytes whose first ones are missing
+            num_context += (
+                1  # some decoders drop bytes of a character whose first bytes are missing
+            )
         self._ids = prompt_ids[-num_context:]
         self._window_start = 0
         self._read = len(self._ids)

@@ -1,4 +1,4 @@
-"""Any other causal language model of transformers, a row at a time: slower, and says so."""
+"""The generic runtime: any causal language model of transformers, one sequence at a time."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.errors import ModelUnusable, check_complete, in_one_line
 from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS
 
-UNKNOWN_CONTEXT_TOKENS = 2048  # for a config that does not say; most models hold this much
+UNKNOWN_CONTEXT_TOKENS = 2048  # if the config has no context length; most models have this much
 
 
 class GenericRunner:
-    """Runs a transformers model with one dynamic cache a slot."""
+    """Runs a transformers model with a dynamic cache for each slot."""
 
     is_ragged = False
 
     def __init__(self, folder: Path, dtype: torch.dtype, num_slots: int) -> None:
-        """Load the model with transformers, and try that it can go on from a cache.
+        """Load the model with transformers, and check that it can continue from a cache.
 
         Raises:
-            ModelUnusable: it cannot.
+            ModelUnusable: it cannot be loaded, or cannot continue from a cache.
         """
         try:
-            # Not mapped: weights that are overwritten later are not to change texts.
+            # Not mapped: a file that is overwritten later must not change the weights.
             loader: Any = AutoModelForCausalLM.from_pretrained
             model, report = loader(
                 folder,
@@ -48,10 +48,12 @@ class GenericRunner:
             for _ in range(2):
                 self._logits([0], cache)
             if cache.get_seq_length() != 2:
-                raise ModelUnusable(f"{folder}: {type(self._model).__name__} keeps no such cache.")
+                raise ModelUnusable(
+                    f"{folder}: {type(self._model).__name__} does not support a dynamic cache."
+                )
         except ModelUnusable:
             raise
-        except Exception as error:  # transformers raises all sorts for what it does not know
+        except Exception as error:  # transformers raises errors of many types
             raise ModelUnusable(
                 f"{folder} cannot be served as a causal language model by transformers:"
                 f" {in_one_line(error)}"
@@ -66,30 +68,30 @@ class GenericRunner:
         self._caches: list[Any] = [None] * num_slots
 
     def chunk_tokens(self, num_decoding: int) -> int:
-        """Prompt tokens to take between two steps."""
+        """The number of prompt tokens to compute between two steps."""
         return PREFILL_CHUNK_TOKENS
 
     def prefill(self, chunks: Sequence[tuple[BatchEntry, int]]) -> None:
-        """Take each row's tokens into its slot's cache up to the place given."""
-        for row, end in chunks:
-            if end > row.num_cached:
-                self._forward(row, end)
+        """Compute each entry's tokens up to the given position into its slot's cache."""
+        for entry, end in chunks:
+            if end > entry.num_cached:
+                self._forward(entry, end)
 
-    def decode(self, rows: Sequence[BatchEntry]) -> Tensor:
-        """Logits (rows, vocabulary) float32 after the last token of every row."""
-        return torch.cat([self._forward(row, len(row.ids)) for row in rows])
+    def decode(self, entries: Sequence[BatchEntry]) -> Tensor:
+        """Logits (entries, vocabulary) float32 after the last token of each entry."""
+        return torch.cat([self._forward(entry, len(entry.ids)) for entry in entries])
 
     def score(self, ids: list[int], slot: int = 0) -> Tensor:
-        """Logits (len(ids), vocabulary) float32 after every token of a text."""
+        """Logits (len(ids), vocabulary) float32 after each token of ``ids``."""
         with torch.inference_mode():
             logits: Tensor = self._model(torch.tensor([ids])).logits[0].float()
         return logits
 
-    def recall(self, row: BatchEntry) -> None:
-        """Nothing is known here: a prompt's beginning is computed anew."""
+    def recall(self, entry: BatchEntry) -> None:
+        """Do nothing: this runtime has no prefix cache."""
 
-    def keep(self, row: BatchEntry) -> None:
-        """Nothing is kept."""
+    def keep(self, entry: BatchEntry) -> None:
+        """Do nothing: this runtime has no prefix cache."""
 
     def fork(self, source: int, target: int, start: int, end: int) -> None:
         """Copy a slot's whole cache to another."""
@@ -107,11 +109,11 @@ class GenericRunner:
         """Drop the caches."""
         self._caches = [None] * len(self._caches)
 
-    def _forward(self, row: BatchEntry, end: int) -> Tensor:
-        if row.num_cached == 0:
-            self._caches[row.slot] = DynamicCache()
-        logits = self._logits(row.ids[row.num_cached : end], self._caches[row.slot])
-        row.num_cached = end
+    def _forward(self, entry: BatchEntry, end: int) -> Tensor:
+        if entry.num_cached == 0:
+            self._caches[entry.slot] = DynamicCache()
+        logits = self._logits(entry.ids[entry.num_cached : end], self._caches[entry.slot])
+        entry.num_cached = end
         return logits
 
     @torch.inference_mode()
@@ -124,7 +126,7 @@ class GenericRunner:
 
 
 def _bytes_per_token(config: Any, dtype: torch.dtype) -> int:
-    """What a token's keys and values take, as far as the config says."""
+    """The size of a token's keys and values, as far as the config describes it."""
     heads = getattr(config, "num_attention_heads", 1)
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads

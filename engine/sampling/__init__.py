@@ -1,1 +1,1 @@
-"""Decoding strategies: from logits to tokens. Imports core.strategies and torch alone."""
+"""Decoding strategies: from logits to tokens. Knows nothing of models, caches or requests."""

@@ -1,8 +1,8 @@
-"""Beam search: several likely texts followed at once, of which the best is kept.
+"""Beam search: several likely continuations are followed at once, and the best is kept.
 
-Gives the tokens of transformers' ``generate(num_beams=…)``, whose rules for the length penalty and
-for stopping early are those of Wu et al., "Google's neural machine translation system" (2016), and
-of fairseq. Knows nothing of models, caches or slots.
+Returns the tokens of transformers' ``generate(num_beams=…)``, whose rules for the length penalty
+and for stopping early are those of Wu et al., "Google's neural machine translation system" (2016),
+and of fairseq. Knows nothing of models, caches or slots.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """A live text: the row that it goes on from, and with which token."""
+    """A continuation in progress: the beam that it extends, and its new token."""
 
     parent: int
     token: int
@@ -23,12 +23,12 @@ class Beam:
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A text that has ended.
+    """A continuation that has ended.
 
     Attributes:
         tokens: without the end token.
         finish_reason: ``stop`` or ``length``.
-        score: sum of the tokens' logarithms of probability over length ** length_penalty.
+        score: the sum of the tokens' log probabilities divided by length ** length_penalty.
     """
 
     tokens: tuple[int, ...]
@@ -37,7 +37,7 @@ class Hypothesis:
 
 
 class BeamSearch:
-    """One search, fed with the logits of its own rows alone."""
+    """One search. Its input is the logits of its own beams."""
 
     def __init__(
         self,
@@ -48,73 +48,75 @@ class BeamSearch:
         max_new_tokens: int,
         eos_token_ids: frozenset[int],
     ) -> None:
-        """Start with the prompt.
+        """Start a search from a prompt.
 
         Args:
-            num_beams: texts to follow, 2 or more.
-            length_penalty: above 0 longer texts are favoured, below 0 shorter ones.
-            early_stopping: end as soon as ``num_beams`` texts have ended; else when no live text
-                could become better than the worst of them, judged at the present length.
+            num_beams: continuations to follow, 2 or more.
+            length_penalty: above 0 favors longer continuations, below 0 shorter ones.
+            early_stopping: end as soon as ``num_beams`` hypotheses have ended; otherwise when no
+                beam could become better than the worst of them, judged at the current length.
             max_new_tokens: 1 or more.
-            eos_token_ids: tokens that end a text.
+            eos_token_ids: tokens that end a continuation.
         """
         self._num_beams = num_beams
         self._length_penalty = length_penalty
         self._early_stopping = early_stopping
         self._max_new_tokens = max_new_tokens
         self._eos = eos_token_ids
-        self._texts: list[tuple[int, ...]] = [()]
+        self._beams: list[tuple[int, ...]] = [()]
         self._scores = torch.zeros(1)
         self._ended: list[Hypothesis] = []  # best first, at most num_beams
         self.is_done = False
 
     @property
     def best(self) -> Hypothesis:
-        """The best text that has ended; there is one when the search is done."""
+        """The best hypothesis that has ended; there is one when the search is done."""
         return self._ended[0]
 
     @property
     def leading(self) -> tuple[int, ...]:
-        """Tokens of the likeliest live text."""
-        return self._texts[0]
+        """The tokens of the likeliest beam."""
+        return self._beams[0]
 
     def advance(self, logits: Tensor) -> list[Beam]:
-        """Go one token on.
+        """Advance by one token.
 
         Args:
-            logits: (rows, vocabulary) float32 of the live texts in order; one row, the prompt's,
-                at first.
+            logits: (beams, vocabulary) float32 of the beams in order; at first one row, the
+                prompt's.
 
         Returns:
-            The live texts of the next step, likeliest first; none when the search is over.
+            The beams of the next step, likeliest first; none when the search is over.
         """
         sums = torch.log_softmax(logits, -1) + self._scores[:, None]
-        # So many that enough are left to go on with when the likeliest all end.
+        # Enough to leave num_beams continuations if the likeliest ones all end.
         num_kept = min(max(2, 1 + len(self._eos)) * self._num_beams, sums.numel())
         values, places = torch.topk(sums.flatten(), num_kept)
         size = logits.shape[-1]
         beams = [Beam(place // size, place % size) for place in places.tolist()]
-        length = len(self._texts[0]) + 1
+        length = len(self._beams[0]) + 1
         ends = [length >= self._max_new_tokens or beam.token in self._eos for beam in beams]
         self._collect(beams, ends, values, length)
         going = [i for i, is_end in enumerate(ends) if not is_end][: self._num_beams]
         if going:
-            self._texts = [(*self._texts[beams[i].parent], beams[i].token) for i in going]
+            self._beams = [(*self._beams[beams[i].parent], beams[i].token) for i in going]
             self._scores = values[going]
         self.is_done = not going or not self._can_improve(length)
         return [] if self.is_done else [beams[i] for i in going]
 
     def _collect(self, beams: list[Beam], ends: list[bool], values: Tensor, length: int) -> None:
-        """Take in the texts that end among the likeliest, and keep the best."""
+        """Add the likeliest continuations that end to the hypotheses, and keep the best."""
         scores = (values / length**self._length_penalty).tolist()
         for i in range(min(self._num_beams, len(beams))):
             if not ends[i]:
                 continue
-            parent, token = self._texts[beams[i].parent], beams[i].token
+            parent, token = self._beams[beams[i].parent], beams[i].token
             is_stop = token in self._eos
             tokens = parent if is_stop else (*parent, token)
             self._ended.append(Hypothesis(tokens, "stop" if is_stop else "length", scores[i]))
-        self._ended.sort(key=lambda hypothesis: -hypothesis.score)  # of equals the earlier first
+        self._ended.sort(
+            key=lambda hypothesis: -hypothesis.score
+        )  # stable: of equals, the earlier first
         del self._ended[self._num_beams :]
 
     def _can_improve(self, length: int) -> bool:

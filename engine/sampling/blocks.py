@@ -1,7 +1,7 @@
-"""Rows of a vocabulary's width in pieces: blocks of ids to sum and search, chunks of rows to pass.
+"""Rows of a vocabulary's width in parts: blocks of ids for sums and searches, chunks of rows.
 
-Knows nothing of strategies. What is computed by blocks is the same, to the last bit, for a row
-alone and among others: a block is always as wide, and torch reduces each by itself.
+Knows nothing of strategies. A row's result is the same to the last bit alone and in any batch:
+every block has the same width, and torch reduces each by itself.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# What sums or searches a row takes whole blocks first: about the root of a vocabulary's size.
+# Sums and searches of a row first go over whole blocks: about the root of a vocabulary's size.
 BLOCK_TOKENS = 256
-# What is worked on at a time: 2 MB of float32. Some such stay in a processor's cache; and of more
-# than about 25 MB in all glibc hands memory back after each step, to have which again takes a
-# microsecond a page, longer than to compute what stands in it.
+# The values of a chunk: 2 MB of float32. A few such tensors fit into a processor's cache. Above
+# about 25 MB in all, glibc returns the memory to the system after each step; to get it again takes
+# a microsecond a page, longer than to compute the page's contents.
 CHUNK_VALUES = 2**19
 
 
 def chunks(rows: Sequence[int], vocabulary_size: int) -> Iterator[Sequence[int]]:
-    """The rows in parts of about ``CHUNK_VALUES``, a row at least."""
+    """Split row indices into parts of about ``CHUNK_VALUES`` values, and at least one row."""
     num_rows = max(1, CHUNK_VALUES // vocabulary_size)
     for start in range(0, len(rows), num_rows):
         yield rows[start : start + num_rows]
 
 
-def taken(scores: Tensor, rows: Sequence[int]) -> Tensor:
-    """Some rows, copied, and filled up to whole blocks with what can never be drawn.
+def padded_rows(scores: Tensor, rows: Sequence[int]) -> Tensor:
+    """Copy some rows, padded to whole blocks with -inf, which is never drawn.
 
     Args:
         scores: (all, vocabulary) float32.
-        rows: which of them.
+        rows: indices of the rows to copy.
 
     Returns:
         (rows, a multiple of ``BLOCK_TOKENS``) float32.
@@ -54,10 +54,10 @@ def maxima(values: Tensor) -> Tensor:
 
 
 def ids_in(blocks: Tensor) -> Tensor:
-    """The ids in some blocks, in their order.
+    """The ids in some blocks, in the order of the blocks.
 
     Args:
-        blocks: (rows, n) int64, which ones.
+        blocks: (rows, n) int64, indices of blocks.
 
     Returns:
         (rows, n * BLOCK_TOKENS) int64.
@@ -66,11 +66,11 @@ def ids_in(blocks: Tensor) -> Tensor:
 
 
 def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest values of each row, in their order, of equals the lower ids first.
+    """The ``count`` largest values of each row in descending order; of equals, lower ids first.
 
     Args:
         values: (rows, a multiple of ``BLOCK_TOKENS``) float32.
-        count: at most as many as there are.
+        count: at most the width of a row.
 
     Returns:
         values and ids, each (rows, count), float32 and int64.
@@ -78,7 +78,7 @@ def largest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     width = values.shape[-1]
     more = min(count + 1, width)
     by_block = maxima(values)
-    if more < by_block.shape[-1]:  # they lie in as many blocks
+    if more < by_block.shape[-1]:  # the largest n values are within n blocks
         among = ids_in(by_block.topk(more).indices)
         best, places = values.gather(-1, among).topk(more)
         ids = among.gather(-1, places)

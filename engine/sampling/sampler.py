@@ -1,4 +1,4 @@
-"""The one step from a batch's logits to its tokens and their traces, however it is computed."""
+"""The step from a batch's logits to its tokens and their traces, whichever code computes it."""
 
 from __future__ import annotations
 
@@ -9,46 +9,46 @@ from typing import Protocol
 from torch import Tensor
 
 from textmill.engine.sampling.token_records import SamplingState, TokenTrace
-from textmill.engine.sampling.torch_sampler import choose, sound_rows
+from textmill.engine.sampling.torch_sampler import finite_rows, sample_tokens
 from textmill.engine.sampling.trace import trace_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """A row's next token; ``None`` where its logits have NaN or no largest number."""
+class SampledToken:
+    """A sequence's next token; ``None`` where its logits have NaN or no finite maximum."""
 
     token: int | None
     trace: TokenTrace | None
 
 
-class Chooser(Protocol):
-    """Chooses for a batch of rows with any strategies."""
+class Sampler(Protocol):
+    """Samples tokens for a batch of any strategies."""
 
-    def choose(
-        self, logits: Tensor, rows: Sequence[SamplingState], text_of: Callable[[int], str]
-    ) -> list[Chosen]:
-        """A token a row of logits (rows, vocabulary) float32, traced where it is wanted."""
+    def sample(
+        self, logits: Tensor, states: Sequence[SamplingState], text_of: Callable[[int], str]
+    ) -> list[SampledToken]:
+        """Sample one token for each row of logits (rows, vocabulary) float32, with its trace."""
         ...
 
 
-class TorchChooser:
-    """Chooses in PyTorch."""
+class TorchSampler:
+    """Samples in PyTorch."""
 
-    def choose(
-        self, logits: Tensor, rows: Sequence[SamplingState], text_of: Callable[[int], str]
-    ) -> list[Chosen]:
-        """A token a row of logits (rows, vocabulary) float32, traced where it is wanted."""
-        sound = [index for index, is_sound in enumerate(sound_rows(logits)) if is_sound]
-        chosen = [Chosen(None, None)] * len(rows)
-        if not sound:
-            return chosen
-        kept = logits if len(sound) == len(rows) else logits[sound]
-        choices = choose(kept, [rows[index] for index in sound])
-        for index, choice in zip(sound, choices, strict=True):
-            chosen[index] = Chosen(choice.token, None)
-        traced = [place for place, i in enumerate(sound) if rows[i].parameters.trace]
+    def sample(
+        self, logits: Tensor, states: Sequence[SamplingState], text_of: Callable[[int], str]
+    ) -> list[SampledToken]:
+        """Sample one token for each row of logits (rows, vocabulary) float32, with its trace."""
+        finite = [index for index, is_finite in enumerate(finite_rows(logits)) if is_finite]
+        sampled = [SampledToken(None, None)] * len(states)
+        if not finite:
+            return sampled
+        kept = logits if len(finite) == len(states) else logits[finite]
+        drawn = sample_tokens(kept, [states[index] for index in finite])
+        for index, token in zip(finite, drawn, strict=True):
+            sampled[index] = SampledToken(token.id, None)
+        traced = [place for place, i in enumerate(finite) if states[i].parameters.trace]
         if traced:
-            found = trace_tokens(kept[traced], [choices[place] for place in traced], text_of)
+            found = trace_tokens(kept[traced], [drawn[place] for place in traced], text_of)
             for place, trace in zip(traced, found, strict=True):
-                chosen[sound[place]] = Chosen(choices[place].token, trace)
-        return chosen
+                sampled[finite[place]] = SampledToken(drawn[place].id, trace)
+        return sampled

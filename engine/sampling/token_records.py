@@ -1,4 +1,4 @@
-"""What goes into a choice and what is told of it afterwards. Needs no torch."""
+"""The input of sampling a token, and the records of its trace. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 from textmill.core.strategies import DecodingParameters
 
-NUM_ALTERNATIVES = 20  # that a trace tells of each token
+NUM_ALTERNATIVES = 20  # in the trace of a token
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingState:
-    """What choosing a row's next token needs beside its logits."""
+    """The input, besides the logits, of sampling a sequence's next token."""
 
     parameters: DecodingParameters
-    ids: Sequence[int]  # the prompt and what was written
-    position: int  # of the new token, from 0 at the start of the continuation
+    ids: Sequence[int]  # of the prompt and the completion so far
+    position: int  # of the new token in the completion, from 0
 
 
 @dataclass(frozen=True, slots=True)
 class Probabilities:
-    """What a token was drawn with, and what others might have been.
+    """The probabilities with which a token and its alternatives could be drawn.
 
     Attributes:
-        probability: of the token drawn, after the strategy's cut.
-        ids: of the model's likeliest tokens, the likeliest first.
-        probabilities: theirs, after the strategy's cut.
+        probability: of the drawn token, after the strategy's filter.
+        ids: the model's likeliest tokens, in descending order of probability.
+        probabilities: of these, after the strategy's filter.
     """
 
     probability: float
@@ -37,7 +37,7 @@ class Probabilities:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A likely token; ``probability`` is after the strategy's cut."""
+    """A likely token; ``probability`` is after the strategy's filter."""
 
     id: int
     text: str
@@ -47,15 +47,15 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class TokenTrace:
-    """One token of a text.
+    """One token of a completion.
 
     Attributes:
         logprob: natural logarithm of the model's own probability, before penalty and temperature.
-        rank: place among all tokens by that probability, from 1.
-        probability: what it was drawn with, after the strategy's cut; 1 where none was drawn.
+        rank: among all tokens by that probability, from 1.
+        probability: with which it was drawn, after the strategy's filter; 1 for greedy decoding.
         entropy: of the model's own distribution, in nats.
-        alternatives: the likeliest tokens, the chosen one perhaps among them; they may be made
-            only when they are looked at.
+        alternatives: the likeliest tokens, which may include this one; they may be computed on
+            first access.
     """
 
     id: int
@@ -67,7 +67,7 @@ class TokenTrace:
     alternatives: Sequence[Alternative]
 
     def as_json(self) -> dict[str, Any]:
-        """The same as plain JSON."""
+        """The trace as plain JSON."""
         return {
             "id": self.id,
             "text": self.text,

@@ -1,8 +1,8 @@
-"""From logits to tokens, all rows of a mixed batch in one pass, each by its own parameters.
+"""From logits to tokens in PyTorch: a batch of mixed strategies, each row by its own parameters.
 
-logits → repetition penalty → temperature → the strategy's cut → one draw by the inverse of the
+logits → repetition penalty → temperature → the strategy's filter → one draw by the inverse of the
 distribution function in the order of ids. Every operation works along a row, and none rounds
-differently for another number of rows, so a row's token cannot depend on its neighbours.
+differently for another number of rows, so a row's token does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -14,131 +14,124 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import chunks, ids_in, largest, maxima, sums, taken
-from textmill.engine.sampling.logits_filters import Weights, cut_of, weigh
+from textmill.engine.sampling.blocks import chunks, ids_in, largest, maxima, padded_rows, sums
+from textmill.engine.sampling.filter_table import filter_of, is_greedy
+from textmill.engine.sampling.logits_filters import TokenWeights, filtered_softmax
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES, Probabilities, SamplingState
 from textmill.engine.sampling.uniform import uniform
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DrawnToken:
     """A row's next token.
 
     Attributes:
-        token: its id.
-        odds: what might have been drawn; ``None`` where no trace is wanted or the likeliest was
-            simply taken.
+        id: the token.
+        probabilities: after the filter; ``None`` without a trace, and for greedy decoding.
     """
 
-    token: int
-    odds: Probabilities | None
+    id: int
+    probabilities: Probabilities | None
 
 
-def is_greedy(parameters: DecodingParameters) -> bool:
-    """Whether the likeliest token is taken, whatever the seed."""
-    return (
-        parameters.strategy == "greedy"
-        or parameters.temperature == 0.0
-        or (parameters.strategy == "top_k" and parameters.top_k == 1)
-    )
-
-
-def choose(logits: Tensor, rows: Sequence[SamplingState]) -> list[Choice]:
-    """One token a row.
+def sample_tokens(logits: Tensor, states: Sequence[SamplingState]) -> list[DrawnToken]:
+    """Sample one token for each row.
 
     Args:
-        logits: (rows, vocabulary) float32; left as they are.
-        rows: the rows' parameters and texts, in the same order.
+        logits: (rows, vocabulary) float32; not modified.
+        states: the state of each row.
     """
     vocabulary_size = logits.shape[-1]
     kinds: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        kind = "greedy" if is_greedy(row.parameters) else cut_of(row.parameters, vocabulary_size)
+    for index, state in enumerate(states):
+        is_certain = is_greedy(state.parameters)
+        kind = "greedy" if is_certain else filter_of(state.parameters, vocabulary_size)
         kinds.setdefault(kind, []).append(index)
-    choices: dict[int, Choice] = {}
+    drawn: dict[int, DrawnToken] = {}
     for kind, alike in kinds.items():
         for part in chunks(alike, vocabulary_size):
-            way = _take if kind == "greedy" else _draw
-            found = way(logits, part, [rows[i] for i in part])
-            choices.update(zip(part, found, strict=True))
-    return [choices[index] for index in range(len(rows))]
+            sample = _argmax if kind == "greedy" else _draw
+            found = sample(logits, part, [states[i] for i in part])
+            drawn.update(zip(part, found, strict=True))
+    return [drawn[index] for index in range(len(states))]
 
 
-def sound_rows(logits: Tensor) -> list[bool]:
-    """Per row, whether a token can be chosen at all: no NaN, and a largest number.
+def finite_rows(logits: Tensor) -> list[bool]:
+    """Whether a token can be sampled from each row: no NaN, and a finite maximum.
 
     Args:
         logits: (rows, vocabulary) float32.
     """
-    sound: list[bool] = logits.amax(-1).isfinite().tolist()  # the maximum with a NaN is NaN
-    return sound
+    finite: list[bool] = logits.amax(-1).isfinite().tolist()  # the maximum with a NaN is NaN
+    return finite
 
 
-def _take(logits: Tensor, part: Sequence[int], rows: Sequence[SamplingState]) -> list[Choice]:
+def _argmax(
+    logits: Tensor, part: Sequence[int], states: Sequence[SamplingState]
+) -> list[DrawnToken]:
     """The first of each row's largest scores; ``argmax`` over whole rows takes ten times longer."""
-    scores = taken(logits, part)
-    _penalise(scores, rows)
+    scores = padded_rows(logits, part)
+    _penalize(scores, states)
     ids = ids_in(maxima(scores).argmax(-1, keepdim=True))
     best = scores.gather(-1, ids).argmax(-1, keepdim=True)
-    return [Choice(token, None) for token in ids.gather(-1, best)[:, 0].tolist()]
+    return [DrawnToken(token, None) for token in ids.gather(-1, best)[:, 0].tolist()]
 
 
-def _draw(logits: Tensor, part: Sequence[int], rows: Sequence[SamplingState]) -> list[Choice]:
-    """A token a row from its distribution; all rows of one kind."""
-    scores = taken(logits, part)
+def _draw(logits: Tensor, part: Sequence[int], states: Sequence[SamplingState]) -> list[DrawnToken]:
+    """One draw from each row's distribution; all rows have the same filter."""
+    scores = padded_rows(logits, part)
     likeliest = None
-    if any(row.parameters.trace for row in rows):
+    if any(state.parameters.trace for state in states):
         likeliest = largest(scores, min(NUM_ALTERNATIVES, logits.shape[-1]))[1]
-    _penalise(scores, rows)
-    weights = weigh(scores, [row.parameters for row in rows], logits.shape[-1])
-    shares = [uniform(row.parameters.seed, row.position) for row in rows]
-    places, totals = _places(weights.values, shares)
+    _penalize(scores, states)
+    weights = filtered_softmax(scores, [s.parameters for s in states], logits.shape[-1])
+    numbers = [uniform(state.parameters.seed, state.position) for state in states]
+    places, totals = _inverse_cdf(weights.values, numbers)
     tokens = weights.tokens(places)
-    odds: list[Probabilities | None] = [None] * len(rows)
+    probabilities: list[Probabilities | None] = [None] * len(states)
     if likeliest is not None:
-        odds = _odds(weights, totals, tokens, likeliest)
+        probabilities = _probabilities(weights, totals, tokens, likeliest)
     return [
-        Choice(token, own if row.parameters.trace else None)
-        for token, own, row in zip(tokens[:, 0].tolist(), odds, rows, strict=True)
+        DrawnToken(token, own if state.parameters.trace else None)
+        for token, own, state in zip(tokens[:, 0].tolist(), probabilities, states, strict=True)
     ]
 
 
-def _odds(
-    weights: Weights, totals: Tensor, tokens: Tensor, others: Tensor
+def _probabilities(
+    weights: TokenWeights, totals: Tensor, tokens: Tensor, others: Tensor
 ) -> list[Probabilities | None]:
-    shares = weights.of(torch.cat([tokens, others], -1)) / totals
+    found = weights.of(torch.cat([tokens, others], -1)) / totals
     return [
         Probabilities(own[0], ids, own[1:])
-        for own, ids in zip(shares.tolist(), others.tolist(), strict=True)
+        for own, ids in zip(found.tolist(), others.tolist(), strict=True)
     ]
 
 
-def _penalise(scores: Tensor, rows: Sequence[SamplingState]) -> None:
+def _penalize(scores: Tensor, states: Sequence[SamplingState]) -> None:
     """The repetition penalty of CTRL (Keskar et al., 2019), over prompt and text, in place."""
-    wanting = [i for i, row in enumerate(rows) if row.parameters.repetition_penalty != 1.0]
+    penalized = [i for i, s in enumerate(states) if s.parameters.repetition_penalty != 1.0]
     ids = array("q")  # ten times as fast as a tensor from a list
-    for index in wanting:
-        ids.extend(rows[index].ids)
+    for index in penalized:
+        ids.extend(states[index].ids)
     if not ids:
         return
-    counts = torch.tensor([len(rows[i].ids) for i in wanting])
-    penalties = torch.tensor([rows[i].parameters.repetition_penalty for i in wanting])
+    counts = torch.tensor([len(states[i].ids) for i in penalized])
+    penalties = torch.tensor([states[i].parameters.repetition_penalty for i in penalized])
     penalties = penalties.repeat_interleave(counts)
-    places = (torch.tensor(wanting) * scores.shape[-1]).repeat_interleave(counts)
+    places = (torch.tensor(penalized) * scores.shape[-1]).repeat_interleave(counts)
     places += torch.frombuffer(ids, dtype=torch.int64)
     values = scores.view(-1).index_select(0, places)
-    # A token that stands there twice is written twice, with the same number.
+    # A token that occurs twice is written twice, with the same number.
     values = torch.where(values < 0, values * penalties, values / penalties)
     scores.view(-1).index_copy_(0, places, values)
 
 
-def _places(weights: Tensor, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Where the running sum of each row passes a share of the whole: whole blocks, then one.
+def _inverse_cdf(weights: Tensor, numbers: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Find where each row's running sum exceeds a share of its total: the block, then the place.
 
     Args:
         weights: (rows, a multiple of ``BLOCK_TOKENS``) float32.
-        shares: of each row, in [0, 1).
+        numbers: the shares, in [0, 1).
 
     Returns:
         places (rows, 1) int64, and the sums of all weights (rows, 1) float64.
@@ -146,20 +139,20 @@ def _places(weights: Tensor, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
     by_block = sums(weights)
     ends = by_block.cumsum(-1, dtype=torch.float64)
     total = ends[:, -1:].contiguous()
-    target = torch.tensor(shares, dtype=torch.float64)[:, None] * total
-    block = _first_beyond(ends, target)
+    target = torch.tensor(numbers, dtype=torch.float64)[:, None] * total
+    block = _first_above(ends, target)
     start = ends.gather(-1, block) - by_block.gather(-1, block)
     places = ids_in(block)
     within = weights.gather(-1, places).cumsum(-1, dtype=torch.float64)
-    return places.gather(-1, _first_beyond(within, target - start)), total
+    return places.gather(-1, _first_above(within, target - start)), total
 
 
-def _first_beyond(sums: Tensor, target: Tensor) -> Tensor:
-    """Where running sums first exceed their target; of those that never do, where they last rose.
+def _first_above(sums: Tensor, target: Tensor) -> Tensor:
+    """Find where running sums first exceed their target, or last rise if they never do.
 
     Args:
         sums: (rows, n) float64, contiguous.
-        target: (rows, 1) float64; by rounding it may be as large as the whole.
+        target: (rows, 1) float64; by rounding it may be as large as the total.
     """
     found = torch.searchsorted(sums, target, right=True)
     return torch.minimum(found, torch.searchsorted(sums, sums[:, -1:].contiguous()))

@@ -1,4 +1,4 @@
-"""Why a token was chosen: its likelihood, its rank, what the cut left it, what else there was."""
+"""Traces in PyTorch: the probability, the rank and the alternatives of each sampled token."""
 
 from __future__ import annotations
 
@@ -8,80 +8,91 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from textmill.engine.sampling.blocks import chunks, largest, sums, taken
+from textmill.engine.sampling.blocks import chunks, largest, padded_rows, sums
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES, Alternative, TokenTrace
-from textmill.engine.sampling.torch_sampler import Choice
+from textmill.engine.sampling.torch_sampler import DrawnToken
+
+TextOf = Callable[[int], str]
 
 
-def trace_token(logits: Tensor, choice: Choice, text_of: Callable[[int], str]) -> TokenTrace:
-    """Describe one choice; logits: (vocabulary,) float32, as the model gave them."""
-    return trace_tokens(logits[None], [choice], text_of)[0]
+def trace_token(logits: Tensor, token: DrawnToken, text_of: TextOf) -> TokenTrace:
+    """Trace one token; logits: (vocabulary,) float32, as the model computed them."""
+    return trace_tokens(logits[None], [token], text_of)[0]
 
 
-def trace_tokens(
-    logits: Tensor, choices: Sequence[Choice], text_of: Callable[[int], str]
-) -> list[TokenTrace]:
-    """Describe choices.
+def trace_tokens(logits: Tensor, tokens: Sequence[DrawnToken], text_of: TextOf) -> list[TokenTrace]:
+    """Trace the sampled tokens of a batch.
 
     Args:
-        logits: (rows, vocabulary) float32, as the model gave them; left as they are.
-        choices: what was taken, one a row.
-        text_of: a token's text.
+        logits: (rows, vocabulary) float32, as the model computed them; not modified.
+        tokens: the token of each row.
+        text_of: returns a token's text.
     """
     traces: list[TokenTrace] = []
-    for part in chunks(range(len(choices)), logits.shape[-1]):
-        own = taken(logits, part)
-        traces += _described(own, logits.shape[-1], [choices[i] for i in part], text_of)
+    for part in chunks(range(len(tokens)), logits.shape[-1]):
+        own = padded_rows(logits, part)
+        traces += _traces(own, logits.shape[-1], [tokens[i] for i in part], text_of)
     return traces
 
 
-def _described(
-    logits: Tensor, vocabulary_size: int, choices: list[Choice], text_of: Callable[[int], str]
+def _traces(
+    logits: Tensor, vocabulary_size: int, tokens: list[DrawnToken], text_of: TextOf
 ) -> list[TokenTrace]:
-    """Describe choices from logits filled up to whole blocks, which are overwritten."""
-    tokens = torch.tensor([choice.token for choice in choices])[:, None]
+    """Trace tokens from logits that are padded to whole blocks, which are overwritten."""
+    ids = torch.tensor([token.id for token in tokens])[:, None]
     top, likeliest = largest(logits, min(NUM_ALTERNATIVES, vocabulary_size))
     others = [
-        choice.odds.ids if choice.odds else ids
-        for choice, ids in zip(choices, likeliest.tolist(), strict=True)
+        token.probabilities.ids if token.probabilities else likely
+        for token, likely in zip(tokens, likeliest.tolist(), strict=True)
     ]
-    ranks = _ranks(logits, tokens, top)
+    ranks = _ranks(logits, ids, top)
     logits -= top[:, :1]
-    wanted = torch.cat([tokens, torch.tensor(others)], -1)
-    relative = logits.gather(-1, wanted).tolist()
+    relative = logits.gather(-1, torch.cat([ids, torch.tensor(others)], -1)).tolist()
     probabilities = torch.softmax(logits, -1)
-    # The likeliest has logit 0. An impossible token adds nothing to the entropy.
+    # The likeliest token has logit 0. An impossible token must add 0 to the entropy, not NaN.
     logits.clamp_(min=torch.finfo(torch.float32).min).mul_(probabilities)
     means = sums(logits).sum(-1).tolist()
     log_totals = [-math.log(most) for most in probabilities.amax(-1).tolist()]
-    traces = []
-    for choice, ids, rank, values, mean, log_total in zip(
-        choices, others, ranks, relative, means, log_totals, strict=True
-    ):
-        logprobs = [value - log_total for value in values]
-        if choice.odds is None:
-            probability, after_cut = 1.0, [float(token == choice.token) for token in ids]
-        else:
-            probability, after_cut = choice.odds.probability, choice.odds.probabilities
-        traces.append(
-            TokenTrace(
-                id=choice.token,
-                text=text_of(choice.token),
-                logprob=logprobs[0],
-                rank=rank,
-                probability=probability,
-                entropy=log_total - mean,
-                alternatives=[
-                    Alternative(token, text_of(token), logprob, share)
-                    for token, logprob, share in zip(ids, logprobs[1:], after_cut, strict=True)
-                ],
-            )
+    columns = zip(tokens, others, ranks, relative, means, log_totals, strict=True)
+    return [
+        _trace(
+            token, alternatives, rank, [v - log_total for v in values], log_total - mean, text_of
         )
-    return traces
+        for token, alternatives, rank, values, mean, log_total in columns
+    ]
+
+
+def _trace(
+    token: DrawnToken,
+    alternatives: list[int],
+    rank: int,
+    logprobs: list[float],  # of the token, then of the alternatives
+    entropy: float,
+    text_of: TextOf,
+) -> TokenTrace:
+    if token.probabilities is None:
+        probability, filtered = 1.0, [float(other == token.id) for other in alternatives]
+    else:
+        probability = token.probabilities.probability
+        filtered = token.probabilities.probabilities
+    return TokenTrace(
+        id=token.id,
+        text=text_of(token.id),
+        logprob=logprobs[0],
+        rank=rank,
+        probability=probability,
+        entropy=entropy,
+        alternatives=[
+            Alternative(other, text_of(other), logprob, after_filter)
+            for other, logprob, after_filter in zip(
+                alternatives, logprobs[1:], filtered, strict=True
+            )
+        ],
+    )
 
 
 def _ranks(logits: Tensor, tokens: Tensor, best: Tensor) -> list[int]:
-    """Places of tokens by their logits, from 1, of equals the lower ids first.
+    """The ranks of tokens by their logits, from 1; of equals, lower ids have lower ranks.
 
     Args:
         logits: (rows, width) float32.

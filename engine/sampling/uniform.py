@@ -1,4 +1,4 @@
-"""One number in [0, 1) for a seed and a position: no generator, no state, no order of calls."""
+"""Random numbers in [0, 1) as a function of seed and position, without a generator's state."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number with 53 random bits.
+    """Return a number with 53 random bits.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) used
-    as a counter-based generator: the seed chooses the stream, the position the place in it.
+    as a counter-based generator: the seed selects the stream, the position the number in it.
     """
     start = _mix((seed + _GOLDEN) & _MASK)
     return (_mix((start + (position + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53

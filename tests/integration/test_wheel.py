@@ -53,8 +53,9 @@ def test_it_installs_exactly_one_top_level_package(installed: Path) -> None:
     [
         "adapters/arxiv-abstracts/adapter_model.safetensors",
         "core/catalog/default_models.toml",
-        "engine/kernels/textmill.cpp",
+        "engine/kernels/interface.cpp",
         "engine/kernels/decoder.h",
+        "engine/kernels/simd/avx512.h",
         "migrations/versions/v0001_jobs.py",
         "py.typed",
         "web/static/css/base.css",

@@ -110,7 +110,7 @@ def test_a_cancel_takes_effect_and_keeps_the_text_made_so_far() -> None:
 
 
 def test_prompts_that_begin_alike_are_computed_once() -> None:
-    """The second waits for the first and takes over what is known; its own end is its own."""
+    """The second waits for the first and copies the prefix; the rest of it is computed."""
     model, runner = fake_model(spelling("ab", "p" * 300))
     prompts = ["p" * 300, "p" * 300, "p" * 250 + "q" * 50, "r" * 300]
     with running(model) as engine:
@@ -222,7 +222,7 @@ def test_a_texts_slots_are_given_back_when_it_ends() -> None:
 
 
 def branching(ids: list[int]) -> torch.Tensor:
-    """Greedy goes a, c; the likelier text as a whole is b, d."""
+    """Greedy decoding gives a, c; the likeliest sequence is b, d."""
     table = {"a": {"c": 0.5, "d": 0.5}, "b": {"d": 1.0}, "p": {"a": 0.6, "b": 0.4}}
     chances = torch.full((128,), 1e-9)
     for letter, chance in table.get(chr(ids[-1]), {"e": 1.0}).items():
@@ -443,7 +443,7 @@ def test_a_model_that_joins_is_weighed_against_the_memory() -> None:
         engine.stop(PATIENCE_SECONDS)
 
 
-def test_a_model_that_cannot_write_is_not_held_and_harms_nobody() -> None:
+def test_a_model_that_cannot_write_is_not_held_and_disturbs_no_other() -> None:
     good, _ = fake_model(spelling("abc", "p"), name="good")
 
     def broken(ids: list[int]) -> torch.Tensor:
@@ -451,7 +451,9 @@ def test_a_model_that_cannot_write_is_not_held_and_harms_nobody() -> None:
 
     bad, _ = fake_model(broken, name="bad")
     with running(good) as engine:
-        with pytest.raises(EngineError, match=r"The model bad cannot write: .*no such layer"):
+        with pytest.raises(
+            EngineError, match=r"The model bad cannot generate text: .*no such layer"
+        ):
             engine.add_model(bad)
         with pytest.raises(UnknownModel):
             engine.submit(request(model="bad"))

@@ -140,7 +140,7 @@ def test_chunks_of_a_runner_that_cuts_at_fixed_places_are_cut_there_alone() -> N
 
 @pytest.mark.parametrize("chunk_tokens", [None, CHUNK])
 def test_long_prompts_end_though_short_ones_never_stop_coming(chunk_tokens: int | None) -> None:
-    """As many short tokens come as a step takes; half of the steps are the oldest's."""
+    """Short prompts arrive as fast as steps compute them; half of the steps are the oldest's."""
     steps = Steps(lambda _: CHUNK, chunk_tokens)
     longs = [prompt(LONG, seed) for seed in range(3)]
     steps.add(*longs)
@@ -189,7 +189,7 @@ def test_samples_of_a_run_are_computed_once() -> None:
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one_that_begins_alike() -> None:
-    """A common first sentence of 40 tokens is no reason to wait for 4,000 others."""
+    """A common first sentence of 40 tokens does not justify waiting for 4,000 others."""
     steps = Steps(lambda _: 256)
     beginning = tuple(range(5000, 5000 + SHARED_TOKENS + 8))
     steps.add(*(prompt(LONG, seed, beginning) for seed in range(4)))
@@ -250,7 +250,7 @@ def test_what_is_known_is_looked_for_once() -> None:
 
 
 def test_neither_long_texts_hold_up_short_ones_for_ever_nor_short_ones_a_long_one() -> None:
-    """Of ten bytes a token there is room for 40 tokens; the long text needs 38 of them."""
+    """At ten bytes a token there is room for 40 tokens; the long sequence needs 38 of them."""
     scheduler = Scheduler(4, cache_bytes=400, bytes_per_token={"m": 10})
     running, long = a_sequence(), a_sequence(max_new_tokens=35)
     scheduler.add(running)

@@ -1,4 +1,4 @@
-"""Who runs where, tried without torch."""
+"""Which sequences run in which slots, tested without torch."""
 
 from __future__ import annotations
 
@@ -163,8 +163,8 @@ def test_due_names_what_was_canceled_or_is_too_late_waiting_or_active() -> None:
     scheduler.admit()
     waiting.generation.cancel("released")
     waiting.generation.cancel("canceled")  # the first reason counts
-    assert scheduler.due(4.0) == [(waiting, "released")]
-    assert scheduler.due(6.0) == [(waiting, "released"), (late, "deadline")]
+    assert scheduler.to_be_ended(4.0) == [(waiting, "released")]
+    assert scheduler.to_be_ended(6.0) == [(waiting, "released"), (late, "deadline")]
 
 
 def test_clear_returns_everything() -> None:

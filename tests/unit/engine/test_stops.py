@@ -1,4 +1,4 @@
-"""Stop strings that straddle tokens: left out of the text, and nothing of one is ever shown."""
+"""Stop strings that span tokens: they are removed, and no part of one is ever emitted."""
 
 from __future__ import annotations
 

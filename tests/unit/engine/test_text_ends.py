@@ -1,4 +1,4 @@
-"""Where texts end: within characters of several tokens, at special tokens, with a trace or not."""
+"""Ends of completions: within characters of several tokens, and at special tokens."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ KINDS = pytest.mark.parametrize("make", [byte_level, byte_fallback])
 
 
 def continued(tokenizer: TextTokenizer, text: str) -> list[int]:
-    """The tokens of a text behind another one."""
+    """The tokens of a text that follows another one."""
     begun = tokenizer.encode("a")
     whole = tokenizer.encode("a" + text)
     assert whole[: len(begun)] == begun

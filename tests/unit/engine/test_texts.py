@@ -1,4 +1,4 @@
-"""Whole texts by real (tiny) models: equal to transformers', whatever is decoded beside them."""
+"""Completions of real (tiny) models equal those of transformers, whatever else is decoded."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def generated(family: str, prompt: str, repetition_penalty: float = 1.0) -> str:
 
 
 def in_whole_characters(folder: Path, ids: list[int]) -> str:
-    """As transformers shows them, but for half a character at the end."""
+    """The text of tokens by transformers, without an incomplete character at the end."""
     text = str(AutoTokenizer.from_pretrained(folder).decode(ids, skip_special_tokens=True))
     ours = TextTokenizer(folder / "tokenizer.json").decode(ids)
     assert text in {ours, ours + "\ufffd"}
@@ -199,7 +199,7 @@ def test_two_hundred_jobs_give_the_same_texts_in_any_order_and_batch_size(
 
 @pytest.mark.parametrize("kind", ["torch", "int8"])
 def test_as_many_texts_at_once_as_a_setting_allows_are_the_same(kind: str) -> None:
-    """More rows than the kernels' buffers hold, beam searches among them."""
+    """More batch entries than the kernels' buffers hold, including beam searches."""
     beam = {"strategy": "beam", "num_beams": 8}
     requests = [
         request("llama", job, f"{job} x", **(beam if job % 50 == 0 else STRATEGIES[job % 7]))
@@ -231,7 +231,7 @@ def test_identities_hold_for_whole_texts(one: dict[str, Any], other: dict[str, A
 
 
 def test_a_prompt_of_many_chunks_does_not_hold_up_the_others() -> None:
-    """While it is read, the short text beside it is written and done."""
+    """While the long prompt is computed, the short sequence starts and ends."""
     family = "llama"
     order: list[str] = []
     engine = InferenceEngine({family: loaded(family, 2)}, num_slots=2)

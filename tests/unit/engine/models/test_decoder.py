@@ -1,4 +1,4 @@
-"""Our decoder against transformers' own arithmetic, and rows against their neighbours."""
+"""The decoder against transformers, and the independence of sequences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
 from textmill.engine.models.decoder import Decoder
-from textmill.engine.models.families import describe, take_weights
+from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.runner import (
     PREFILL_CHUNK_TOKENS,
@@ -31,8 +31,8 @@ kinds = pytest.mark.parametrize("kind", ["torch", "kernels", "int8"])
 exact_kinds = pytest.mark.parametrize("kind", ["torch", "kernels"])
 
 
-class PlainRow:
-    """What a runner needs of a sequence."""
+class PlainEntry:
+    """A minimal batch entry."""
 
     def __init__(self, ids: list[int], slot: int) -> None:
         self.ids = list(ids)
@@ -43,7 +43,7 @@ class PlainRow:
 def decoder_from(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = take_weights(spec, load_file(folder / "model.safetensors"), dtype)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"), dtype)
     return Decoder(spec, weights, NUM_SLOTS)
 
 
@@ -63,7 +63,7 @@ def native_from(
 ) -> NativeDecoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = take_weights(spec, load_file(folder / "model.safetensors"), torch.float32)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"), torch.float32)
     return NativeDecoder(
         spec,
         weights,
@@ -87,8 +87,8 @@ def reference(folder: Path, ids: list[int]) -> Tensor:
         return model(torch.tensor([ids])).logits[0]
 
 
-def decoded(runner: SlotRunner, rows: list[PlainRow], texts: list[list[int]]) -> list[Tensor]:
-    """Force the texts' tokens on rows that end at different times; logits after each token."""
+def decoded(runner: SlotRunner, rows: list[PlainEntry], texts: list[list[int]]) -> list[Tensor]:
+    """Feed given tokens to entries that end at different times; logits after each token."""
     logits: list[list[Tensor]] = [[] for _ in rows]
     for row in rows:
         while row.num_cached < len(row.ids) - 1:
@@ -103,7 +103,7 @@ def decoded(runner: SlotRunner, rows: list[PlainRow], texts: list[list[int]]) ->
             logits[i].append(step[place].clone())
 
 
-def prefill_chunk(runner: SlotRunner, row: PlainRow) -> None:
+def prefill_chunk(runner: SlotRunner, row: PlainEntry) -> None:
     taken = runner.chunk_tokens(0)
     runner.prefill([(row, min(row.num_cached + taken, len(row.ids) - 1))])
 
@@ -125,7 +125,7 @@ def test_a_ragged_batch_gives_each_row_the_logits_of_transformers(family: str, k
     texts = [random_ids(length + 20, seed=length) for length in lengths]
     slots = random.Random(0).sample(range(NUM_SLOTS), len(lengths))
     rows = [
-        PlainRow(text[:length], slot)
+        PlainEntry(text[:length], slot)
         for text, length, slot in zip(texts, lengths, slots, strict=True)
     ]
     runner = runner_from(folder, kind)
@@ -138,16 +138,16 @@ def test_a_ragged_batch_gives_each_row_the_logits_of_transformers(family: str, k
 @kinds
 @families
 def test_a_rows_logits_do_not_depend_on_neighbours_slot_or_arrival(family: str, kind: str) -> None:
-    """Bit for bit: the promise that a text does not depend on what is decoded beside it."""
+    """Bit for bit: a sequence does not depend on the rest of the batch."""
     runner = runner_from(tiny_model(family), kind)
     prompt, text = random_ids(70, seed=5), random_ids(30, seed=6)
-    alone = decoded(runner, [PlainRow(prompt, 0)], [text])[0]
+    alone = decoded(runner, [PlainEntry(prompt, 0)], [text])[0]
     rng = random.Random(7)
     for trial in range(12):
         num_rows = rng.randint(1, NUM_SLOTS)
         slots = rng.sample(range(NUM_SLOTS), num_rows)
         prompts = [random_ids(rng.choice([1, 5, 64, 150, 200]), seed=trial) for _ in slots[1:]]
-        rows = [PlainRow(p, s) for p, s in zip([prompt, *prompts], slots, strict=True)]
+        rows = [PlainEntry(p, s) for p, s in zip([prompt, *prompts], slots, strict=True)]
         texts = [text, *(random_ids(rng.randint(1, 40), seed=trial) for _ in slots[1:])]
         together = decoded(runner, rows, texts)[0]
         assert torch.equal(together, alone), f"{num_rows} rows in slots {slots}"
@@ -172,7 +172,7 @@ def test_prefill_in_chunks_equals_one_pass(family: str, kind: str) -> None:
     folder = tiny_model(family)
     ids = random_ids(PREFILL_CHUNK_TOKENS + 40, seed=3)
     runner = runner_from(folder, kind)
-    row = PlainRow(ids, 2)
+    row = PlainEntry(ids, 2)
     for end in (PREFILL_CHUNK_TOKENS, len(ids) - 1):
         runner.prefill([(row, end)])
     wanted = reference(folder, ids)[-1]
@@ -184,28 +184,28 @@ def test_prefill_in_chunks_equals_one_pass(family: str, kind: str) -> None:
 def test_a_slot_remembers_nothing_of_the_row_before(family: str, kind: str) -> None:
     runner = runner_from(tiny_model(family), kind)
     short, text = random_ids(10, seed=1), random_ids(5, seed=2)
-    fresh = decoded(runner, [PlainRow(short, 1)], [text])[0]
-    decoded(runner, [PlainRow(random_ids(180, seed=3), 1)], [random_ids(20, seed=4)])
-    assert torch.equal(decoded(runner, [PlainRow(short, 1)], [text])[0], fresh)
+    fresh = decoded(runner, [PlainEntry(short, 1)], [text])[0]
+    decoded(runner, [PlainEntry(random_ids(180, seed=3), 1)], [random_ids(20, seed=4)])
+    assert torch.equal(decoded(runner, [PlainEntry(short, 1)], [text])[0], fresh)
     runner.rest()
-    assert torch.equal(decoded(runner, [PlainRow(short, 1)], [text])[0], fresh)
+    assert torch.equal(decoded(runner, [PlainEntry(short, 1)], [text])[0], fresh)
 
 
 @kinds
 def test_a_wiped_row_leaves_no_nan_behind(kind: str) -> None:
     runner = runner_from(tiny_model("llama"), kind)
     short, text = random_ids(4, seed=1), random_ids(3, seed=2)
-    fresh = decoded(runner, [PlainRow(short, 0)], [text])[0]
+    fresh = decoded(runner, [PlainEntry(short, 0)], [text])[0]
     runner.cache.values[0][0, :, :40] = torch.nan
     runner.cache.keys[0][0, :, :40] = torch.nan
     runner.wipe(0, 40)
-    assert torch.equal(decoded(runner, [PlainRow(short, 0)], [text])[0], fresh)
+    assert torch.equal(decoded(runner, [PlainEntry(short, 0)], [text])[0], fresh)
 
 
 def test_memory_is_taken_where_tokens_stand_and_given_back() -> None:
     cache = decoder_from(tiny_model("llama")).cache
     cache.keys[0][:, :, :8] = 1.0
-    cache.give_back()
+    cache.release_all()
     assert not cache.keys[0].any()
 
 
@@ -214,11 +214,11 @@ def test_memory_is_taken_where_tokens_stand_and_given_back() -> None:
 def test_a_forked_text_goes_on_like_the_one_it_came_from(family: str, kind: str) -> None:
     runner = runner_from(tiny_model(family), kind)
     prompt, text = random_ids(90, seed=1), random_ids(20, seed=2)
-    row = PlainRow(prompt, 1)
+    row = PlainEntry(prompt, 1)
     wanted = decoded(runner, [row], [text])[0]
     runner.fork(1, 5, 0, 70)
     runner.fork(1, 5, 70, len(prompt) - 1)
-    child = PlainRow(prompt, 5)
+    child = PlainEntry(prompt, 5)
     child.num_cached = len(prompt) - 1
     assert torch.equal(decoded(runner, [child], [text])[0], wanted)
 
@@ -228,15 +228,15 @@ def test_a_forked_text_goes_on_like_the_one_it_came_from(family: str, kind: str)
 def test_a_recalled_prompt_goes_on_as_if_it_were_computed(family: str, kind: str) -> None:
     """Bit for bit, whether all of it was known or only its beginning."""
     prompt, text = random_ids(190, seed=1), random_ids(8, seed=2)
-    wanted = decoded(runner_from(tiny_model(family), kind), [PlainRow(prompt, 0)], [text])[0]
+    wanted = decoded(runner_from(tiny_model(family), kind), [PlainEntry(prompt, 0)], [text])[0]
     for beginning in (prompt, prompt[:150], [*prompt[:140], 3, 4, 5], prompt[:20]):
         runner = runner_from(tiny_model(family), kind)
-        first = PlainRow(beginning, 2)
+        first = PlainEntry(beginning, 2)
         decoded(runner, [first], [[7]])
         first.ids, first.num_cached = beginning, len(beginning) - 1
         runner.keep(first)
         runner.release(2)
-        row = PlainRow(prompt, 4)
+        row = PlainEntry(prompt, 4)
         runner.recall(row)
         assert (row.num_cached > 0) == (kind != "torch" or len(beginning) > 140)
         assert torch.equal(decoded(runner, [row], [text])[0], wanted)
@@ -251,7 +251,7 @@ def test_a_known_prompt_in_bfloat16_is_rounded_as_if_it_were_computed(family: st
         runner = TorchRunner(decoder, prefix_bytes=PREFIX_BYTES)
         found = []
         for slot in (1, 4):
-            row = PlainRow(prompt, slot)
+            row = PlainEntry(prompt, slot)
             runner.recall(row)
             if row.num_cached < len(prompt) - 1:
                 runner.prefill([(row, len(prompt) - 1)])
@@ -263,7 +263,7 @@ def test_a_known_prompt_in_bfloat16_is_rounded_as_if_it_were_computed(family: st
 @kinds
 def test_a_released_slot_takes_no_memory_and_leaves_its_neighbours_alone(kind: str) -> None:
     runner = runner_from(tiny_model("llama", context_length=4096), kind)
-    rows = [PlainRow(random_ids(3000, seed=slot), slot) for slot in range(3)]
+    rows = [PlainEntry(random_ids(3000, seed=slot), slot) for slot in range(3)]
     decoded(runner, rows, [[1]] * 3)
     before = [runner.cache.values[:, slot].clone() for slot in range(3)]
     runner.release(1)

@@ -1,4 +1,4 @@
-"""Which configs our decoder takes on, what it reads from them, and what it leaves alone."""
+"""The configs that the native decoder supports, and the values that it reads from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPTNeoConfig, LlamaConfig
 
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
 from textmill.engine.models.decoder import DecoderSpec, Rope
-from textmill.engine.models.families import describe, take_weights
+from textmill.engine.models.families import describe, load_weights
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -137,10 +137,10 @@ def test_names_with_and_without_a_prefix_are_the_same_weights(family: str, tmp_p
     saved = load_file(folder / "model.safetensors")
     bare = {n.removeprefix("transformer.").removeprefix("model."): t for n, t in saved.items()}
     assert bare.keys() != saved.keys()
-    one, other = (take_weights(spec, names, torch.float32) for names in (saved, bare))
+    one, other = (load_weights(spec, names, torch.float32) for names in (saved, bare))
     assert torch.equal(one.embedding, other.embedding)
     last, same = list(one.layers)[-1], list(other.layers)[-1]
     assert torch.equal(last.down[0], same.down[0])
     assert one.head[0] is one.embedding  # tied: one tensor, and counted once
     with pytest.raises(KeyError):
-        take_weights(spec, {}, torch.float32)
+        load_weights(spec, {}, torch.float32)

@@ -1,4 +1,4 @@
-"""Families without a runtime of ours: transformers' arithmetic, with one cache a slot."""
+"""Families without a native runtime: transformers' arithmetic, with a cache for each slot."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ FAMILIES = ("opt", "gpt_neox", "mistral")
 
 
 class Row:
-    """What a runner needs of a sequence."""
+    """A minimal batch entry."""
 
     def __init__(self, ids: list[int], slot: int) -> None:
         self.ids = list(ids)
@@ -97,7 +97,7 @@ def go_on(runner: GenericRunner, rows: list[Row], num_new: int = NUM_NEW) -> Non
 
 
 def wanted(folder: Path, prompt: list[int]) -> list[int]:
-    """Greedy, each token from a pass over the whole text, with no cache to go wrong."""
+    """Greedy decoding, each token by a pass over the whole sequence, without a cache."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     ids = list(prompt)
     with torch.inference_mode():

@@ -30,7 +30,7 @@ TEXTS = (
     "   leading, and the year 2026 vs ½ Ⅻ ٣٤",
     "price: $1,234,567.89 (10%)!!! a/b//c <tag attr='x'>",
 )
-# The published patterns, applied in this order to what the ones before left. Written out here once
+# The published patterns, each applied to the parts that the earlier ones left. Written out here
 # more, and run by another engine of regular expressions.
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -132,7 +132,7 @@ def in_letters(text: str) -> str:
     return "".join(LETTERS[byte] for byte in text.encode())
 
 
-# Merges that reach over every boundary that a pre-tokenizer may set, so that one wrong cut shows.
+# Merges across every boundary that a pre-tokenizer may set, so that a wrong split is noticed.
 PAIRS = [
     *(f"{a} {b}" for a in "123456789" for b in "0123456789"),
     *(f"{LETTERS[10]} {x}" for x in (LETTERS[10], LETTERS[32], "1")),
@@ -153,7 +153,7 @@ def small_vocabulary() -> tuple[list[str], list[str]]:
 
 
 def pieces_of(text: str, patterns: Iterable[str]) -> list[str]:
-    """Cut by one pattern after the other; what lies between two matches is a piece as well."""
+    """Split by one pattern after the other; the text between two matches is a piece as well."""
     pieces = [text]
     for pattern in patterns:
         cut: list[str] = []
@@ -315,7 +315,7 @@ def spm_vocabulary() -> tuple[list[str], list[float], list[int]]:
 
 
 def sentencepiece_ids(text: str, tokens: Sequence[str], scores: Sequence[float]) -> list[int]:
-    """Join the neighbours whose result scores best; what is in no token goes byte by byte."""
+    """Merge the neighbors whose result scores best; the rest is encoded byte by byte."""
     ids = {token: place for place, token in enumerate(tokens)}
     symbols = list(text)
     while True:
@@ -396,7 +396,7 @@ def test_a_file_without_a_name_is_read_as_llama_cpp_reads_it_and_says_so(tmp_pat
     ("model", "keys", "says"),
     [
         ("gpt2", {"pre": "gpt-2"}, "no merges"),
-        ("llama", {}, "no score"),
+        ("llama", {}, "score for each token"),
         ("gpt2", {"pre": "gpt-2", "merges": ["a b"], "types": [1]}, "1 types"),
     ],
 )

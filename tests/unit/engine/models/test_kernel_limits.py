@@ -1,4 +1,4 @@
-"""Every count and index that reaches the kernels: what is too large is split or refused."""
+"""Every count and index that reaches the kernels: larger steps are split, others refused."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
-from tests.unit.engine.models.test_decoder import PlainRow, native_from, random_ids
+from tests.unit.engine.models.test_decoder import PlainEntry, native_from, random_ids
 from textmill.core.strategies import DecodingParameters
 from textmill.engine import kernels
+from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE
 from textmill.engine.kernels.status import Status, check_load, check_step, reason_of
 from textmill.engine.models import native_runtime as native
 from textmill.engine.models.errors import KernelRefusal, ModelUnusable
-from textmill.engine.models.native_runtime import DRAW_BYTES, MAX_STEP_ROWS, TRACE_BYTES
+from textmill.engine.models.native_runtime import MAX_STEP_TOKENS
 from textmill.engine.models.runner import KernelRunner
-from textmill.engine.sampling import native_sampler as choosing
-from textmill.engine.sampling.native_sampler import KernelChooser
+from textmill.engine.sampling.native_sampler import KernelSampler
 from textmill.engine.sampling.token_records import SamplingState
 
 MAX_SLOTS = 1024  # the most that TEXTMILL_SLOTS allows
@@ -32,19 +32,19 @@ VOCABULARY = 400
 BOUNDARIES = (511, 512, 513, 600, 1024)
 
 
-def test_rows_on_all_slots_that_a_setting_allows_are_those_of_a_text_alone() -> None:
-    """Bit for bit, below and above what the kernels' buffers hold."""
+def test_logits_in_all_slots_that_a_setting_allows_are_those_of_a_sequence_alone() -> None:
+    """Bit for bit, below and above the size of the kernels' buffers."""
     for is_int8 in (False, True):
         decoder = native_from(tiny_model("llama"), is_int8=is_int8, num_slots=MAX_SLOTS)
         runner = KernelRunner(decoder, prefix_bytes=0)
         prompts = [random_ids(3 + slot % 3, seed=slot) for slot in range(MAX_SLOTS)]
         alone = {}
         for slot in {0, 1, *(b - 1 for b in BOUNDARIES), 300, 510, 513}:
-            row = PlainRow(prompts[slot], 7)
+            row = PlainEntry(prompts[slot], 7)
             runner.prefill([(row, len(row.ids) - 1)])
             alone[slot] = runner.decode([row])[0].clone()
         for count in BOUNDARIES:
-            rows = [PlainRow(prompts[slot], slot) for slot in range(count)]
+            rows = [PlainEntry(prompts[slot], slot) for slot in range(count)]
             runner.prefill([(row, len(row.ids) - 1) for row in rows])  # some 2,000 rows at once
             logits = runner.decode(rows)
             assert logits.shape == (count, VOCABULARY)
@@ -53,10 +53,10 @@ def test_rows_on_all_slots_that_a_setting_allows_are_those_of_a_text_alone() -> 
                     assert torch.equal(logits[slot], wanted), (is_int8, count, slot)
 
 
-def test_a_long_texts_logits_do_not_share_memory_where_there_are_many_slots() -> None:
-    """With more slots than rows of a step, each part of a text would fill the same buffer."""
-    folder = tiny_model("llama", context_length=MAX_STEP_ROWS + 200)
-    ids = random_ids(MAX_STEP_ROWS + 150, seed=1)
+def test_a_long_sequences_logits_do_not_share_memory_with_many_slots() -> None:
+    """With more slots than tokens of a step, each part of a sequence would fill the same buffer."""
+    folder = tiny_model("llama", context_length=MAX_STEP_TOKENS + 200)
+    ids = random_ids(MAX_STEP_TOKENS + 150, seed=1)
     few, many = (
         KernelRunner(native_from(folder, is_int8=False, num_slots=number), prefix_bytes=0)
         for number in (2, MAX_SLOTS)
@@ -81,7 +81,7 @@ def test_a_long_texts_logits_do_not_share_memory_where_there_are_many_slots() ->
         ([5, 6], [1, 1], [3, 3], [0], "order"),
         ([5, 6], [0, 1], [0, 0], [2], "wanted"),
         ([5, 6], [0, 1], [0, 0], [-1], "wanted"),
-        ([5, 6], [0, 1], [0, 0], [0, 1, 1], "rows"),
+        ([5, 6], [0, 1], [0, 0], [0, 1, 1], "tokens"),
         ([], [], [], [0], "wanted"),
     ],
 )
@@ -114,18 +114,18 @@ def test_a_step_in_parts_refuses_the_same(wanted: list[int]) -> None:
     assert torch.equal(found, whole[[3, 511, 512, 1099]])
 
 
-def test_no_rows_are_a_step_too() -> None:
+def test_a_step_may_be_empty() -> None:
     decoder = native_from(tiny_model("llama"), is_int8=False)
     assert decoder.forward([], [], [], []).shape == (0, VOCABULARY)
     runner = KernelRunner(decoder, prefix_bytes=0)
-    row = PlainRow([5, 6, 7], 1)
+    row = PlainEntry([5, 6, 7], 1)
     runner.prefill([])
     runner.prefill([(row, 0)])
     assert row.num_cached == 0
 
 
-def chooser() -> KernelChooser:
-    return KernelChooser(native_from(tiny_model("llama"), is_int8=False, num_threads=2).choose)
+def sampler() -> KernelSampler:
+    return KernelSampler(native_from(tiny_model("llama"), is_int8=False, num_threads=2).sample)
 
 
 def state(ids: list[int], **changes: Any) -> SamplingState:
@@ -135,12 +135,12 @@ def state(ids: list[int], **changes: Any) -> SamplingState:
 
 @pytest.mark.parametrize("ids", [[-1], [VOCABULARY], [3, 2**31 - 1]])
 def test_a_penalty_for_a_token_that_does_not_exist_is_refused(ids: list[int]) -> None:
-    chosen = chooser()
+    own = sampler()
     logits = torch.zeros(3, VOCABULARY)
     rows = [state([1]), state(ids, repetition_penalty=1.2), state([2])]
     with pytest.raises(KernelRefusal, match="vocabulary"):
-        chosen.choose(logits, rows, str)
-    assert len(chosen.choose(logits, [state([1])] * 3, str)) == 3
+        own.sample(logits, rows, str)
+    assert len(own.sample(logits, [state([1])] * 3, str)) == 3
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_penalty_for_a_token_that_does_not_exist_is_refused(ids: list[int]) ->
 )
 def test_a_parameter_outside_of_its_range_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(KernelRefusal, match="parameter"):
-        chooser().choose(torch.zeros(1, VOCABULARY), [state([1], **changes)], str)
+        sampler().sample(torch.zeros(1, VOCABULARY), [state([1], **changes)], str)
 
 
 @pytest.mark.parametrize(
@@ -170,22 +170,21 @@ def test_a_parameter_outside_of_its_range_is_refused(changes: dict[str, Any]) ->
 )
 def test_logits_of_another_shape_are_refused(logits: Tensor) -> None:
     with pytest.raises(KernelRefusal, match="shape"):
-        chooser().choose(logits, [state([1])], str)
+        sampler().sample(logits, [state([1])], str)
 
 
 def test_room_for_tokens_draws_and_traces_is_checked() -> None:
     decoder = native_from(tiny_model("llama"), is_int8=False)
     logits, tokens = torch.zeros(2, VOCABULARY), (ctypes.c_int32 * 2)()
     with pytest.raises(KernelRefusal):
-        decoder.choose(logits, bytes(DRAW_BYTES), tokens, None)
-    short = ctypes.create_string_buffer(2 * TRACE_BYTES - 1)
+        decoder.sample(logits, bytes(SAMPLING_PARAMETERS.size), tokens, None)
+    short = ctypes.create_string_buffer(2 * TRACE.size - 1)
     with pytest.raises(KernelRefusal):
-        decoder.choose(logits, bytes(2 * DRAW_BYTES), tokens, short)
-    assert (choosing._DRAW.size, choosing._TRACE.size) == (DRAW_BYTES, TRACE_BYTES)
+        decoder.sample(logits, bytes(2 * SAMPLING_PARAMETERS.size), tokens, short)
 
 
 @pytest.mark.parametrize("slot", [-1, 9, 10])
-def test_a_slot_that_the_cache_does_not_have_is_nobody_elses(slot: int) -> None:
+def test_a_slot_that_the_cache_does_not_have_is_refused(slot: int) -> None:
     decoder = native_from(tiny_model("llama"), is_int8=False)
     cache = decoder.cache
     cache.values[:] = 1.0
@@ -207,18 +206,18 @@ def test_a_slot_that_the_cache_does_not_have_is_nobody_elses(slot: int) -> None:
 
 
 def spoiled(folder: Path, change: Callable[[Any], None]) -> Callable[[], object]:
-    """Load with weights that were changed behind the checks of the files."""
+    """Load weights that were changed after the checks of the files."""
 
     def load() -> object:
-        original = native.NativeDecoder._take
+        original = native.NativeDecoder._load
 
-        def take(self: Any, weights: Any, *arguments: Any) -> None:
+        def load_changed(self: Any, weights: Any, *arguments: Any) -> None:
             weights.layers = list(weights.layers)
             change(weights)
             original(self, weights, *arguments)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(native.NativeDecoder, "_take", take)
+            patch.setattr(native.NativeDecoder, "_load", load_changed)
             return native_from(folder, is_int8=True)
 
     return load
@@ -260,7 +259,7 @@ def test_weights_of_another_shape_are_refused_before_they_are_read(
 
 
 class Failing:
-    """The library, in which one function answers that memory is short."""
+    """The library, with one function that returns an error."""
 
     def __init__(self, name: str, code: int = Status.NO_MEMORY) -> None:
         self._name, self._code = name, code
@@ -276,47 +275,47 @@ class Failing:
 
 @pytest.mark.parametrize(
     "name",
-    ["new", "set_product", "set_norm", "set_layer", "set_rotation", "forward"],
+    ["new", "set_linear", "set_norm", "set_cache", "set_rotary", "forward"],
 )
 def test_short_memory_while_loading_makes_the_model_unusable_and_leaves_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failing = Failing(f"textmill_{name}")
     monkeypatch.setattr("tests.unit.engine.models.test_decoder.library", lambda: failing)
-    with pytest.raises(ModelUnusable, match="memory"):
+    with pytest.raises(ModelUnusable, match="emory"):
         native_from(tiny_model("llama"), is_int8=True)
     assert failing.calls["textmill_free"] == (name != "new")
 
 
-def test_pytorchs_own_short_memory_is_told_alike() -> None:
+def test_pytorchs_own_memory_errors_are_reported_alike() -> None:
     def allocate(weights: Any) -> None:
         torch.empty(1 << 60)
 
-    with pytest.raises(ModelUnusable, match="memory"):
+    with pytest.raises(ModelUnusable, match="emory"):
         spoiled(tiny_model("llama"), allocate)()
 
 
-def test_refused_threads_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_threads_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     failing = Failing("textmill_new", Status.NO_THREADS)
     monkeypatch.setattr("tests.unit.engine.models.test_decoder.library", lambda: failing)
     with pytest.raises(ModelUnusable, match="OMP_NUM_THREADS"):
         native_from(tiny_model("llama"), is_int8=True)
 
 
-# ---- answers ---------------------------------------------------------------------------------
+# ---- statuses --------------------------------------------------------------------------------
 
 
-def test_the_answers_are_those_of_the_kernels() -> None:
+def test_the_statuses_are_those_of_the_kernels() -> None:
     text = (Path(kernels.__file__).parent / "status.h").read_text()
     body = text[text.index("enum Status") : text.index("};")]
     found = {name: int(code) for name, code in re.findall(r"(\w+) = (-?\d+),", body)}
     assert found == {status.name: status.value for status in Status}
 
 
-def test_every_answer_has_its_words() -> None:
+def test_every_status_has_its_own_description() -> None:
     reasons = [reason_of(status) for status in Status if status != Status.OK]
     assert len(set(reasons)) == len(reasons)
-    assert not any("answered" in reason for reason in reasons)
+    assert not any("returned" in reason for reason in reasons)
     assert "-99" in reason_of(-99)
     check_load(0)
     check_step(0)

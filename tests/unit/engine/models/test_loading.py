@@ -1,4 +1,4 @@
-"""From a folder to a model that writes: what is said of it, and what stops the start."""
+"""From a folder to a working model: its info, its reports, and the errors of a load."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 class OneRow:
-    """What a runner needs of a sequence."""
+    """A minimal batch entry."""
 
     def __init__(self) -> None:
         self.ids = list(IDS)
@@ -155,7 +155,7 @@ def test_weights_in_several_files_are_one_model(tmp_path: Path) -> None:
     assert said == []
     torch.testing.assert_close(logits(model), wanted, atol=1e-4, rtol=1e-4)
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(ModelUnusable, match="not complete") as error:
+    with pytest.raises(ModelUnusable, match="incomplete") as error:
         loaded(folder, tmp_path / "cache")
     assert_one_sentence(error)
     for nonsense in ("{", "{}", "[]", '{"weight_map": null}'):
@@ -202,7 +202,7 @@ def test_a_config_that_is_no_object_is_refused_in_a_sentence(document: str, tmp_
 def test_weights_of_another_size_than_the_config_says_are_refused(tmp_path: Path) -> None:
     folder = copied("llama", tmp_path)
     change_json(folder / "config.json", num_hidden_layers=4)
-    with pytest.raises(ModelUnusable, match="not complete") as error:
+    with pytest.raises(ModelUnusable, match="incomplete") as error:
         loaded(folder, tmp_path / "cache")
     assert_one_sentence(error)
 

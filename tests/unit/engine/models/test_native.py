@@ -1,4 +1,4 @@
-"""The int8 of the kernels against the same arithmetic written plainly, and how they are built."""
+"""The kernels' int8 against the same arithmetic in PyTorch, and the kernels' build."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.unit.engine.models.test_decoder import decoder_from, native_from, ran
 from textmill.engine.kernels import build
 from textmill.engine.models import decoder as plain
 from textmill.engine.models import placement
-from textmill.engine.models.native_runtime import MAX_STEP_ROWS
+from textmill.engine.models.native_runtime import MAX_STEP_TOKENS
 from textmill.engine.models.placement import place
 from textmill.engine.models.runner import KernelRunner
 
-SPREAD = 64
+HADAMARD_SIZE = 64
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
 
 
@@ -29,10 +29,10 @@ def hadamard(size: int) -> Tensor:
     return matrix / size**0.5
 
 
-def spread(rows: Tensor) -> Tensor:
-    missing = -rows.shape[-1] % SPREAD
+def transformed(rows: Tensor) -> Tensor:
+    missing = -rows.shape[-1] % HADAMARD_SIZE
     rows = torch.nn.functional.pad(rows, (0, missing))
-    return (rows.unflatten(-1, (-1, SPREAD)) @ hadamard(SPREAD)).flatten(-2)
+    return (rows.unflatten(-1, (-1, HADAMARD_SIZE)) @ hadamard(HADAMARD_SIZE)).flatten(-2)
 
 
 def rounded(rows: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def rounded(rows: Tensor) -> Tensor:
 
 
 def rounded_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product = rounded(spread(rows)) @ rounded(spread(weight)).T
+    product = rounded(transformed(rows)) @ rounded(transformed(weight)).T
     return product if bias is None else product + bias
 
 
@@ -49,7 +49,7 @@ def rounded_product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 def test_int8_is_the_arithmetic_that_the_docs_describe(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here with a cache in float32; what is left are roundings that fall to the other side."""
+    """With a float32 cache; the remaining differences are numbers rounded the other way."""
     folder, ids = tiny_model(family), random_ids(60, seed=1)
     decoder = native_from(folder, is_int8=True, cache_dtype=torch.float32)
     ours = KernelRunner(decoder, prefix_bytes=0).score(ids)
@@ -62,15 +62,15 @@ def test_int8_is_the_arithmetic_that_the_docs_describe(
     assert from_exact < 0.1 * exact.norm()
 
 
-def test_spreading_is_its_own_inverse() -> None:
+def test_the_hadamard_transform_is_its_own_inverse() -> None:
     rows, others = torch.randn(3, 128), torch.randn(5, 128)
-    torch.testing.assert_close(spread(rows) @ spread(others).T, rows @ others.T)
+    torch.testing.assert_close(transformed(rows) @ transformed(others).T, rows @ others.T)
 
 
 @pytest.mark.parametrize("kind", ["kernels", "int8"])
-def test_a_text_may_be_longer_than_a_step(kind: str) -> None:
-    folder = tiny_model("llama", context_length=MAX_STEP_ROWS + 200)
-    ids = random_ids(MAX_STEP_ROWS + 150, seed=1)
+def test_a_sequence_may_be_longer_than_a_step(kind: str) -> None:
+    folder = tiny_model("llama", context_length=MAX_STEP_TOKENS + 200)
+    ids = random_ids(MAX_STEP_TOKENS + 150, seed=1)
     whole = runner_from(folder, kind).score(ids)
     cut_elsewhere = runner_from(folder, kind)._decoder
     parts = []
@@ -84,7 +84,7 @@ def test_a_text_may_be_longer_than_a_step(kind: str) -> None:
 
 @families
 @pytest.mark.parametrize("kind", ["kernels", "int8"])
-def test_numbers_that_are_not_finite_stay_so_and_stay_in_their_row(family: str, kind: str) -> None:
+def test_numbers_that_are_not_finite_affect_only_their_own_token(family: str, kind: str) -> None:
     runner = runner_from(tiny_model(family), kind)
     healthy = runner.score([5, 6, 7], slot=1)
     decoder = native_from(tiny_model(family), is_int8=kind == "int8")
@@ -95,7 +95,7 @@ def test_numbers_that_are_not_finite_stay_so_and_stay_in_their_row(family: str, 
     assert torch.equal(logits[[0, 2, 3]], healthy)
 
 
-def test_float32_is_chosen_where_no_compiler_is(
+def test_float32_is_used_without_a_compiler(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -114,7 +114,7 @@ def test_kernels_may_be_switched_off() -> None:
     assert "switched off" in said[0]
 
 
-def test_a_compiler_that_fails_is_told_with_its_reason(
+def test_a_failing_compiler_is_reported_with_its_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compiler = tmp_path / "c++"
@@ -126,7 +126,7 @@ def test_a_compiler_that_fails_is_told_with_its_reason(
     assert not list((tmp_path / "kernels").iterdir())
 
 
-def test_kernels_are_built_once_and_anew_for_another_processor(
+def test_kernels_are_built_once_and_again_for_another_processor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     library()

@@ -1,4 +1,4 @@
-"""Weights in memory are this process's own: what becomes of their files changes no text."""
+"""Weights in memory are this process's own: later changes of their files have no effect."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def loaded(folder: Path, runtime: str = "torch-float32") -> LoadedModel:
 
 
 class OneRow:
-    """A text in the first slot."""
+    """A batch entry in the first slot."""
 
     slot = 0
 
@@ -130,7 +130,7 @@ def test_a_folder_that_changes_while_it_is_read_is_refused_and_not_served_under_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
 def test_loading_holds_one_tensor_at_a_time_beside_the_packed_weights(tmp_path: Path) -> None:
-    """Reading takes the place of mapping: the peak stays near what the model needs afterwards."""
+    """The files are read, not mapped: the peak stays near the memory that the model needs."""
     from tests.tiny_models import build_tiny_llama
 
     folder = build_tiny_llama(tmp_path / "model", width=768, num_layers=24)

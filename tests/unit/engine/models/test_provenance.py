@@ -1,4 +1,4 @@
-"""What a worker reads of a fine-tuned model's folder, and that nothing there ends a load."""
+"""The provenance files of a fine-tuned model's folder; no error in them fails a load."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_broken_finetune_json_is_told_in_one_sentence_and_left_out(
     assert found == Provenance(None, CURVE, CARD)
     assert len(said) == 1
     assert "\n" not in said[0]
-    assert "finetune.json is left out" in said[0]
+    assert "finetune.json is omitted" in said[0]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_is_too_large_or_no_text_is_left_out(
     found, said = read(tmp_path)
     assert [found.curve_svg, found.card_markdown].count(None) == 1
     assert len(said) == 1
-    assert f"{name} is left out" in said[0]
+    assert f"{name} is omitted" in said[0]
 
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg">'
@@ -123,7 +123,7 @@ def test_a_curve_that_could_do_more_than_be_seen_is_left_out(tmp_path: Path, cur
     assert found.curve_svg is None
     assert found.card_markdown == CARD
     assert len(said) == 1
-    assert "loss.svg is left out" in said[0]
+    assert "loss.svg is omitted" in said[0]
 
 
 @pytest.mark.parametrize("name", ["finetune.json", "loss.svg", "README.md"])
@@ -133,7 +133,7 @@ def test_a_link_to_a_file_elsewhere_is_not_followed(tmp_path: Path, name: str) -
     (folder / name).symlink_to(secret)
     found, said = read(folder)
     assert [found.finetuning, found.curve_svg, found.card_markdown].count(None) == 1
-    assert said == [f"{folder / name} is left out, since it leads out of its folder"]
+    assert said == [f"{folder / name} is omitted, because it is outside of its folder"]
 
 
 def test_a_folder_of_the_hubs_cache_is_made_of_links(tmp_path: Path) -> None:

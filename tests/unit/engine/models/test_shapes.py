@@ -231,30 +231,30 @@ def entry(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        (b"{", "no JSON"),
-        (b"[]", "no JSON object"),
-        (b"[" * 100_000, "no JSON"),
-        (b"\xff\xfe", "no JSON"),
+        (b"{", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff\xfe", "not JSON"),
         ({"a": 7}, "wrong at 'a'"),
         (entry(data_offsets=[0]), "wrong at 'a'"),
         (entry(shape=[-2]), "wrong at 'a'"),
         (entry(shape=[2.0]), "wrong at 'a'"),
         (entry(shape="ab"), "wrong at 'a'"),
         (entry(data_offsets=[-8, 0]), "wrong at 'a'"),
-        (entry(shape=[3]), "8 bytes, which do not fit"),
-        (entry(shape=[1 << 62, 4]), "do not fit"),
-        (entry(data_offsets=[8, 0]), "do not fit"),
+        (entry(shape=[3]), "8 bytes, which do not match"),
+        (entry(shape=[1 << 62, 4]), "do not match"),
+        (entry(data_offsets=[8, 0]), "do not match"),
         (entry(data_offsets=[8, 16]), "it ends before"),
         (entry(dtype="Q4"), "'Q4'"),
-        (entry(dtype=["F32"]), "not known here"),
+        (entry(dtype=["F32"]), "unknown type"),
     ],
     ids=str,
 )
-def test_a_table_of_contents_that_lies_is_refused(
+def test_a_table_of_contents_that_is_invalid_is_refused(
     tmp_path: Path, header: object, words: str
 ) -> None:
     path = written(tmp_path / "m.safetensors", header, bytes(8))
-    with pytest.raises(ModelUnusable, match="not complete") as error:
+    with pytest.raises(ModelUnusable, match="incomplete") as error:
         Checkpoint([path])
     assert words in str(error.value)
 

@@ -30,7 +30,7 @@ IDS = [5, 17, 300, 42, 9, 9, 120]
 
 
 class OneRow:
-    """What a runner needs of a sequence."""
+    """A minimal batch entry."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = list(ids)
@@ -463,7 +463,7 @@ def test_a_hub_id_is_fetched_and_served(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_weights_that_transformers_would_fill_at_random_are_refused(tmp_path: Path) -> None:
-    """A generic family, and what is converted: transformers only warns of missing tensors."""
+    """For a generic family and for conversions: transformers only warns of missing tensors."""
     for family, name in (("opt", "fc1.weight"), ("gpt2", "c_proj.weight")):
         folder = Path(shutil.copytree(tiny_model(family), tmp_path / family))
         weights = load_file(folder / "model.safetensors")
@@ -474,7 +474,7 @@ def test_weights_that_transformers_would_fill_at_random_are_refused(tmp_path: Pa
         else:
             (folder / "model.safetensors").unlink()
             torch.save(weights, folder / "pytorch_model.bin")
-        with pytest.raises(ModelUnusable, match="not complete") as error:
+        with pytest.raises(ModelUnusable, match="incomplete") as error:
             loaded(folder, tmp_path / "cache")
         assert gone.removeprefix("model.").removeprefix("transformer.") in str(error.value)
 

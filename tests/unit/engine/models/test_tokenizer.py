@@ -1,4 +1,4 @@
-"""What was shown token by token is what decoding everything at once gives."""
+"""Decoding token by token gives the same text as decoding everything at once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ TEXTS = st.text(min_size=1, max_size=12)
 
 @functools.cache
 def byte_level() -> TextTokenizer:
-    """As GPT-2, GPT-Neo and SmolLM2 have it: a character may be several tokens."""
+    """Like GPT-2, GPT-Neo and SmolLM2: a character may be several tokens."""
     return TextTokenizer(tiny_model("gpt2") / "tokenizer.json")
 
 
 @functools.cache
 def word_pieces() -> TextTokenizer:
-    """As Llama 2 has it: a word brings its space, and the text's first space is dropped."""
+    """Like Llama 2: a word includes its space, and the text's first space is dropped."""
     tokenizer = Tokenizer(
         models.Unigram([(word, -float(at)) for at, word in enumerate(WORDS)], unk_id=0)
     )
@@ -68,7 +68,7 @@ BYTE_WORDS = ["<unk>", "<s>", "</s>", *BYTE_NAMES, "▁", "▁a", "b", "é", "a"
 
 @functools.cache
 def byte_fallback() -> TextTokenizer:
-    """As Llama 2 and TinyLlama have it: bytes by name for what is in no word."""
+    """Like Llama 2 and TinyLlama: bytes by name for characters without an entry."""
     ids = {word: place for place, word in enumerate(BYTE_WORDS)}
     model = models.BPE(
         ids, [("▁", "a")] if "a" in ids else [], unk_token="<unk>", byte_fallback=True

@@ -21,10 +21,10 @@ from transformers import (
 )
 
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import taken
-from textmill.engine.sampling.logits_filters import weigh
+from textmill.engine.sampling.blocks import padded_rows
+from textmill.engine.sampling.logits_filters import filtered_softmax
 from textmill.engine.sampling.token_records import SamplingState
-from textmill.engine.sampling.torch_sampler import choose, sound_rows
+from textmill.engine.sampling.torch_sampler import finite_rows, sample_tokens
 
 SIZE = 1500  # larger than the largest guess of a nucleus
 
@@ -34,10 +34,13 @@ def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
 
 
 def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """(rows, vocabulary) float32, whatever the rows' kinds."""
+    """Weights (rows, vocabulary) float32 of rows with any strategies."""
     every = torch.arange(scores.shape[-1])[None]
-    weighed = [weigh(taken(scores, [i]), [row], scores.shape[-1]) for i, row in enumerate(rows)]
-    return torch.cat([weights.of(every) for weights in weighed])
+    size = scores.shape[-1]
+    weights = [
+        filtered_softmax(padded_rows(scores, [i]), [row], size) for i, row in enumerate(rows)
+    ]
+    return torch.cat([own.of(every) for own in weights])
 
 
 def state(strategy: Any, *, seed: int = 1, position: int = 0, **cuts: Any) -> SamplingState:
@@ -46,7 +49,7 @@ def state(strategy: Any, *, seed: int = 1, position: int = 0, **cuts: Any) -> Sa
 
 
 def tokens(logits: Tensor, rows: list[SamplingState]) -> list[int]:
-    return [choice.token for choice in choose(logits, rows)]
+    return [token.id for token in sample_tokens(logits, rows)]
 
 
 CUTS: list[tuple[str, dict[str, Any]]] = [
@@ -106,7 +109,7 @@ def test_top_k_of_one_and_temperature_zero_equal_greedy(
         ("typical", {"typical_p": 1.0}),
     ],
 )
-def test_a_cut_that_cuts_nothing_equals_sampling(
+def test_a_filter_that_cuts_nothing_equals_sampling(
     strategy: str, cuts: dict[str, Any], temperature: float
 ) -> None:
     logits = logits_of(1)
@@ -123,7 +126,7 @@ def test_a_rows_token_and_weights_do_not_depend_on_its_neighbours(
 ) -> None:
     own = logits_of(11)
     row = state(strategy, seed=3, position=5, **cuts)
-    alone = choose(own[None], [row])[0].token
+    alone = sample_tokens(own[None], [row])[0].id
     alone_weights = draw_weights(own[None], [row.parameters])[0]
     others = [state(name, seed=i, **other) for i, (name, other) in enumerate(CUTS)]
     others += [state("greedy"), state(strategy, seed=9, **cuts)]
@@ -141,7 +144,7 @@ def test_a_rows_token_and_weights_do_not_depend_on_its_neighbours(
 def test_a_row_is_the_same_to_the_last_bit_in_batches_of_every_size(
     size: int, num_threads: int
 ) -> None:
-    """Torch shares out rows to threads, and rounds some functions by where a share ends."""
+    """Torch divides rows among threads, and rounds some functions differently at a share's end."""
     mix = [("greedy", {}), *CUTS]
     rows = [
         state(name, seed=i, trace=True, **cuts)
@@ -149,12 +152,12 @@ def test_a_row_is_the_same_to_the_last_bit_in_batches_of_every_size(
     ][:64]
     logits = torch.stack([logits_of(i, size) for i in range(64)])
     logits[5], logits[6] = logits[5].round(), 0.0
-    alone = [choose(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
+    alone = [sample_tokens(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
     torch.set_num_threads(num_threads)
     for num_rows in range(1, 65):
         members = torch.randperm(64, generator=torch.Generator().manual_seed(num_rows))
         chosen = members[:num_rows].tolist()
-        together = choose(logits[chosen], [rows[i] for i in chosen])
+        together = sample_tokens(logits[chosen], [rows[i] for i in chosen])
         assert together == [alone[i] for i in chosen]
 
 
@@ -187,7 +190,7 @@ def test_a_temperature_near_zero_takes_the_likeliest(strategy: str, temperature:
 def test_logits_stay_as_they_were() -> None:
     logits = torch.stack([logits_of(i) for i in range(len(CUTS))])
     before = logits.clone()
-    choose(logits, [state(name, **cuts) for name, cuts in CUTS])
+    sample_tokens(logits, [state(name, **cuts) for name, cuts in CUTS])
     assert torch.equal(logits, before)
 
 
@@ -204,7 +207,7 @@ def test_a_row_of_nan_is_told_from_a_sound_one() -> None:
     logits[1, 3] = torch.nan
     logits[2, :] = -torch.inf
     logits[3, :9] = -torch.inf
-    assert sound_rows(logits) == [True, False, False, True]
+    assert finite_rows(logits) == [True, False, False, True]
 
 
 def test_the_number_in_front_of_the_draw_never_leaves_the_kept_tokens() -> None:
@@ -268,7 +271,7 @@ def test_equals_at_the_bound_are_kept_by_the_lower_id() -> None:
 
 
 def exact_probabilities(logits: Tensor, parameters: DecodingParameters) -> Any:
-    """What each token is to be drawn with, from the strategy's definition; of equals, lower ids."""
+    """Each token's probability by the strategy's definition; of equals, lower ids are kept."""
     scores = logits.double().numpy()
     size = len(scores)
     if parameters.strategy == "greedy" or parameters.temperature == 0.0:

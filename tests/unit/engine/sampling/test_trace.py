@@ -1,4 +1,4 @@
-"""What is told of a choice."""
+"""The traces of PyTorch's sampler against their definitions."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES, SamplingState, TokenTrace
-from textmill.engine.sampling.torch_sampler import choose
+from textmill.engine.sampling.torch_sampler import sample_tokens
 from textmill.engine.sampling.trace import trace_token, trace_tokens
 
 
 def traced(logits: torch.Tensor, **parameters: object) -> TokenTrace:
-    chosen = DecodingParameters(max_new_tokens=1, seed=5, trace=True, **parameters)  # type: ignore[arg-type]
-    choice = choose(logits[None], [SamplingState(chosen, [1], 0)])[0]
-    return trace_token(logits, choice, lambda token: f"<{token}>")
+    own = DecodingParameters(max_new_tokens=1, seed=5, trace=True, **parameters)  # type: ignore[arg-type]
+    token = sample_tokens(logits[None], [SamplingState(own, [1], 0)])[0]
+    return trace_token(logits, token, lambda token_id: f"<{token_id}>")
 
 
-def test_a_trace_tells_likelihood_rank_entropy_and_alternatives() -> None:
+def test_a_trace_has_logprob_rank_entropy_and_alternatives() -> None:
     logits = torch.tensor([0.5, 0.25, 0.125, 0.125]).log() + 3.0
     trace = traced(logits, strategy="top_k", top_k=2)
     assert trace.id in (0, 1)
@@ -29,12 +29,12 @@ def test_a_trace_tells_likelihood_rank_entropy_and_alternatives() -> None:
     assert trace.logprob == pytest.approx(torch.tensor([0.5, 0.25])[trace.id].log().item())
     assert trace.entropy == pytest.approx(1.75 * torch.tensor(2.0).log().item(), rel=1e-5)
     assert [a.id for a in trace.alternatives[:2]] == [0, 1]
-    after_cut = [a.probability for a in sorted(trace.alternatives, key=lambda a: a.id)]
-    assert after_cut == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=1e-6)
+    filtered = [a.probability for a in sorted(trace.alternatives, key=lambda a: a.id)]
+    assert filtered == pytest.approx([2 / 3, 1 / 3, 0, 0], abs=1e-6)
     assert trace.probability == pytest.approx([2 / 3, 1 / 3][trace.id], abs=1e-6)
 
 
-def test_the_raw_numbers_are_those_before_temperature_and_penalty() -> None:
+def test_logprobs_are_those_before_temperature_and_penalty() -> None:
     logits = torch.randn(100, generator=torch.Generator().manual_seed(0))
     trace = traced(logits, strategy="sampling", temperature=0.3, repetition_penalty=1.8)
     assert trace.logprob == pytest.approx(logits.log_softmax(-1)[trace.id].item())
@@ -43,7 +43,7 @@ def test_the_raw_numbers_are_those_before_temperature_and_penalty() -> None:
     assert logprobs == sorted(logprobs, reverse=True)
 
 
-def test_a_greedy_choice_has_probability_one_and_the_lowest_rank_of_equals() -> None:
+def test_a_greedy_token_has_probability_one_and_the_lowest_rank_of_equals() -> None:
     trace = traced(torch.tensor([0.0, 2.0, 2.0]), strategy="greedy")
     assert (trace.id, trace.rank, trace.probability) == (1, 1, 1.0)
 
@@ -72,24 +72,24 @@ def mixed(size: int, num_rows: int) -> tuple[torch.Tensor, list[SamplingState]]:
     logits[::5, ::4] = -torch.inf
     rows = []
     for number in range(num_rows):
-        name, cuts = KINDS[number % len(KINDS)]
-        parameters: Any = {"strategy": name, "max_new_tokens": 1, "seed": number, **cuts}
+        name, filters = KINDS[number % len(KINDS)]
+        parameters: Any = {"strategy": name, "max_new_tokens": 1, "seed": number, **filters}
         rows.append(SamplingState(DecodingParameters(trace=True, **parameters), [1, 2], number))
     return logits, rows
 
 
 @pytest.mark.parametrize("size", [5, 20, 256, 1000, 3001])
-def test_traces_tell_what_follows_from_the_definitions(size: int) -> None:
+def test_traces_follow_from_the_definitions(size: int) -> None:
     logits, rows = mixed(size, 40)
-    choices = choose(logits, rows)
-    traces = trace_tokens(logits, choices, str)
-    for own, row, choice, trace in zip(logits, rows, choices, traces, strict=True):
+    tokens = sample_tokens(logits, rows)
+    traces = trace_tokens(logits, tokens, str)
+    for own, row, token, trace in zip(logits, rows, tokens, traces, strict=True):
         exact = own.double().log_softmax(-1)
         chances = exact.exp()
-        assert trace.id == choice.token
-        assert trace.text == str(choice.token)
+        assert trace.id == token.id
+        assert trace.text == str(token.id)
         assert trace.logprob == pytest.approx(exact[trace.id].item(), abs=1e-5)
-        ranked = sorted(range(size), key=lambda token: (-own[token].item(), token))
+        ranked = sorted(range(size), key=lambda i: (-own[i].item(), i))
         assert trace.rank == ranked.index(trace.id) + 1
         entropy = -(chances * exact).nan_to_num().sum().item()
         assert trace.entropy == pytest.approx(entropy, abs=1e-4)
@@ -103,25 +103,25 @@ def test_traces_tell_what_follows_from_the_definitions(size: int) -> None:
         elif row.parameters.strategy == "top_k" and row.parameters.top_k == 5:
             num_kept = min(5, size)
             assert sum(a.probability > 0 for a in trace.alternatives) <= num_kept
-            if own.unique().numel() == size:  # no equals, so the kept are all told of
+            if own.unique().numel() == size:  # no equals, so the trace contains all kept tokens
                 assert sum(a.probability for a in trace.alternatives) == pytest.approx(1.0)
 
 
-def test_a_trace_is_the_same_in_any_company() -> None:
+def test_a_trace_is_the_same_alone_and_in_any_batch() -> None:
     logits, rows = mixed(1000, 30)
-    choices = choose(logits, rows)
-    together = trace_tokens(logits, choices, str)
-    for own, choice, trace in zip(logits, choices, together, strict=True):
-        assert trace_token(own, choice, str) == trace
+    tokens = sample_tokens(logits, rows)
+    together = trace_tokens(logits, tokens, str)
+    for own, token, trace in zip(logits, tokens, together, strict=True):
+        assert trace_token(own, token, str) == trace
 
 
 def test_tracing_changes_no_token_and_no_logits() -> None:
     logits, rows = mixed(1000, 30)
     before = logits.clone()
-    choices = choose(logits, rows)
-    trace_tokens(logits, choices, str)
+    tokens = sample_tokens(logits, rows)
+    trace_tokens(logits, tokens, str)
     assert torch.equal(logits, before)
     untraced = [replace(row, parameters=replace(row.parameters, trace=False)) for row in rows]
-    plain = choose(logits, untraced)
-    assert [choice.token for choice in plain] == [choice.token for choice in choices]
-    assert all(choice.odds is None for choice in plain)
+    plain = sample_tokens(logits, untraced)
+    assert [token.id for token in plain] == [token.id for token in tokens]
+    assert all(token.probabilities is None for token in plain)

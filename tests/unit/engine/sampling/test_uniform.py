@@ -59,7 +59,7 @@ def test_numbers_along_a_text_are_spread_evenly(seed: int) -> None:
 @pytest.mark.parametrize("position", [0, 1, 63, 2047])
 @pytest.mark.parametrize("stride", [1, 2**32, 2**48])
 def test_numbers_of_neighbouring_seeds_are_spread_evenly(position: int, stride: int) -> None:
-    """As runs have them: one seed for each sample, counted up."""
+    """Seeds as in runs: consecutive numbers, one for each sample."""
     numbers = [uniform((i * stride) & MAX_SEED, position) for i in range(10_000)]
     assert chi_square(numbers, 100) < chi_square_bound(99)
 

@@ -1,4 +1,4 @@
-"""Choosing by the kernels against choosing in PyTorch, and against exact distributions."""
+"""The kernels' sampler against PyTorch's, and against exact distributions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from tests.tiny_models import tiny_model
 from tests.unit.engine.models.test_decoder import native_from
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.native_sampler import KernelChooser
-from textmill.engine.sampling.sampler import TorchChooser
+from textmill.engine.sampling.native_sampler import KernelSampler
+from textmill.engine.sampling.sampler import TorchSampler
 from textmill.engine.sampling.token_records import SamplingState
 
 STRATEGIES: list[dict[str, Any]] = [
@@ -37,9 +37,9 @@ STRATEGIES: list[dict[str, Any]] = [
 
 
 @cache
-def vocabulary_and_chooser(num_threads: int = 1) -> tuple[int, KernelChooser]:
+def vocabulary_and_sampler(num_threads: int = 1) -> tuple[int, KernelSampler]:
     decoder = native_from(tiny_model("llama"), is_int8=True, num_threads=num_threads)
-    return decoder.spec.vocabulary_size, KernelChooser(decoder.choose)
+    return decoder.spec.vocabulary_size, KernelSampler(decoder.sample)
 
 
 def state(seed: int = 0, position: int = 0, **parameters: Any) -> SamplingState:
@@ -48,7 +48,7 @@ def state(seed: int = 0, position: int = 0, **parameters: Any) -> SamplingState:
 
 
 def random_logits(num_rows: int, seed: int = 0) -> Tensor:
-    size, _ = vocabulary_and_chooser()
+    size, _ = vocabulary_and_sampler()
     return torch.randn(num_rows, size, generator=torch.Generator().manual_seed(seed)) * 3
 
 
@@ -57,17 +57,17 @@ def text_of(token: int) -> str:
 
 
 def tokens_of(logits: Tensor, rows: list[SamplingState], num_threads: int = 1) -> list[int | None]:
-    chooser = vocabulary_and_chooser(num_threads)[1]
-    return [chosen.token for chosen in chooser.choose(logits, rows, text_of)]
+    sampler = vocabulary_and_sampler(num_threads)[1]
+    return [sampled.token for sampled in sampler.sample(logits, rows, text_of)]
 
 
 @pytest.mark.parametrize("options", STRATEGIES)
-def test_the_tokens_are_those_that_pytorch_chooses(options: dict[str, Any]) -> None:
+def test_the_tokens_are_those_that_pytorch_samples(options: dict[str, Any]) -> None:
     """Both draw by the same number; sums that are rounded otherwise hardly ever move a token."""
     logits = random_logits(500)
     rows = [state(seed, seed % 7, **options) for seed in range(500)]
     ours = tokens_of(logits, rows)
-    theirs = [chosen.token for chosen in TorchChooser().choose(logits, rows, text_of)]
+    theirs = [sampled.token for sampled in TorchSampler().sample(logits, rows, text_of)]
     assert sum(a != b for a, b in zip(ours, theirs, strict=True)) <= 1
 
 
@@ -76,8 +76,8 @@ def test_traces_are_those_of_pytorch(options: dict[str, Any]) -> None:
     logits = random_logits(40, seed=1)
     logits[:, 17] = logits[:, 90]  # equals
     rows = [state(seed, **options, trace=True) for seed in range(40)]
-    ours = vocabulary_and_chooser()[1].choose(logits, rows, text_of)
-    theirs = TorchChooser().choose(logits, rows, text_of)
+    ours = vocabulary_and_sampler()[1].sample(logits, rows, text_of)
+    theirs = TorchSampler().sample(logits, rows, text_of)
     for own, other in zip(ours, theirs, strict=True):
         assert own.trace is not None
         assert other.trace is not None
@@ -98,7 +98,7 @@ def test_traces_are_those_of_pytorch(options: dict[str, Any]) -> None:
                 assert a.probability == pytest.approx(b.probability, abs=2e-5)
 
 
-def test_a_row_is_chosen_alike_alone_and_among_others_by_any_number_of_threads() -> None:
+def test_a_row_is_sampled_alike_alone_and_among_others_by_any_number_of_threads() -> None:
     logits = random_logits(64, seed=2)
     rows = [state(seed, 3, **STRATEGIES[seed % len(STRATEGIES)]) for seed in range(64)]
     alone = [tokens_of(logits[i : i + 1].clone(), [rows[i]])[0] for i in range(64)]
@@ -116,14 +116,14 @@ def test_a_row_is_chosen_alike_alone_and_among_others_by_any_number_of_threads()
         {"strategy": "typical", "typical_p": 1.0},
     ],
 )
-def test_a_cut_that_leaves_nothing_out_is_sampling(options: dict[str, Any]) -> None:
+def test_a_filter_that_leaves_nothing_out_is_sampling(options: dict[str, Any]) -> None:
     logits = random_logits(200, seed=3)
     sampled = [state(seed, strategy="sampling", temperature=0.9) for seed in range(200)]
     cut = [state(seed, **options, temperature=0.9) for seed in range(200)]
     assert tokens_of(logits, cut) == tokens_of(logits, sampled)
 
 
-def test_rows_without_a_largest_number_have_no_token_and_disturb_nobody() -> None:
+def test_rows_without_a_largest_number_have_no_token_and_disturb_no_other() -> None:
     logits = random_logits(5, seed=4)
     rows = [state(seed, strategy="sampling") for seed in range(5)]
     healthy = tokens_of(logits, rows)
@@ -144,7 +144,7 @@ def test_what_is_impossible_is_never_drawn() -> None:
             assert drawn == {8, 300}
 
 
-def test_of_equals_on_a_cuts_bound_the_lower_ids_are_kept() -> None:
+def test_of_equals_on_a_filters_bound_the_lower_ids_are_kept() -> None:
     logits = torch.zeros_like(random_logits(1))
     top_k = {tokens_of(logits, [state(s, strategy="top_k", top_k=3)])[0] for s in range(60)}
     assert top_k == {0, 1, 2}

@@ -1,4 +1,4 @@
-"""Each cut against transformers' own warper, and what it keeps at its edges and among equals."""
+"""Each filter against transformers' warper, at the limits of its parameter, and with ties."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from transformers import (
 )
 
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import taken
-from textmill.engine.sampling.logits_filters import weigh
+from textmill.engine.sampling.blocks import padded_rows
+from textmill.engine.sampling.logits_filters import filtered_softmax
 
 NEUTRAL = DecodingParameters("sampling", max_new_tokens=1, seed=0)
 SIZES = (2, 3, 17, 63, 64, 65, 400, 1023, 1024, 1025, 3000)
@@ -37,7 +37,7 @@ VALUES: dict[str, list[float]] = {
     "min_p": [1e-6, 0.05, 0.3, 0.9],
     "typical": [1e-6, 0.2, 0.5, 0.95],
 }
-# How near a running sum may stand to the bound before float32 and float64 may part.
+# The distance of a running sum from the bound within which float32 and float64 may differ.
 NEAR = 1e-5
 
 
@@ -47,10 +47,13 @@ def parameters(strategy: Any, value: float, temperature: float = 1.0) -> Decodin
 
 
 def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """(rows, vocabulary) float32, whatever the rows' kinds."""
+    """Weights (rows, vocabulary) float32 of rows with any strategies."""
     every = torch.arange(scores.shape[-1])[None]
-    weighed = [weigh(taken(scores, [i]), [row], scores.shape[-1]) for i, row in enumerate(rows)]
-    return torch.cat([weights.of(every) for weights in weighed])
+    size = scores.shape[-1]
+    weights = [
+        filtered_softmax(padded_rows(scores, [i]), [row], size) for i, row in enumerate(rows)
+    ]
+    return torch.cat([own.of(every) for own in weights])
 
 
 def kept(scores: Tensor, rows: list[DecodingParameters]) -> list[list[int]]:
@@ -83,7 +86,7 @@ def is_near_the_bound(scores: Tensor, strategy: str, value: float) -> bool:
 
 
 @pytest.mark.parametrize("strategy", list(VALUES))
-def test_a_cut_keeps_what_transformers_warper_keeps(strategy: str) -> None:
+def test_a_filter_keeps_what_transformers_warper_keeps(strategy: str) -> None:
     num_compared = 0
     for size in SIZES:
         for spread in SPREADS:
@@ -142,7 +145,7 @@ def test_a_nucleus_of_about_a_guess_of_tokens_is_exact(guess: int, beyond: int) 
 
 @pytest.mark.parametrize("strategy", list(VALUES))
 @pytest.mark.parametrize("size", [2, 64, 65, 2000])
-def test_the_narrowest_cut_keeps_a_token_and_the_widest_all(strategy: str, size: int) -> None:
+def test_the_narrowest_filter_keeps_a_token_and_the_widest_all(strategy: str, size: int) -> None:
     narrowest = {"top_k": 1, "top_p": 5e-324, "min_p": 1.0, "typical": 5e-324}[strategy]
     widest = {"top_k": size, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}[strategy]
     scores = random_scores(size, 2.0)
@@ -176,7 +179,7 @@ def test_a_share_that_rounding_keeps_out_of_reach_keeps_all() -> None:
 @pytest.mark.parametrize("strategy", ["top_p", "typical"])
 @pytest.mark.parametrize("beyond", [-1e-9, 0.0, 1e-9])
 def test_a_share_that_ends_with_a_bin_is_right_to_a_token(strategy: str, beyond: float) -> None:
-    """A thousand equals, two thousand less likely ones: float32 cannot tell their sum so well.
+    """A thousand equals, two thousand less likely ones: float32 sums are not exact enough.
 
     The likely ones are the more typical, too: the entropy is nearer to their surprise.
     """

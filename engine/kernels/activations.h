@@ -1,0 +1,30 @@
+// Operations on one token's activations between linear layers: norms, and rounding to int8.
+#pragma once
+
+#include <cstdint>
+
+#include "vector_math.h"
+
+namespace textmill {
+
+// Activations are padded with zeros to this width, so that vectors may read beyond the end.
+inline int padded_width(int width) {
+    return (width + HADAMARD_SIZE - 1) / HADAMARD_SIZE * HADAMARD_SIZE;
+}
+
+// The factor by which numbers are multiplied before they are rounded to int8. It is 0 where the largest
+// number is so small that 127 / largest would be infinite.
+inline float inverse_scale(float largest) { return largest > 1e-30f ? 127.0f / largest : 0.0f; }
+
+// RMSNorm or LayerNorm of x (width); bias may be null.
+void normalize(const float* x, int width, bool is_rms, float eps, const float* weight,
+               const float* bias, float* out);
+
+// Transforms x (width, a multiple of HADAMARD_SIZE) into scratch, and rounds it to int8.
+//
+// *scale is the scale of these activations alone; it is not finite where x is not. *offset is 128 times
+// the sum of the rounded numbers: the excess in a product with weights that are stored plus 128.
+void quantize(const float* x, int width, float* scratch, int8_t* out, float* scale,
+              int32_t* offset);
+
+}  // namespace textmill
