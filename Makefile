@@ -57,8 +57,18 @@ format: dev-environment ## rewrite the sources in the house format
 bench: dev-environment ## the benchmarks: a table, and JSON in bench-results/
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
-lock: dev-environment ## resolve the dependencies anew and write the lock files
-	@exec $(BIN)/python scripts/lock.py
+# Locked versions stay while the ranges in pyproject.toml allow them; ARGS=--upgrade takes the newest.
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
+	--custom-compile-command "make lock"
+COMPILE_HASHED := $(COMPILE) --generate-hashes --no-emit-package torch
+
+lock: dev-environment ## write locks/ from pyproject.toml (ARGS=--upgrade: newest versions)
+	$(COMPILE_HASHED) $(ARGS) pyproject.toml --group build --group default-model --output-file locks/full.txt
+	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group web --output-file locks/web.txt
+	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group worker --output-file locks/worker.txt
+	$(COMPILE_HASHED) $(ARGS) --constraint locks/full.txt --group dev --output-file locks/dev.txt
+	$(COMPILE_HASHED) $(ARGS) --no-deps --group redis-server --output-file locks/redis.txt
+	$(COMPILE) --no-deps --group torch --output-file locks/torch.txt
 
 clean: ## remove caches and build products; never .textmill, which holds the texts
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
