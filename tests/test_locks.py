@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {path.stem: path for path in (ROOT / "locks").glob("*.txt")}
 DOCUMENT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DEPENDENCIES = {
+DEPENDENCIES: dict[str, Requirement] = {
     canonicalize_name(requirement.name): requirement
     for requirement in map(Requirement, DOCUMENT["project"]["dependencies"])
 }

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.faults.bodies import Body
@@ -222,7 +223,7 @@ class Load:
     def start(self, *, submits: bool = True) -> None:
         """Probe from now on, and submit."""
         for what, path in PROBES.items():
-            self._thread(lambda what=what, path=path: self._probe(what, path))
+            self._thread(partial(self._probe, what, path))
         if submits:
             self.go_on()
 

@@ -19,7 +19,8 @@ from textmill.backend.app import create_app
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.problems import Subject, report
 from textmill.core.settings import Settings
-from textmill.engine.requests import DecodingParameters, GenerationRequest
+from textmill.core.strategies import DecodingParameters
+from textmill.engine.requests import GenerationRequest
 from textmill.worker.app import WorkerProcess, load_models
 from textmill.worker.termination import Termination
 
