@@ -27,7 +27,10 @@ PACKAGES = (
     "migrations",
     "benchmarks",
 )
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *sorted(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SOURCES = sorted(
     path for package in (*PACKAGES, "tests", "scripts") for path in (ROOT / package).rglob("*.py")
 )

@@ -53,7 +53,6 @@ def test_it_installs_exactly_one_top_level_package(installed: Path) -> None:
     [
         "adapters/arxiv-abstracts/adapter_model.safetensors",
         "core/catalog/default_models.toml",
-        "engine/kernels/textmill.cpp",
         "engine/kernels/decoder.h",
         "migrations/versions/v0001_jobs.py",
         "py.typed",
