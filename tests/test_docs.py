@@ -17,7 +17,7 @@ from textmill.core.strategies import STRATEGIES, ParameterSpec, StrategySpec
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 SHOWN_URL = "http://127.0.0.1:8000"
 _SNIPPET = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
@@ -100,6 +100,17 @@ def test_links_within_the_repository_lead_somewhere(document: Path) -> None:
     targets = _LINK.findall(document.read_text(encoding="utf-8"))
     inside = [target for target in targets if "://" not in target]
     assert [t for t in inside if not (document.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_source_files_that_a_document_names_exist(name: str) -> None:
+    folders = "|".join(path.name for path in (ROOT / "src" / "textmill").iterdir())
+    named = re.findall(
+        rf"`((?:{folders}|benchmarks|docs|locks|scripts|tests)/[\w./-]*)`",
+        (ROOT / name).read_text(encoding="utf-8"),
+    )
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 # ---- the curl session -----------------------------------------------------------------------

@@ -26,7 +26,10 @@ PACKAGES = (
     "migrations",
     "benchmarks",
 )
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *sorted(path for path in ROOT.glob("*.md") if path.name != "CHANGELOG.md"),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SOURCES = sorted(
     path for package in (*PACKAGES, "tests", "scripts") for path in (ROOT / package).rglob("*.py")
 )
@@ -34,8 +37,8 @@ _DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(
 _DOCUMENT = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)*[A-Z][\w-]*\.md)\b")
 _SETTING = re.compile(rf"\b{PREFIX}[A-Z_]+\b")
 _NOT_SETTINGS = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_")
-# Names in documents that are file names, or belong to others.
-_FILE_ENDINGS = {"md", "toml", "json", "py", "sh", "yml", "lock", "db", "log", "js", "css", "html"}
+# A dotted name with one of these endings is a file name.
+_FILE_ENDINGS = {"md", "toml", "json", "py", "sh", "yml", "txt", "db", "log", "js", "css", "html"}
 
 
 def prose_of(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,5 +1,5 @@
-"""Faults done to the running product, counted: ``make faults`` and ``make soak``.
+"""Inject faults into the running product and count the effects: ``make faults``, ``make soak``.
 
-The product is a black box here: real processes, HTTP from outside, signals, and the database read
-for the verdict alone.
+The product is a black box: real processes, HTTP requests and signals from outside. The database is
+read only for the verdict.
 """

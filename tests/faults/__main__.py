@@ -1,4 +1,7 @@
-"""``python -m tests.faults``: every fault at many moments, a row as each is done, and the page."""
+"""``python -m tests.faults``: injects every fault at many moments and writes the report page.
+
+Prints a table row as soon as a fault is complete.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ from tests.faults.registry import DATABASES, all_faults
 from tests.faults.runner import Run, Task, plan
 
 MOMENTS = 20
-LANES = 3  # most of a moment is waiting
+LANES = 3  # more than the cores of a small machine: a moment mostly waits
 STOPPED, VIOLATED, UNUSABLE = 130, 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    """Run what was asked for.
+    """Run the selected faults.
 
     Returns:
-        0 when all bounds were held, 1 when one was not, 130 when the run was stopped.
+        0 if every bound held, 1 if one did not, 2 for an unknown fault, 130 if the run was stopped.
     """
     options = _parser().parse_args(arguments)
     faults = all_faults()
@@ -69,7 +72,7 @@ def _run(faults: list[Fault], options: argparse.Namespace) -> int:
     if is_stopped or selection:
         reason = "stopped" if is_stopped else "only a part"
         print(
-            f"{report.DOCUMENT.name} is left as it is ({reason}). To write it all the same: "
+            f"{report.DOCUMENT.name} is unchanged ({reason}). To write it anyway: "
             f'make faults ARGS="--report {file.path}"'
         )
     else:
@@ -83,7 +86,7 @@ def _run(faults: list[Fault], options: argparse.Namespace) -> int:
 def _do(
     left: list[Task], tasks: list[Task], file: report.ResultFile, done: list[Result], lanes: int
 ) -> bool:
-    """Do the moments that are left, with a row for each fault that is complete; whether stopped."""
+    """Run the remaining moments and print a row for each complete fault; return whether stopped."""
     faults = {task.fault.name: task.fault for task in tasks}
     wanted: dict[tuple[str, str], int] = defaultdict(int)
     for task in tasks:
@@ -122,7 +125,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _selection(options: argparse.Namespace) -> str:
-    """What was left out on purpose, for the page."""
+    """The options that restrict the run, for the page."""
     parts = []
     if options.only:
         parts.append("--only " + ",".join(options.only))
@@ -152,15 +155,15 @@ def _write_report(paths: list[Path]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make faults ARGS=…", description=__doc__)
-    parser.add_argument("--moments", type=int, default=MOMENTS, help="of each fault a database")
+    parser.add_argument("--moments", type=int, default=MOMENTS, help="per fault and database")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[], metavar="NAME,…")
     parser.add_argument("--database", choices=DATABASES)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--lanes", type=int, default=LANES, help="sites that run side by side")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="go on with a stopped run")
-    parser.add_argument("--list", action="store_true", help="the faults")
+    parser.add_argument("--lanes", type=int, default=LANES, help="sites that run in parallel")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="continue a stopped run")
+    parser.add_argument("--list", action="store_true", help="list the faults")
     parser.add_argument(
-        "--report", type=Path, nargs="+", metavar="FILE", help="write the page from results"
+        "--report", type=Path, nargs="+", metavar="FILE", help="write the page from these results"
     )
     return parser
 
@@ -168,6 +171,6 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
-    if status == STOPPED:  # clients may wait for answers that will never come
+    if status == STOPPED:  # client threads may wait for responses that never come
         os._exit(status)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""The texts that the harness asks for: a fixed set, so that every text is known beforehand."""
+"""The requests that the harness submits: a fixed set, so that every completion is known."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-MARKER = "Zq7marked"  # in every prompt; no log may contain it
-POISON = "poisonous"  # in the prompt that kills its worker
+MARKER = "Zq7marked"  # is in every prompt; no log may contain it
+POISON = "poisonous"  # is in the prompt that kills its worker
 NUM_BODIES = 40
 SHORT_TOKENS, LONG_TOKENS = 120, 600
-BAIT_TOKENS = 1_800  # long enough to be caught in the middle
+BAIT_TOKENS = 1_800  # long enough to be interrupted while it is decoded
 NUM_BAITS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """One request; the same number always gives the same text."""
+    """One request; the same number always gives the same completion."""
 
     number: int
     num_tokens: int
@@ -28,7 +28,7 @@ class Body:
 
     @property
     def name(self) -> str:
-        """What the text depends on, as the journal says it."""
+        """Identifies the completion in the journal."""
         return f"{self.word}-{self.number}-{self.num_tokens}"
 
     def as_json(self) -> dict[str, Any]:
@@ -41,21 +41,21 @@ class Body:
 
 
 def usual_bodies(count: int = NUM_BODIES) -> list[Body]:
-    """What the load is made of: from short to long, in an order that is always the same."""
+    """The bodies of the load, with lengths from short to long in a fixed order."""
     lengths = random.Random(12)
     return [Body(n, lengths.randint(SHORT_TOKENS, LONG_TOKENS)) for n in range(count)]
 
 
 def bait(number: int = 0) -> Body:
-    """A long text that a fault may interrupt for certain."""
+    """A request so long that a fault is certain to interrupt it."""
     return Body(1000 + number, BAIT_TOKENS, "bait")
 
 
 def poison(number: int = 0) -> Body:
-    """The text that kills its worker where the failpoint says so."""
+    """The request that kills its worker at the active failpoint."""
     return Body(2000 + number, SHORT_TOKENS, POISON)
 
 
 def known_bodies(count: int = NUM_BODIES) -> list[Body]:
-    """All whose texts are computed undisturbed, before the first fault."""
+    """All bodies whose completions are computed before the first fault, without disturbance."""
     return [*usual_bodies(count), *(bait(n) for n in range(NUM_BAITS))]

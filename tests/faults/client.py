@@ -1,6 +1,6 @@
-"""The clients: submit with keys, ask again, cancel, delete, follow streams, look at pages.
+"""The clients: submit with keys, retry, cancel, delete, follow streams, request pages.
 
-Every request and its answer is kept for the verdict; what was promised goes to the journal first.
+Every request and its response is recorded for the verdict. Promises go into the journal first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.faults.bodies import Body
@@ -22,12 +23,12 @@ from tests.faults.journal import Journal
 from tests.faults.streams import StreamJudge
 from tests.faults.verdict import Exchange, StreamReport
 
-COOKIE = "5eedfeed" * 4  # the visitor's; no log may contain it
-PATIENCE_SECONDS = 90.0  # how long a client goes on asking for its 202
-ANSWER_SECONDS = 60.0  # after which it no longer waits for one answer
-LONGEST_SECONDS = 3_600.0  # of a stream, until it is known when the jobs have ended
-QUIET_SECONDS = 25.0  # a stream says something every 15 s
-PAUSE_SECONDS = 0.2  # between two tries
+COOKIE = "5eedfeed" * 4  # the owner's cookie; no log may contain it
+PATIENCE_SECONDS = 90.0  # how long a client retries until it gets 202
+ANSWER_SECONDS = 60.0  # time-out of one request
+LONGEST_SECONDS = 3_600.0  # limit of a stream, until the end of the jobs is known
+QUIET_SECONDS = 25.0  # time-out of a read from a stream, which sends a line every 15 s
+PAUSE_SECONDS = 0.2  # between two attempts
 PROBES = {
     "alive": "/healthz",
     "ready": "/readyz",
@@ -41,7 +42,7 @@ PROBE_SECONDS = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer; ``status`` is ``None`` where none came."""
+    """A complete response; ``status`` is ``None`` if there was none."""
 
     status: int | None
     headers: dict[str, str] = field(default_factory=dict)
@@ -53,7 +54,7 @@ class Answer:
 
 
 class Client:
-    """Talks to one product; from any thread."""
+    """Sends requests to one product; usable from any thread."""
 
     def __init__(self, port: int, journal: Journal) -> None:
         self.port = port
@@ -63,7 +64,7 @@ class Client:
     def request(
         self, what: str, method: str, path: str, body: Any = None, key: str | None = None
     ) -> Answer:
-        """One request on a connection of its own, timed and kept."""
+        """Send one request on its own connection, and record its duration and status."""
         at, started = time.time(), time.monotonic()
         answer = self._ask(method, path, body, key)
         seconds = time.monotonic() - started
@@ -74,12 +75,12 @@ class Client:
     def submit(
         self, body: Body, *, patience: float = PATIENCE_SECONDS, is_given_up: bool = False
     ) -> str | None:
-        """Submit until told 202; the job's id.
+        """Submit until the answer is 202; return the job's id.
 
         Args:
-            body: what is asked for.
-            patience: seconds after which it is not asked for any more.
-            is_given_up: whether 429 and 503 are taken for an answer too.
+            body: the request.
+            patience: seconds after which no further attempt is made.
+            is_given_up: whether to stop at 429 and 503 as well.
         """
         key = uuid.uuid4().hex
         deadline = time.monotonic() + patience
@@ -91,14 +92,14 @@ class Client:
                 return job_id
             is_refused = answer.status in {429, 503}
             if answer.status is not None and not is_refused:
-                return None  # counted as what it is; a client would not repeat it
+                return None  # recorded above; a client would not retry it
             if is_refused and is_given_up:
                 return None
             time.sleep(PAUSE_SECONDS)
         return None
 
     def cancel(self, job_id: str) -> int | None:
-        """Ask to cancel, once."""
+        """Send one request to cancel."""
         answer = self.request("cancel", "POST", f"/api/v1/jobs/{job_id}/cancel", {})
         kinds = {202: "canceled", 409: "refused", None: "cancel-unknown"}
         if answer.status in kinds:
@@ -106,7 +107,7 @@ class Client:
         return answer.status
 
     def delete(self, job_id: str) -> int | None:
-        """Ask to delete, once."""
+        """Send one request to delete."""
         answer = self.request("delete", "DELETE", f"/api/v1/jobs/{job_id}")
         kinds = {204: "deleted", None: "delete-unknown"}
         if answer.status in kinds:
@@ -114,16 +115,16 @@ class Client:
         return answer.status
 
     def status_of(self, job_id: str) -> str:
-        """A job's status, or "" where it cannot be had."""
+        """A job's status, or "" if the request fails."""
         answer = self.request("look", "GET", f"/api/v1/jobs/{job_id}")
         return str(answer.json["status"]) if answer.status == 200 else ""
 
     def follow(self, job_id: str, is_over: Callable[[], bool]) -> StreamReport:
-        """Read a job's events to the end, resuming after every break.
+        """Read a job's events to the end, resuming after every broken connection.
 
         Args:
             job_id: the job.
-            is_over: whether to give up; what has not ended by then is reported so.
+            is_over: whether to give up; the stream is then reported as not ended.
         """
         judge = StreamJudge(job_id)
         while not judge.is_ended and not is_over():
@@ -157,7 +158,7 @@ class Client:
     def _events(
         self, job_id: str, last_id: str | None, is_over: Callable[[], bool]
     ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-        """The whole events of one connection, until it ends or breaks."""
+        """The complete events of one connection, until it ends or breaks."""
         headers = {"Last-Event-ID": last_id} if last_id else {}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=QUIET_SECONDS)
         try:
@@ -181,7 +182,7 @@ def _parsed(
         if is_over():
             return
         line = raw.decode()
-        if not line.endswith("\n"):  # cut in the middle: no event
+        if not line.endswith("\n"):  # cut off: not an event
             return
         line = line.rstrip("\r\n")
         if line:
@@ -194,7 +195,7 @@ def _parsed(
 
 
 class Load:
-    """Submits at random moments, follows some jobs, and looks at pages, until it is stopped."""
+    """Submits at random moments, follows some jobs and requests pages, until it is stopped."""
 
     def __init__(
         self,
@@ -220,24 +221,24 @@ class Load:
         self._threads: list[threading.Thread] = []
 
     def start(self, *, submits: bool = True) -> None:
-        """Probe from now on, and submit."""
+        """Start the probes, and the submissions."""
         for what, path in PROBES.items():
-            self._thread(lambda what=what, path=path: self._probe(what, path))
+            self._thread(partial(self._probe, what, path))
         if submits:
             self.go_on()
 
     def go_on(self) -> None:
-        """Submit from now on."""
+        """Start the submissions."""
         self._thread(self._submit_on)
 
     def stop_submitting(self) -> None:
-        """Submit nothing new; what was begun goes on until it is answered."""
+        """Submit nothing new; submissions in progress continue until they are answered."""
         self._quiet.set()
 
     def finish(self, seconds: float) -> None:
-        """Wait for the clients to get their answers and the streams to end.
+        """Wait for the clients' responses and the ends of the streams.
 
-        All jobs have ended by now, so a stream that does not end in the time is broken.
+        All jobs have ended by now, so a stream that does not end within ``seconds`` is broken.
         """
         self._quiet.set()
         self._ended.set()
@@ -260,7 +261,7 @@ class Load:
         return self._random.choice(self._bodies)
 
     def run(self, call: Callable[[], object]) -> None:
-        """Do something on a thread of the load's."""
+        """Run a call on a thread of the load."""
         self._pool.submit(call)
 
     # ---- threads -----------------------------------------------------------------------------

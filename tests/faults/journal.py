@@ -1,7 +1,7 @@
-"""What the clients were told: a file beside the database, synced line by line.
+"""The responses that clients received: a file beside the database, synced line by line.
 
-What is written here was answered. A machine that loses its power a moment later may lose the
-database's last commits only where the product broke its word.
+A response in this file was a promise. If the machine loses power a moment later, a commit that the
+database lost and this file contains is a broken promise.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One answer.
+    """One response.
 
     Attributes:
         kind: ``accepted``, ``canceled`` (202), ``refused`` (a cancel's 409), ``deleted`` (204) or
-            ``unknown`` (a cancel or delete without an answer: either may be true).
+            ``cancel-unknown`` and ``delete-unknown`` (no response: done or not).
         job_id: the job.
-        body: the body's name, where it was accepted.
-        key: its idempotency key, where it was accepted.
+        body: the body's name, if accepted.
+        key: the idempotency key, if accepted.
         at: seconds since 1970.
     """
 
@@ -44,7 +44,7 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, kind: str, job_id: str, body: str = "", key: str = "") -> None:
-        """Append a line; returns when it is on the disk."""
+        """Append a line and return when it is on the disk."""
         line = json.dumps(asdict(Entry(kind, job_id, body, key, time.time()))) + "\n"
         with self._lock:
             os.write(self._file, line.encode())
@@ -55,7 +55,7 @@ class Journal:
 
 
 def read(path: Path) -> Iterator[Entry]:
-    """The entries of a file; a last line that was cut is no entry."""
+    """The entries of a file, without a last line that was cut off."""
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             yield Entry(**json.loads(line))

@@ -225,7 +225,8 @@ def _known_names(texts: Texts) -> set[str]:
 
 def _disturb(moment: Moment) -> list[str]:
     """Load, fault, hold, healing; what went wrong."""
-    fault, failures = moment.fault, []
+    fault = moment.fault
+    failures: list[str] = []
     moment.load.start(submits=fault.submits)
     if fault.submits:
         moment.pause(*BEFORE_SECONDS)

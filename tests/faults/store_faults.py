@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import redis
 from sqlalchemy import create_engine
@@ -72,7 +73,7 @@ def drop_redis_connections(moment: Moment) -> None:
     def drop() -> None:
         with _redis(moment) as client:
             for kind in ("normal", "pubsub"):
-                client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+                client.client_kill_filter(_type=kind, skipme=True)
 
     moment.strike()
     _again_and_again(moment, drop, 0.1)
@@ -240,13 +241,13 @@ def faults() -> list[Fault]:
         description: str,
         inject: Callable[[Moment], None],
         heal: Callable[[Moment], None] = undo_all,
-        **options: object,
+        **options: Any,
     ) -> Fault:
-        usual: dict[str, object] = {"bounds": ANSWERED, "hold": (3.0, 6.0)}
-        return Fault(name, description, inject, heal, **(usual | options))  # type: ignore[arg-type]
+        usual: dict[str, Any] = {"bounds": ANSWERED, "hold": (3.0, 6.0)}
+        return Fault(name, description, inject, heal, **(usual | options))
 
-    long = {"hold": (30.0, 31.0), "jobs_per_second": 1.0}
-    proxied = {"site": "proxied"}
+    long: dict[str, Any] = {"hold": (30.0, 31.0), "jobs_per_second": 1.0}
+    proxied: dict[str, Any] = {"site": "proxied"}
     lost_commit = spoil("database", Mode.LOSE_AFTER_WORD, word=b"COMMIT")
     return [
         fault("redis-killed", "Redis killed, started again empty", kill_redis, start_redis),

@@ -111,7 +111,7 @@ def test_only_a_whole_run_writes_the_page(
     written: list[str] = []
     monkeypatch.setattr(report, "write_section", lambda name, text: written.append(name))
     monkeypatch.setattr(Run, "run", _pretend)
-    monkeypatch.setattr(program.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     assert program.main([*arguments, "--seed", "1"]) == status
     assert bool(written) == is_written
 
@@ -129,7 +129,7 @@ def test_a_broken_bound_is_the_exit_status(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(Run, "run", fail)
-    monkeypatch.setattr(program.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     assert program.main(["--only", "redis-wiped", "--database", "sqlite", "--moments", "1"]) == 1
 
 
@@ -138,7 +138,7 @@ def test_moments_that_were_not_done_are_no_success(
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     monkeypatch.setattr(Run, "run", lambda run: None)
-    monkeypatch.setattr(program.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
     assert program.main(["--only", "redis-wiped", "--database", "sqlite", "--moments", "1"]) == 1
 
 

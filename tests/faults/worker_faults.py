@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 
 from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
@@ -98,7 +99,7 @@ def freeze_worker(moment: Moment) -> None:
     for _ in range(40):
         pid, job_id = moment.catch()
         send([pid], signal.SIGSTOP)
-        moment.undo.append(lambda pid=pid: send([pid], signal.SIGCONT))
+        moment.undo.append(partial(send, [pid], signal.SIGCONT))
         time.sleep(0.05)
         row = moment.row(job_id)
         if row is not None and row[0] == "running" and not _holds_database(moment):
@@ -117,7 +118,7 @@ def _holds_database(moment: Moment) -> bool:
         )
         with site.engine.connect() as connection:
             seen = [connection.execute(query).scalar_one() for _ in range(3)]
-        return min(seen) > 0
+        return bool(min(seen) > 0)
     engine = create_engine(site.database_url, connect_args={"timeout": 1})
     try:
         with engine.connect() as connection:
@@ -194,13 +195,17 @@ def start_supervisor(moment: Moment) -> None:
     moment.site.start()
 
 
+def _has_ended(pid: int) -> bool:
+    return not is_alive(pid)
+
+
 def restart_in_turn(moment: Moment) -> None:
     """SIGTERM to web and to each worker, one after another, each when the last is back."""
     moment.strike()
     for kind in ("web", "worker", "worker"):
         pids = moment.site.web_pids()[:1] if kind == "web" else moment.site.worker_pids()[:1]
         send(pids, signal.SIGTERM)
-        moment.until(lambda pids=pids: not is_alive(pids[0]), f"{kind} did not end", 40.0)
+        moment.until(partial(_has_ended, pids[0]), f"{kind} did not end", 40.0)
         moment.site.await_healthy()
 
 

@@ -1,6 +1,6 @@
-"""The container files say what the product is: real settings, real commands, no root, no latest.
+"""The container files: real settings and commands, fixed versions, no root.
 
-``compose-spec`` validates against the Compose specification; the rest is about Textmill.
+``compose-spec`` validates against the Compose specification; the other tests are about Textmill.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ COMPOSE: Any = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ["migrate", "web", "worker"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+# The instructions of each stage of the Dockerfile.
+STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
+TARGETS = ["web", "worker"]
 
 
 def test_the_file_follows_the_compose_specification() -> None:
-    merged = json.dumps(COMPOSE)  # the validator knows no YAML merge keys
+    merged = json.dumps(COMPOSE)  # the validator does not support YAML's merge keys
     parsed = PyCompose.from_json(merged)
     parsed.validate()
     assert sorted(parsed.service_names()) == ["migrate", "postgres", "redis", "web", "worker"]
@@ -103,16 +106,41 @@ def test_the_worker_drains_before_it_would_be_killed() -> None:
     assert settings.drain_seconds < int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
 
 
-def test_the_image_ends_as_a_plain_user_with_a_health_check() -> None:
-    users = re.findall(r"^USER (\S+)", DOCKERFILE, re.M)
-    assert users == [SERVICES["web"]["user"]]
-    assert len(re.findall(r"^FROM \S+:\S*\d\S*", DOCKERFILE, re.M)) == 2
+@pytest.mark.parametrize("name", OURS)
+def test_a_service_runs_the_image_of_its_role(name: str) -> None:
+    role = "worker" if name == "worker" else "web"
+    assert SERVICES[name]["build"]["target"] == role
+    assert SERVICES[name]["image"].startswith(f"textmill-{role}:")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_installs_the_lock_of_its_role_with_hashes(target: str) -> None:
+    build = STAGES[f"build-{target}"]
+    assert f"--require-hashes --no-deps --requirement locks/{target}.txt" in build
+    assert ("torch" in build) is (target == "worker")
+    assert f"COPY --from=build-{target} " in STAGES[target]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_runs_its_role_as_an_unprivileged_user(target: str) -> None:
+    assert re.findall(r"^USER (\S+)", STAGES[target], re.M) == [SERVICES[target]["user"]]
+    (command,) = re.findall(r"^CMD (\[.*\])", STAGES[target], re.M)
+    assert json.loads(command) == SERVICES[target]["command"]
+
+
+def test_every_base_image_has_a_version() -> None:
+    bases = set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) - STAGES.keys()
+    assert bases
+    assert all(re.search(r":\S*\d", base) for base in bases)
     assert "latest" not in DOCKERFILE
-    command = re.search(r"^HEALTHCHECK[^\[]*(\[.*\])", DOCKERFILE, re.M | re.S)
+
+
+def test_the_web_image_is_the_default_and_has_the_health_check_of_the_service() -> None:
+    assert list(STAGES)[-1] == "web"
+    command = re.search(r"^HEALTHCHECK[^\[]*(\[.*\])", STAGES["web"], re.M | re.S)
     assert command is not None
-    assert ["CMD", *yaml.safe_load(command[1].splitlines()[0])] == SERVICES["web"]["healthcheck"][
-        "test"
-    ]
+    check = ["CMD", *json.loads(command[1].splitlines()[0])]
+    assert check == SERVICES["web"]["healthcheck"]["test"]
 
 
 def test_the_settings_in_the_image_are_real() -> None:
@@ -121,9 +149,11 @@ def test_the_settings_in_the_image_are_real() -> None:
     Settings.from_environment(pairs)
 
 
-def test_what_the_image_is_built_from_is_let_through_and_there() -> None:
-    allowed = re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.M)
-    copied = re.findall(r"^COPY ((?!--|\. )\S.*) \./$", DOCKERFILE, re.M)
-    for path in " ".join(copied).split():
-        assert path in allowed
-        assert (ROOT / path).exists()
+def test_the_build_context_contains_what_the_image_is_built_from() -> None:
+    allowed = set(re.findall(r"^!(\S+)", (ROOT / ".dockerignore").read_text(), re.M))
+    folders = {path.name for path in (ROOT / "src" / "textmill").iterdir() if path.is_symlink()}
+    assert folders | {"src", "locks", "pyproject.toml"} <= allowed
+    copied = " ".join(re.findall(r"^COPY (locks/\S.*) \./locks/$", DOCKERFILE, re.M)).split()
+    assert copied
+    for path in (*allowed, *copied):
+        assert (ROOT / path).exists(), path

@@ -18,7 +18,8 @@ from textmill.backend.app import create_app
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.problems import Subject, report
 from textmill.core.settings import Settings
-from textmill.engine.requests import DecodingParameters, GenerationRequest
+from textmill.core.strategies import DecodingParameters
+from textmill.engine.requests import GenerationRequest
 from textmill.worker.model_loading import load_models
 from textmill.worker.process import WorkerProcess
 from textmill.worker.stop_signal import StopSignal

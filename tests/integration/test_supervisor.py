@@ -366,7 +366,8 @@ def test_a_child_that_cannot_even_be_started_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No process is left, say; the others go on."""
-    real, refusals = subprocess.Popen, []
+    real = subprocess.Popen
+    refusals: list[Any] = []
 
     def refuse(*arguments: Any, **options: Any) -> Any:
         if len(refusals) < 2:
