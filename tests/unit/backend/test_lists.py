@@ -46,7 +46,7 @@ def just_seen() -> str:
     return seen.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def make_job(job_id: str, status: str = "succeeded", **values: Any) -> dict[str, Any]:
+def make_job(job_id: str, status: str = "succeeded", **values: Any) -> Any:
     strategy = values.pop("strategy", "greedy")
     base = f"/api/v1/jobs/{job_id}"
     job: dict[str, Any] = {
@@ -89,7 +89,7 @@ def make_job(job_id: str, status: str = "succeeded", **values: Any) -> dict[str,
     return job | values
 
 
-def make_run(run_id: str = "run-1", jobs: Iterable[dict[str, Any]] | None = None) -> dict[str, Any]:
+def make_run(run_id: str = "run-1", jobs: Iterable[Any] | None = None) -> Any:
     start = " you need. We present a model that"
     made = (
         [
@@ -437,4 +437,4 @@ def test_chosen_jobs_of_one_variant_get_a_column_each() -> None:
     jobs = [make_job("a", variant_index=0), make_job("b", variant_index=0)]
     assert len(columns_of(jobs, {}, by_variant=False)) == 2
     assert len(columns_of(jobs, {}, by_variant=True)) == 1
-    assert run_request({"prompt": "p", "jobs": jobs})["variants"][0]["samples"] == 2
+    assert run_request(make_run(jobs=jobs))["variants"][0]["samples"] == 2
