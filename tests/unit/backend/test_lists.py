@@ -144,12 +144,12 @@ class StubServices:
         self.submitted: list[Any] = []
         self.next_cursor: str | None = "older-1"
 
-    def get_run(self, run_id: str) -> dict[str, Any]:
+    def get_run(self, run_id: str) -> Any:
         if run_id != self.run["id"]:
             raise NotFound("There is no such run.")
         return self.run
 
-    def get_job(self, job_id: str) -> dict[str, Any]:
+    def get_job(self, job_id: str) -> Any:
         if job_id not in self.jobs:
             raise NotFound("There is no such job.")
         return self.jobs[job_id]
@@ -158,11 +158,11 @@ class StubServices:
         self.get_job(job_id)
         del self.jobs[job_id]
 
-    def cancel_job(self, job_id: str) -> dict[str, Any]:
+    def cancel_job(self, job_id: str) -> Any:
         self.canceled.append(job_id)
         return self.get_job(job_id)
 
-    def submit_run(self, payload: Any, *, owner_id: str, **_: Any) -> dict[str, Any]:
+    def submit_run(self, payload: Any, *, owner_id: str, **_: Any) -> Any:
         self.submitted.append(payload)
         return make_run("run-2")
 
