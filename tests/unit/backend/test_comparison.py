@@ -9,7 +9,7 @@ from textmill.backend.pages.comparison import columns_of
 TITLES = {"greedy": "Greedy", "top_k": "Top-k"}
 
 
-def job(number: int, strategy: str, model: str, text: str = "a text") -> dict[str, Any]:
+def job(number: int, strategy: str, model: str, text: str = "a text") -> Any:
     return {
         "id": f"j{number}",
         "variant_index": number,

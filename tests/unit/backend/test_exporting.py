@@ -23,7 +23,7 @@ PLAIN = [
 ]  # fmt: skip
 
 
-def job(**fields: Any) -> dict[str, Any]:
+def job(**fields: Any) -> Any:
     empty = dict.fromkeys(CSV_COLUMNS, "") | {"parameters": {"seed": 1}, "usage": {}}
     return {**empty, "usage": {"prompt_tokens": 1, "completion_tokens": 2}, **fields}
 

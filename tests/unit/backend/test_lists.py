@@ -46,7 +46,7 @@ def just_seen() -> str:
     return seen.isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def make_job(job_id: str, status: str = "succeeded", **values: Any) -> dict[str, Any]:
+def make_job(job_id: str, status: str = "succeeded", **values: Any) -> Any:
     strategy = values.pop("strategy", "greedy")
     base = f"/api/v1/jobs/{job_id}"
     job: dict[str, Any] = {
@@ -89,7 +89,7 @@ def make_job(job_id: str, status: str = "succeeded", **values: Any) -> dict[str,
     return job | values
 
 
-def make_run(run_id: str = "run-1", jobs: Iterable[dict[str, Any]] | None = None) -> dict[str, Any]:
+def make_run(run_id: str = "run-1", jobs: Iterable[Any] | None = None) -> Any:
     start = " you need. We present a model that"
     made = (
         [
@@ -144,12 +144,12 @@ class StubServices:
         self.submitted: list[Any] = []
         self.next_cursor: str | None = "older-1"
 
-    def get_run(self, run_id: str) -> dict[str, Any]:
+    def get_run(self, run_id: str) -> Any:
         if run_id != self.run["id"]:
             raise NotFound("There is no such run.")
         return self.run
 
-    def get_job(self, job_id: str) -> dict[str, Any]:
+    def get_job(self, job_id: str) -> Any:
         if job_id not in self.jobs:
             raise NotFound("There is no such job.")
         return self.jobs[job_id]
@@ -158,11 +158,11 @@ class StubServices:
         self.get_job(job_id)
         del self.jobs[job_id]
 
-    def cancel_job(self, job_id: str) -> dict[str, Any]:
+    def cancel_job(self, job_id: str) -> Any:
         self.canceled.append(job_id)
         return self.get_job(job_id)
 
-    def submit_run(self, payload: Any, *, owner_id: str, **_: Any) -> dict[str, Any]:
+    def submit_run(self, payload: Any, *, owner_id: str, **_: Any) -> Any:
         self.submitted.append(payload)
         return make_run("run-2")
 
@@ -437,4 +437,4 @@ def test_chosen_jobs_of_one_variant_get_a_column_each() -> None:
     jobs = [make_job("a", variant_index=0), make_job("b", variant_index=0)]
     assert len(columns_of(jobs, {}, by_variant=False)) == 2
     assert len(columns_of(jobs, {}, by_variant=True)) == 1
-    assert run_request({"prompt": "p", "jobs": jobs})["variants"][0]["samples"] == 2
+    assert run_request(make_run(jobs=jobs))["variants"][0]["samples"] == 2

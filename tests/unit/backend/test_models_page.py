@@ -11,11 +11,11 @@ from textmill.backend.pages.finetuning import MAX_FILES_SHOWN, describe_finetuni
 from textmill.backend.pages.model_groups import group_models
 
 
-def model(name: str, base: str | None = None) -> dict[str, Any]:
+def model(name: str, base: str | None = None) -> Any:
     return {"name": name, "finetuning": {"base_model": base} if base else None}
 
 
-def names(models: list[dict[str, Any]]) -> list[list[str]]:
+def names(models: list[Any]) -> list[list[str]]:
     return [[one["name"] for one in group] for group in group_models(models)]
 
 

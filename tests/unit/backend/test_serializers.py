@@ -50,6 +50,7 @@ def test_models_without_a_fine_tuning_have_no_base() -> None:
 def test_a_fine_tuned_model_is_presented_with_its_base() -> None:
     found = card("tuned", "r9", base_revision="r1")
     document = model_view(spec("tuned", adapter="a"), found, 1, is_default=False, base_model="base")
+    assert document["finetuning"] is not None
     assert document["finetuning"]["base_model"] == "base"
     assert document["finetuning"]["metrics"]["after"]["bits_per_byte"] == 0.7213
     assert document["links"] == {"curve": None, "card": None}
