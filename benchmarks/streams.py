@@ -159,7 +159,7 @@ class _Measuring:
 
     def _delays_ms(self, job_id: str) -> list[float]:
         """Publish entries as a worker does, and note when each arrives."""
-        job = self._store.claim("bench", ["tiny"], is_idle=True)
+        job = self._store.claim("bench", ["tiny"])
         if job is None or job.id != job_id:
             raise BenchmarkError("The first job was not the first to be claimed.")
         arrived: list[float] = []
