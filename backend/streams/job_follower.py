@@ -63,8 +63,9 @@ class JobFollower:
         if len(job.text) > self.position.num_characters:
             rest = job.text[self.position.num_characters :]
             events.append(self._advance(rest, job.num_completion_tokens))
-        events += self._replay()
-        if job.is_final:
+        if not job.is_final:
+            events += self._replay()
+        else:  # its text is complete; kept entries may be of a worker that lost the job
             self.is_ended = True
             self.position = end_position(job)
             events.append(JobEvent("done", self.position, {"job": job}))

@@ -34,7 +34,7 @@ Samples = dict[str, float]
 def promised() -> dict[str, dict[str, str]]:
     """The metrics of each table of the documentation, with their types."""
     section = DOCS.read_text(encoding="utf-8").split("### Metrics")[1].split("\n## ")[0]
-    web, worker = section.split("A worker, where")
+    web, worker = section.split("A worker, if")
     rows = re.compile(r"^\| `(textmill_\w+)` \| (\w+) \|", re.M)
     of_web = dict(rows.findall(web))
     of_app = {name: kind for name, kind in of_web.items() if name not in OF_THE_SERVER}

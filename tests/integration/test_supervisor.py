@@ -184,7 +184,7 @@ def test_a_child_that_dies_is_started_again_with_growing_pauses(
     dying = child(tmp_path, "worker-1", "import sys; print('alas'); sys.exit(3)")
     running = supervise(services=[dying], timeouts={"first_pause": 0.05, "longest_pause": 0.2})
     notes = [running.read_until("restarting it") for _ in range(4)]
-    pauses = [note.split(" again in ")[1].split(" s")[0] for note in notes]
+    pauses = [note.split("restarting it in ")[1].split(" s")[0] for note in notes]
     assert pauses == ["0.05", "0.1", "0.2", "0.2"]
     assert "worker-1 ended with status 3" in notes[0]
     assert running.lines.count("[worker-1] alas") == 4
@@ -282,7 +282,7 @@ def test_a_configuration_error_after_a_good_start_leaves_one_out_and_stops_nothi
     assert "was ended by SIGKILL" in notes[0]
     for note in notes[1:]:
         assert "ended with status 78 (The models file is wrong.)" in note
-    pauses = [note.split(" again in ")[1].split(" s")[0] for note in notes]
+    pauses = [note.split("restarting it in ")[1].split(" s")[0] for note in notes]
     assert pauses == ["0.05", "0.1", "0.2", "0.4", "0.4"]
     assert running.pid_of("web") == web
     os.kill(web, 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from textmill.backend.streams.job_follower import JobEvent, JobFollower
@@ -276,6 +276,13 @@ STEP = st.one_of(
 )
 
 
+# A worker that lost the job writes an entry beyond a gap; the job is canceled with the row's text.
+ENTRY_BEYOND_THE_FINAL_TEXT: list[tuple[Any, ...]] = [
+    ("claim",), ("look", 1), ("write", "a", True), ("save", 0), ("sweep",), ("haunt", "a"),
+    ("finish",),
+]  # fmt: skip
+
+
 def act(world: World, step: tuple[Any, ...]) -> None:
     match step:
         case ("write", text, is_dropped):
@@ -318,6 +325,7 @@ def end(
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=st.lists(st.tuples(st.just(0), STEP), max_size=40))
+@example(steps=[(0, step) for step in ENTRY_BEYOND_THE_FINAL_TEXT])
 def test_a_client_that_comes_and_goes_has_the_final_text_and_one_done(
     steps: list[tuple[int, tuple[Any, ...]]],
 ) -> None:

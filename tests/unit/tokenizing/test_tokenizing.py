@@ -375,12 +375,12 @@ def cache() -> TokenizerCache:
 def test_a_tokenizer_that_cannot_be_loaded_is_tried_once(cache: TokenizerCache) -> None:
     cache.put("bad", "r1", "{}")
     assert cache.has("bad", "r1")
-    assert not cache.can_read("bad")
-    assert cache.can_read("good")
+    assert not cache.is_usable("bad")
+    assert cache.is_usable("good")
     with pytest.raises(TokenizerFault):
         cache.tokens("bad", "a")
     cache.put("bad", "r2", byte_level().to_str())
-    assert cache.can_read("bad")
+    assert cache.is_usable("bad")
 
 
 def test_a_text_is_counted_once_a_request(
