@@ -1,9 +1,7 @@
-"""Two random moments of each quick fault on both databases.
+"""Two random moments of each quick fault on both databases, held to the bounds of the whole table.
 
 ``make faults`` does every fault at twenty moments. Here the sites run side by side, and the two
-moments at which no process sees a worker die share one lease. Other tests keep the processors busy
-meanwhile, so bounds of time are twice as wide as in the table; those of counts are the same. The
-seed is in each failure's message.
+moments at which no process sees a worker die share one lease. Each failure's message has the seed.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.moment import Fault, Moment, Result, run_moment
+from tests.faults.moment import Moment, Result, run_moment
 from tests.faults.registry import DATABASES, all_faults, make_site
 from tests.faults.runner import Library, Run, Task, failed_result, plan
 
@@ -27,21 +25,7 @@ NUM_BODIES = 6
 LONE = "lone-worker-decoding"
 BETWEEN_SECONDS = 2.0
 LONE_DATABASE = "postgresql"  # a lease is long: one database is enough here
-TIME_FACTOR = 2.0
-
-
-def relaxed(fault: Fault) -> Fault:
-    """The same fault with wider bounds of time."""
-    bounds = fault.bounds
-    wider = {
-        name: seconds * TIME_FACTOR
-        for name in ("recovery_seconds", "answer_seconds")
-        if (seconds := getattr(bounds, name)) is not None
-    }
-    return replace(fault, bounds=replace(bounds, **wider))
-
-
-QUICK = [relaxed(fault) for fault in all_faults() if fault.is_quick]
+QUICK = [fault for fault in all_faults() if fault.is_quick]
 SEED = int(os.environ.get("TEXTMILL_TEST_SEED", random.randrange(10**6)))
 CASES = [
     (fault.name, database)

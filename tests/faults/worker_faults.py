@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.faults.bodies import POISON, poison
 from tests.faults.moment import Fault, Moment, MomentError
 from tests.faults.verdict import Bounds
-from tests.processes import is_alive, send
+from tests.processes import command_of, is_alive, send
 
 SUPERVISED = Bounds(recovery_seconds=5.0)
 UNSUPERVISED = Bounds(recovery_seconds=40.0)
@@ -186,7 +186,10 @@ def kill_supervisor(moment: Moment) -> None:
         time.sleep(0.05)
     lingering = [pid for pid in left if is_alive(pid)]
     if lingering:
-        moment.failures.append(f"{len(lingering)} processes outlived their supervisor")
+        commands = "; ".join(" ".join(command_of(pid)) for pid in lingering)
+        moment.failures.append(
+            f"{len(lingering)} processes ran {GONE_SECONDS:g} s after their supervisor: {commands}"
+        )
         send(lingering, signal.SIGKILL)
 
 
