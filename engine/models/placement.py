@@ -38,8 +38,8 @@ class Placement:
 def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
     """Choose for a natively supported family.
 
-    ``auto`` is bfloat16 on a GPU; on a CPU it is int8 if there are instructions for it, else
-    float32.
+    ``auto`` is bfloat16 on a GPU, int8 on a CPU with the compiled kernels, and float32 without
+    them.
 
     Args:
         dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``.
@@ -62,6 +62,4 @@ def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
         wanted = "; int8 needs them, float32 is used" if dtype == "int8" else ""
         report(f"no compiled kernels ({error}), PyTorch computes alone and slower{wanted}")
         return Placement("float32", "cpu", None)
-    is_fast = bool(library.textmill_has_int8_dot())
-    chosen = "int8" if dtype == "int8" or (dtype == "auto" and is_fast) else "float32"
-    return Placement(chosen, "cpu", library)
+    return Placement("float32" if dtype == "float32" else "int8", "cpu", library)

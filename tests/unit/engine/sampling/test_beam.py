@@ -34,7 +34,8 @@ def searched(model: PreTrainedModel, prompt: list[int], search: BeamSearch) -> H
     """Drive a search with whole forward passes."""
     texts = [prompt]
     while True:
-        beams = search.advance(model(torch.tensor(texts)).logits[:, -1].float())
+        logits = model(torch.tensor(texts)).logits[:, -1].float()
+        beams = search.advance(torch.log_softmax(logits, -1))
         if not beams:
             return search.best
         texts = [[*texts[beam.parent], beam.token] for beam in beams]
