@@ -81,7 +81,7 @@ class Job(Base):
         Index(
             "ix_jobs_queued",
             "model",
-            "share_rank",
+            "virtual_start",
             "number",
             sqlite_where=_QUEUED,
             postgresql_where=_QUEUED,
@@ -90,7 +90,7 @@ class Job(Base):
         Index(
             "ix_jobs_active_owner_id",
             "owner_id",
-            "share_rank",
+            "virtual_start",
             sqlite_where=_ACTIVE,
             postgresql_where=_ACTIVE,
         ),
@@ -126,8 +126,9 @@ class Job(Base):
     status: Mapped[str] = mapped_column(String(16))
     # Not used: kept for the release before, which orders by it.
     priority: Mapped[int] = mapped_column(Integer, default=0)
-    # Start-time fair queueing: see core.jobs.admission.
-    share_rank: Mapped[int] = mapped_column(BigInteger)
+    # Start-time fair queueing: see core.jobs.admission. The column's name is that of the first
+    # release, which processes of the previous release use (docs/decisions/0004).
+    virtual_start: Mapped[int] = mapped_column("share_rank", BigInteger, key="virtual_start")
     attempt: Mapped[int] = mapped_column(Integer)
     lost_count: Mapped[int] = mapped_column(Integer)
     not_before: Mapped[int] = mapped_column(BigInteger)
@@ -239,5 +240,5 @@ IS_QUEUED = Job.status == literal_column("'queued'")
 IS_RUNNING = Job.status == literal_column("'running'")
 IS_ACTIVE = or_(IS_QUEUED, IS_RUNNING)
 
-CLAIM_ORDER = (Job.share_rank, Job.number)
+CLAIM_ORDER = (Job.virtual_start, Job.number)
 """Which of a model's waiting jobs is the next: by fair share, then age."""
