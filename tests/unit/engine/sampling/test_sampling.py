@@ -20,9 +20,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from tests.unit.engine.sampling.draw_weights import draw_weights
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import padded_rows
-from textmill.engine.sampling.logits_filters import filtered_softmax
 from textmill.engine.sampling.token_records import SamplingState
 from textmill.engine.sampling.torch_sampler import finite_rows, sample_tokens
 
@@ -31,16 +30,6 @@ SIZE = 1500  # larger than the largest guess of a nucleus
 
 def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
-
-
-def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """Weights (rows, vocabulary) float32 of rows with any strategies."""
-    every = torch.arange(scores.shape[-1])[None]
-    size = scores.shape[-1]
-    weights = [
-        filtered_softmax(padded_rows(scores, [i]), [row], size) for i, row in enumerate(rows)
-    ]
-    return torch.cat([own.of(every) for own in weights])
 
 
 def state(strategy: Any, *, seed: int = 1, position: int = 0, **options: Any) -> SamplingState:
