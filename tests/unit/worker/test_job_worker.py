@@ -171,6 +171,14 @@ def test_an_error_sends_the_job_back_to_be_tried_alone_and_the_third_fails_it(
     assert (outcome.error_code, outcome.error_message) == ("internal", "broken")
 
 
+def test_a_visitor_sees_no_path_and_nothing_that_a_library_quotes(bench: RunnerBench) -> None:
+    error = RuntimeError("cannot map '/srv/secret/a prompt' in /srv/secret/kernels.so")
+    bench.start(make_job(2, lost_count=2))
+    end(bench, "job-2", reason="error", error=error)
+    ((_, outcome),) = bench.store.finished
+    assert outcome.error_message == "cannot map … in …/kernels.so"
+
+
 def test_a_permanent_error_fails_at_once_with_its_code(bench: RunnerBench) -> None:
     bench.start(make_job())
     end(bench, reason="error", error=Permanent("No."))
