@@ -108,7 +108,7 @@ def build_adapter(base: Path, folder: Path, seed: int) -> Path:
     config = LoraConfig(
         r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
     )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
     said = {"name": "faq", "base": "tiny", "method": "lora"}
     (folder / "finetune.json").write_text(json.dumps(said))
     return folder

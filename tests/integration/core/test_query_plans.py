@@ -41,7 +41,7 @@ def history(database: Engine) -> Engine:
     return database
 
 
-def plan(engine: Engine, query: Select[Any], values: dict[str, Any]) -> str:
+def plan(engine: Engine, query: Select[*tuple[Any, ...]], values: dict[str, Any]) -> str:
     """How the database would execute a query, as it says itself."""
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
 

@@ -50,11 +50,11 @@ def _refused_by_sqlite() -> None:
         connection.execute(text("SELECT * FROM nothing WHERE x = :x"), {"x": MARK})
 
 
-ERRORS = {
+ERRORS: dict[str, Callable[[], object]] = {
     "sqlalchemy": _refused_by_sqlite,
     "pydantic": lambda: Body.model_validate({"number": MARK}),
     "int": lambda: int(MARK),
-    "key": lambda: {}[MARK],
+    "key": lambda: dict[str, str]()[MARK],
     "encoding": lambda: (MARK + "\ud800").encode(),
     "json": lambda: json.loads("{" + MARK),
 }

@@ -321,7 +321,7 @@ def test_an_outcome_that_no_database_can_store_fails_its_job_and_holds_up_no_oth
 ) -> None:
     finish = bench.store.finish
 
-    def refuse(job: JobRecord, outcome: Outcome) -> bool:
+    def refuse(job: JobRecord, outcome: Outcome) -> Outcome | None:
         if outcome.text:
             raise error
         return finish(job, outcome)
@@ -393,9 +393,12 @@ def test_a_drain_with_the_database_away_gives_up_in_time(
 ) -> None:
     idle_for: list[float] = []
     wait = bench.runner.wait_until_idle
-    monkeypatch.setattr(
-        bench.runner, "wait_until_idle", lambda s: (idle_for.append(s), wait(min(s, 0.05)))[1]
-    )
+
+    def wait_shortly(seconds: float) -> bool:
+        idle_for.append(seconds)
+        return wait(min(seconds, 0.05))
+
+    monkeypatch.setattr(bench.runner, "wait_until_idle", wait_shortly)
     bench.start(make_job())
     bench.store.is_away = True
     bench.engine.end("job-1", result())

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import FloatTensor, LongTensor, Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -165,12 +165,13 @@ def test_the_same_seed_and_position_give_the_same_token(
 @pytest.mark.parametrize("strategy", ["sampling", "top_k", "top_p", "min_p", "typical"])
 @pytest.mark.parametrize("temperature", [1e-8, 1e-40, 1e-320])
 def test_a_temperature_near_zero_takes_the_likeliest(strategy: str, temperature: float) -> None:
-    options = {
+    values: dict[str, dict[str, Any]] = {
         "top_k": {"top_k": 5},
         "top_p": {"top_p": 0.9},
         "min_p": {"min_p": 0.1},
         "typical": {"typical_p": 0.9},
-    }.get(strategy, {})
+    }
+    options = values.get(strategy, {})
     logits = logits_of(2, spread=50.0)
     row = state(strategy, temperature=temperature, **options)
     assert tokens(logits[None], [row]) == [int(logits.argmax())]
@@ -232,7 +233,9 @@ def reference_weights(logits: Tensor, parameters: DecodingParameters) -> Tensor:
         processors.append(MinPLogitsWarper(parameters.min_p))
     if parameters.typical_p < 1.0:
         processors.append(TypicalLogitsWarper(parameters.typical_p))
-    return processors(torch.tensor([[1, 2, 3]]), logits[None].clone()).softmax(-1)[0]
+    ids = cast("LongTensor", torch.tensor([[1, 2, 3]]))
+    scores = cast("FloatTensor", logits[None].clone())
+    return processors(ids, scores).softmax(-1)[0]
 
 
 @each_filter
