@@ -59,6 +59,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("home", _check_home),
         ("memory", _check_memory),
         ("port", _check_port),
+        ("kernels", _check_kernels),
         ("redis", _check_redis),
         ("database", _check_database),
         ("models", _check_models),
@@ -111,6 +112,30 @@ def _check_port(settings: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.WARN, "port", str(error), "ignore this if that is Textmill itself")
     else:
         yield Finding(Verdict.OK, "port", f"{settings.host}:{settings.port} is free")
+
+
+def _check_kernels(settings: Settings) -> Iterator[Finding]:
+    if settings.kernel_dir is None:
+        yield Finding(Verdict.OK, "kernels", "switched off by TEXTMILL_KERNELS; PyTorch computes")
+        return
+    try:
+        from textmill.engine.kernels.build import built_file
+        from textmill.engine.kernels.compilers import REMEDY, NoCompiler, find_compilers
+        from textmill.engine.kernels.instruction_sets import choose
+    except ModuleNotFoundError as error:
+        detail = f"no engine is installed here ({error.name} is missing)"
+        yield Finding(Verdict.OK, "kernels", detail)
+        return
+    chosen = choose(settings.kernels_isa)
+    try:
+        compiler = next(find_compilers())
+    except NoCompiler as error:
+        detail = f"PyTorch computes alone and slower: {error}".removesuffix(f": {REMEDY}")
+        yield Finding(Verdict.WARN, "kernels", detail, REMEDY)
+        return
+    is_built = built_file(settings.kernel_dir, chosen, compiler).exists()
+    state = "" if is_built else "; compiled at the next start"
+    yield Finding(Verdict.OK, "kernels", f"{chosen.name}, by {compiler.name}{state}")
 
 
 def _check_redis(settings: Settings) -> Iterator[Finding]:

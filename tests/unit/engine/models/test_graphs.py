@@ -129,13 +129,13 @@ def test_a_step_that_cannot_be_recorded_runs_directly_with_the_same_logits(
         assert "\n" not in entry["reason"]
 
 
-def test_a_step_that_cannot_be_computed_at_all_is_an_error() -> None:
+def test_a_step_that_cannot_be_computed_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     runner = graph_runner(tiny_model("llama"), record=FailingRecorder(0))
 
     def broken(*_: object) -> torch.Tensor:
         raise RuntimeError("an illegal memory access was encountered")
 
-    runner._compute = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(runner, "_compute", broken)
     row = PlainEntry(random_ids(5, 4), 0)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         runner.decode([row])
