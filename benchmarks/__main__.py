@@ -42,7 +42,9 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_args(arguments)
     calls = SECTIONS | {
-        "engine": functools.partial(engine.measure, peers=options.peers, dtype=options.dtype)
+        "engine": functools.partial(
+            engine.measure, peers=options.peers, dtype=options.dtype, isa=options.isa
+        )
     }
     names = options.sections or list(SECTIONS)
     sections, failures = _measure({name: calls[name] for name in names}, fresh=options.fresh)
@@ -132,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
         help="engines to time beside ours, and the interpreters of their environments",
     )
     parser.add_argument("--dtype", default="auto", help="precision of the engine section")
+    parser.add_argument(
+        "--isa",
+        default="auto",
+        help="instruction set of the kernels in the engine section, as in TEXTMILL_KERNELS_ISA",
+    )
     return parser
 
 

@@ -51,17 +51,17 @@ class SlotCache:
         head_dim: int,
         context_length: int,
         dtype: torch.dtype,
-        key_block: int = 1,
+        block_tokens: int = 1,
         device: torch.device = _HOST,
     ) -> None:
         """Reserve addresses. Memory is used later, except on a GPU, which allocates at once.
 
-        Keys may be stored in blocks of ``key_block`` positions, with the reader's own inner order.
+        Positions may be stored in blocks of ``block_tokens``, with the reader's own inner order.
         """
         blocks = -(-context_length // KV_BLOCK_TOKENS)
         self.capacity = blocks * KV_BLOCK_TOKENS + _SKEW_TOKENS
         self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
-        self._key_block = key_block
+        self._block_tokens = block_tokens
         self._head_dim = head_dim
         self._device = device
         self._regions: list[mmap.mmap] = []
@@ -90,27 +90,28 @@ class SlotCache:
     def wipe(self, slot: int, num_positions: int) -> None:
         """Zero positions that may contain NaN, which makes a weighted sum NaN even where masked."""
         self._require(slot)
-        self._keys_of(slot, 0, num_positions).zero_()
-        self.values[:, slot, :, :num_positions].zero_()
+        for numbers in (self.keys, self.values):
+            self._blocks_of(numbers, slot, 0, num_positions).zero_()
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy the positions from ``start`` to before ``end`` from one slot to another."""
         self._require(source, target)
-        self._keys_of(target, start, end).copy_(self._keys_of(source, start, end))
-        self.values[:, target, :, start:end] = self.values[:, source, :, start:end]
+        for numbers in (self.keys, self.values):
+            copied = self._blocks_of(numbers, source, start, end)
+            self._blocks_of(numbers, target, start, end).copy_(copied)
 
     def snapshot(self, slot: int, num_positions: int) -> Snapshot:
         """Copy a slot's first positions."""
         self._require(slot)
-        keys = self._keys_of(slot, 0, num_positions).clone()
-        return Snapshot(keys, self.values[:, slot, :, :num_positions].clone())
+        parts = (self.keys, self.values)
+        return Snapshot(*(self._blocks_of(p, slot, 0, num_positions).clone() for p in parts))
 
     def restore(self, slot: int, snapshot: Snapshot, num_positions: int) -> None:
         """Copy the first positions of a snapshot into a slot."""
         self._require(slot)
-        keys = self._keys_of(slot, 0, num_positions)
-        keys.copy_(snapshot.keys[..., : keys.shape[-1]])
-        self.values[:, slot, :, :num_positions] = snapshot.values[:, :, :num_positions]
+        for numbers, copied in ((self.keys, snapshot.keys), (self.values, snapshot.values)):
+            own = self._blocks_of(numbers, slot, 0, num_positions)
+            own.copy_(copied[..., : own.shape[-1]])
 
     def _require(self, *slots: int) -> None:
         """Check slots: a larger index would be in the next layer, and -1 the last slot."""
@@ -120,11 +121,11 @@ class SlotCache:
                     f"The cache has {self.keys.shape[1]} slots; there is no slot {slot}."
                 )
 
-    def _keys_of(self, slot: int, start: int, end: int) -> Tensor:
+    def _blocks_of(self, numbers: Tensor, slot: int, start: int, end: int) -> Tensor:
         """A view (layers, kv heads, numbers) of whole blocks."""
-        first = start // self._key_block * self._key_block
-        last = -(-end // self._key_block) * self._key_block
-        flat = self.keys[:, slot].flatten(-2)
+        first = start // self._block_tokens * self._block_tokens
+        last = -(-end // self._block_tokens) * self._block_tokens
+        flat = numbers[:, slot].flatten(-2)
         return flat[..., first * self._head_dim : last * self._head_dim]
 
     def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

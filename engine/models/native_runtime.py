@@ -33,6 +33,8 @@ from textmill.engine.models.rotary import rotary_tables
 # longer, since time is proportional to tokens. A token of SmolLM2 takes 25 KB.
 MAX_STEP_TOKENS = 512
 _LANES = 16
+_SCALE_BYTES = 4  # a float32 for each position of a head
+_MAX_INT8_HEAD_DIM = 512
 _HEAD = -1
 _ACTIVATIONS = {"gelu": 1, "swiglu": 2}
 
@@ -49,7 +51,7 @@ class NativeDecoder:
         library: ctypes.CDLL,
         is_int8: bool,
         num_threads: int,
-        cache_dtype: torch.dtype | None = None,
+        is_cache_int8: bool | None = None,
     ) -> None:
         """Pack the weights. Of the embedding a copy is kept as it is.
 
@@ -60,13 +62,14 @@ class NativeDecoder:
             library: the compiled kernels.
             is_int8: whether weights, and activations before products, are rounded to int8.
             num_threads: threads that compute a step.
-            cache_dtype: of keys and values; float32, or bfloat16 (the default with int8).
+            is_cache_int8: whether keys and values are rounded to int8 rather than kept in float32;
+                by default if ``is_int8``.
 
         Raises:
             ModelUnusable: out of memory, or the weights do not have the spec's shapes.
         """
-        if cache_dtype is None:
-            cache_dtype = torch.bfloat16 if is_int8 else torch.float32
+        if is_cache_int8 is None:
+            is_cache_int8 = is_int8 and spec.head_dim <= _MAX_INT8_HEAD_DIM
         self.spec = spec
         self._library = library
         self._num_slots = num_slots
@@ -75,10 +78,10 @@ class NativeDecoder:
             num_layers=spec.num_layers,
             num_slots=num_slots,
             num_kv_heads=spec.num_kv_heads,
-            head_dim=-(-spec.head_dim // _LANES) * _LANES,
+            head_dim=-(-spec.head_dim // _LANES) * _LANES + (_SCALE_BYTES if is_cache_int8 else 0),
             context_length=spec.context_length,
-            dtype=cache_dtype,
-            key_block=_LANES,
+            dtype=torch.int8 if is_cache_int8 else torch.float32,
+            block_tokens=_LANES,
         )
         with _memory_errors():
             self._load(weights, is_int8, num_threads)
@@ -114,7 +117,7 @@ class NativeDecoder:
             spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_dim, inner,
             spec.vocabulary_size, spec.context_length, self._num_slots, self.cache.capacity,
             spec.norm == "rms", _ACTIVATIONS[spec.feed_forward], is_int8,
-            self.cache.keys.dtype == torch.bfloat16, num_threads, MAX_STEP_TOKENS, spec.norm_eps,
+            self.cache.keys.dtype == torch.int8, num_threads, MAX_STEP_TOKENS, spec.norm_eps,
             spec.score_scale,
         )  # fmt: skip
 

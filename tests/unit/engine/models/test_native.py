@@ -62,7 +62,7 @@ def test_int8_is_the_arithmetic_that_the_docs_describe(
 ) -> None:
     """With a float32 cache; the remaining differences are numbers rounded the other way."""
     folder, ids = tiny_model(family), random_ids(60, seed=1)
-    decoder = native_from(folder, is_int8=True, cache_dtype=torch.float32)
+    decoder = native_from(folder, is_int8=True, is_cache_int8=False)
     ours = KernelRunner(decoder, prefix_bytes=0).score(ids)
     exact = runner_from(folder, "torch").score(ids)
     monkeypatch.setattr(plain, "linear", rounded_product)
@@ -71,6 +71,18 @@ def test_int8_is_the_arithmetic_that_the_docs_describe(
     from_wanted, from_exact = (ours - wanted).norm(), (ours - exact).norm()
     assert from_wanted < 0.6 * from_exact
     assert from_exact < 0.1 * exact.norm()
+
+
+@families
+def test_a_cache_in_int8_changes_logits_by_no_more_than_rounding(family: str) -> None:
+    folder, ids = tiny_model(family), random_ids(120, seed=2)
+    exact, rounded = (
+        KernelRunner(native_from(folder, is_int8=False, is_cache_int8=kind), prefix_bytes=0).score(
+            ids
+        )
+        for kind in (False, True)
+    )
+    assert 1e-5 * exact.norm() < (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_the_hadamard_transform_is_its_own_inverse() -> None:
