@@ -48,8 +48,8 @@ def place(
 ) -> Placement:
     """Choose for a natively supported family.
 
-    ``auto`` is bfloat16 on a GPU; on a CPU it is int8 if there are instructions for it, else
-    float32.
+    ``auto`` is bfloat16 on a GPU, int8 on a CPU with the compiled kernels, and float32 without
+    them.
 
     Args:
         dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``.
@@ -78,6 +78,4 @@ def place(
         if dtype == "int8":
             report(f"int8 needs the compiled kernels ({error}); float32 is used")
         return Placement("float32", "cpu", None, str(error))
-    is_fast = bool(found.library.textmill_has_int8_dot())
-    chosen = "int8" if dtype == "int8" or (dtype == "auto" and is_fast) else "float32"
-    return Placement(chosen, "cpu", found)
+    return Placement("float32" if dtype == "float32" else "int8", "cpu", found)

@@ -1,8 +1,8 @@
-"""``python -m tests.faults.soak``: half an hour of random faults, and what has grown by then.
+"""``python -m tests.faults.soak``: half an hour of random faults, then a check of what has grown.
 
-Memory and open files are compared between two moments at which everything is quiet: one after the
-first half of the time, in which processes are killed too, and one at the end. The second half does
-only faults that leave web and workers alive, so the same processes are measured twice.
+Memory and open files are compared between two idle moments: one after the first half of the time,
+which includes faults that kill processes, and one at the end. The second half injects only faults
+that leave web and workers alive, so the same processes are measured twice.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ from tests.processes import num_open_files, resident_kib
 
 MINUTES = 30.0
 MAX_GROWTH = 0.05
-SPARE_KIB = 2_048  # a twentieth of a small process is noise
-SPARE_FILES = 3  # a pool may hold a connection more or less
+SPARE_KIB = 2_048  # 5 % of a small process is noise
+SPARE_FILES = 3  # the size of a connection pool varies by one or two
 JOBS_PER_SECOND = 1.5
-BETWEEN_SECONDS = (5.0, 20.0)  # from one fault to the next
-QUIET_SECONDS = 8.0  # after the last job: what was held for a while is let go
-MAX_LASTING_KEYS = 20  # in Redis when everything is quiet: streams expire, tickets are consumed
+BETWEEN_SECONDS = (5.0, 20.0)  # between two faults
+QUIET_SECONDS = 8.0  # after the last job, until temporary resources are released
+MAX_LASTING_KEYS = 20  # in Redis when idle: streams expire, tickets are consumed
 KILLS = ("lone-worker-", "rolling-restart")
 LEFT_OUT = {"machine-paused", "zombie", "clock-ahead", "clock-behind"}
 
 
 @dataclass
 class Snapshot:
-    """What is held at one quiet moment."""
+    """The resources in use at an idle moment."""
 
     memory_kib: dict[str, dict[int, int]] = field(default_factory=dict)  # role → process → KiB
     open_files: dict[str, dict[int, int]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     num_keys: int = 0
-    num_lasting_keys: int = 0  # those that never expire
+    num_lasting_keys: int = 0  # keys that never expire
 
 
 def take_snapshot(site: PlainSite) -> Snapshot:
-    """Look at every process, every table and at Redis."""
+    """Measure every process, every table and Redis."""
     roles: dict[str, list[int]] = {
         "web": site.web_pids(),
         "worker": site.worker_pids(),
@@ -88,12 +88,12 @@ def take_snapshot(site: PlainSite) -> Snapshot:
 
 
 def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
-    """A sentence for everything that grew more than it may.
+    """A sentence for each resource that grew beyond its limit.
 
     Args:
-        before: at the middle.
+        before: in the middle.
         after: at the end.
-        num_rows: jobs that were accepted between the two and not deleted.
+        num_rows: number of jobs that were accepted in between and not deleted.
     """
     found = []
     num_seen = 0
@@ -107,9 +107,9 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
                 found.append(f"{role} grew by {now_kib / kib - 1:.0%} to {now_kib // 1024} MiB")
             files, now_files = before.open_files[role][pid], after.open_files[role][pid]
             if role != "redis" and now_files > max(files * (1 + MAX_GROWTH), files + SPARE_FILES):
-                found.append(f"{role} holds {now_files} open files instead of {files}")
+                found.append(f"{role} has {now_files} open files instead of {files}")
     if not num_seen:
-        found.append("no process lived long enough to be measured twice")
+        found.append("no process ran long enough to be measured twice")
     num_jobs = after.rows["jobs"] - before.rows["jobs"]
     if num_jobs != num_rows:
         found.append(f"{num_jobs} more rows in jobs instead of {num_rows}")
@@ -121,7 +121,7 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
 
 
 def eligible(database: str) -> tuple[list[Fault], list[Fault]]:
-    """The faults that may be mixed on one site: those that kill, and those that do not."""
+    """The faults that may be combined on one site: those that kill processes, and the others."""
     usable = [
         fault
         for fault in all_faults()
@@ -136,7 +136,7 @@ def eligible(database: str) -> tuple[list[Fault], list[Fault]]:
 
 @dataclass
 class Half:
-    """One half of the time on one site, under load from its begin to its end."""
+    """One half of the time on one site, under constant load."""
 
     site: PlainSite
     faults: list[Fault]
@@ -148,7 +148,7 @@ class Half:
     num_rows: int = 0  # jobs that were accepted and not deleted
 
     def run(self) -> Counts:
-        """Load, random faults, quiet; the verdict over all of it."""
+        """Load, random faults, idle time; return the verdict on all of it."""
         generator = random.Random(self.seed)
         path = self.site.folder / f"soak-{self.seed}.jsonl"
         client = Client(self.site.port, Journal(path))
@@ -187,15 +187,15 @@ class Half:
     def _attempt(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # the soak goes on, and says so at the end
+        except Exception as error:  # the soak continues and reports this at the end
             self.failures.append(f"{type(error).__name__} {error}"[:1000])
 
 
 def soak(database: str, minutes: float, seed: int) -> tuple[str, list[str]]:
-    """Run it on one database.
+    """Run the soak on one database.
 
     Returns:
-        The page's section about it, and the bounds that were not held.
+        The page's section about it, and the exceeded bounds.
     """
     kills, others = eligible(database)
     site = make_site("proxied", database)
@@ -249,10 +249,10 @@ def _section(
         "",
         f"{counts.accepted} accepted jobs under {sum(done.values())} faults: {counts.lost} lost, "
         f"{counts.twice} ended twice, {counts.wrong} with a wrong text, {counts.otherwise} ended "
-        f"otherwise, {counts.gaps} streams with gaps or repeats, "
+        f"otherwise, {counts.gaps} streams with gaps or repetitions, "
         f"{counts.other_5xx + counts.impolite} wrong answers, {counts.log_hits} prompts in logs.",
         "",
-        "| held when everything is quiet | start | middle | end |",
+        "| in use when idle | start | middle | end |",
         "|---|--:|--:|--:|",
         *_table(snapshots),
         "",
@@ -303,12 +303,12 @@ def main(arguments: list[str]) -> int:
         head = (
             f"## Under load for {options.minutes:g} minutes\n\nRandom faults, and load without a "
             "pause. Memory and open files are compared between the middle and the end, for the "
-            f"processes that lived through both: they may grow by {MAX_GROWTH:.0%}.\n\n"
+            f"processes that ran at both moments: they may grow by {MAX_GROWTH:.0%}.\n\n"
         )
         report.write_section("soak", head + "\n".join(sections))
         print(f"written: {report.DOCUMENT}")
     else:
-        print(f"{report.DOCUMENT.name} is left as it is: this was only a part.")
+        print(f"{report.DOCUMENT.name} is unchanged, because this was an incomplete run.")
     return 1 if broken else 0
 
 
@@ -321,4 +321,4 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         print("stopped", flush=True)
-        os._exit(130)  # clients may wait for answers that will never come
+        os._exit(130)  # clients may wait for answers that never come
