@@ -73,6 +73,7 @@ lock: dev-environment ## write locks/ from pyproject.toml (ARGS=--upgrade for th
 	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group worker --output-file locks/worker.txt
 	$(COMPILE_HASHED) $(ARGS) --constraint locks/full.txt --group dev --output-file locks/dev.txt
 	$(COMPILE_HASHED) $(ARGS) --no-deps --group redis-server --output-file locks/redis.txt
+	$(COMPILE_HASHED) $(ARGS) --no-deps --group compiler --output-file locks/compiler.txt
 	$(COMPILE) --no-deps --group torch --output-file locks/torch.txt
 
 clean: ## remove caches and build products, but not .textmill, which contains the jobs
