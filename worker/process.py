@@ -169,7 +169,7 @@ class WorkerProcess:
         """Consume tickets until SIGTERM; without a Redis address only wait for the signal."""
         if self.settings.redis_url is None:
             log.warning("no_redis", consequence="jobs are found by polling, texts are not streamed")
-            self._stop_signal.asked.wait()
+            self._stop_signal.wait()
             return
         self._stop_signal.hand_over()
         self.celery.task(name=TASK_NAME, ignore_result=True)(self._on_ticket)

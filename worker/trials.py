@@ -145,7 +145,7 @@ def _run(asked: str, patience_seconds: float, report: Report) -> None:
     """
     with tempfile.TemporaryFile() as output:
         trial = subprocess.Popen(  # noqa: S603 - this program
-            [sys.executable, "-P", "-m", _PROCESS],
+            [sys.executable, "-P", "-m", _PROCESS, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,

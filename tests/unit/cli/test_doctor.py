@@ -37,6 +37,29 @@ def test_a_sound_machine_has_no_failure(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("role", "absent"),
+    [("web", {"memory", "kernels", "redis", "model"}), ("worker", {"port", "redis"})],
+)
+def test_checks_of_a_role_that_is_not_installed_do_not_fail(
+    tmp_path: Path, role: Role, absent: set[str]
+) -> None:
+    models = tmp_path / "models.toml"
+    source = "package:no_such_package" if role == "web" else str(tmp_path)
+    models.write_text(f'[[models]]\nname = "m"\nsource = "{source}"\n')
+    settings = Settings.from_environment(environment(tmp_path))
+    found = list(examine(settings, frozenset({role})))
+    assert {item.subject for item in found if item.verdict is Verdict.ABSENT} == absent
+    assert not any(item.verdict is Verdict.FAIL for item in found)
+
+
+def test_an_invalid_models_file_fails_without_a_worker_too(tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text("models = 3")
+    settings = Settings.from_environment(environment(tmp_path))
+    found = {item.subject: item.verdict for item in examine(settings, frozenset({"web"}))}
+    assert found["models"] is Verdict.FAIL
+
+
 def test_the_instruction_set_and_the_compiler_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,29 +93,6 @@ def test_an_instruction_set_that_the_processor_lacks_is_a_failure(tmp_path: Path
     found = findings(environment(tmp_path) | {"TEXTMILL_KERNELS_ISA": absent.pop()})["kernels"]
     assert found.verdict is Verdict.FAIL
     assert available_sets()[-1].name in found.detail
-
-
-@pytest.mark.parametrize(
-    ("role", "absent"),
-    [("web", {"memory", "kernels", "redis", "model"}), ("worker", {"port", "redis"})],
-)
-def test_checks_of_a_role_that_is_not_installed_do_not_fail(
-    tmp_path: Path, role: Role, absent: set[str]
-) -> None:
-    models = tmp_path / "models.toml"
-    source = "package:no_such_package" if role == "web" else str(tmp_path)
-    models.write_text(f'[[models]]\nname = "m"\nsource = "{source}"\n')
-    settings = Settings.from_environment(environment(tmp_path))
-    found = list(examine(settings, frozenset({role})))
-    assert {item.subject for item in found if item.verdict is Verdict.ABSENT} == absent
-    assert not any(item.verdict is Verdict.FAIL for item in found)
-
-
-def test_an_invalid_models_file_fails_without_a_worker_too(tmp_path: Path) -> None:
-    (tmp_path / "models.toml").write_text("models = 3")
-    settings = Settings.from_environment(environment(tmp_path))
-    found = {item.subject: item.verdict for item in examine(settings, frozenset({"web"}))}
-    assert found["models"] is Verdict.FAIL
 
 
 def test_a_migrated_database_is_seen_and_an_older_one_named(tmp_path: Path) -> None:

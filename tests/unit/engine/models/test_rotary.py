@@ -18,7 +18,9 @@ LLAMA3 = Rope(500_000.0, 32.0, 1.0, 4.0, 8192)
 
 def test_sines_and_cosines_are_rounded_correctly() -> None:
     angles = np.random.default_rng(1).uniform(0, 1_600_000, 20_000).astype(np.float32)
-    angles = np.concatenate([angles, angles / 1000, np.float32([0, 1e-30, math.pi, 131_071])])
+    angles = np.concatenate(
+        [angles, angles / 1000, np.array([0, 1e-30, math.pi, 131_071], np.float32)]
+    )
     cos, sin = cosines_and_sines(angles)
     exact = [(math.cos(angle), math.sin(angle)) for angle in angles.tolist()]
     assert np.array_equal(np.stack([cos, sin], -1), np.array(exact, np.float32))
