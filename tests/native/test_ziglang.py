@@ -18,9 +18,12 @@ from tests.native.programs import FOLDER, build, run
 from tests.native.test_hashes import GOLDEN, OPTIONS, SETS, hashes
 from textmill.engine.kernels.compilers import Compiler
 
-pytestmark = pytest.mark.skipif(
-    not os.environ.get("TEXTMILL_TEST_ZIGLANG"), reason="slow; make ziglang runs it"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not os.environ.get("TEXTMILL_TEST_ZIGLANG"), reason="slow; make ziglang runs it"
+    ),
+    pytest.mark.timeout(3000),  # it compiles zig's own C++ library first
+]
 LOCK = FOLDER.parents[1] / "locks" / "compiler.txt"
 SECONDS = 1200
 PLACE = """
