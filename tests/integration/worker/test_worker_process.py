@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url, select, text
+from structlog.testing import capture_logs
 
+from tests.kernels import KERNEL_DIR
 from tests.servers import Proxy, proxied_postgres
 from tests.tiny_models import build_tiny_gpt2, build_tiny_llama
 from textmill.core.catalog.served_models import cards
 from textmill.core.database.connections import PATIENCE_SECONDS, make_engine, reading
 from textmill.core.database.tables import Job, JobEvent
+from textmill.core.errors import SettingsError
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.settings import Settings
 from textmill.core.workers import SeenWorker, seen_workers
+from textmill.engine.kernels.instruction_sets import INSTRUCTION_SETS, available_sets
 from textmill.worker.model_loading import load_models
 from textmill.worker.process import WorkerProcess
 from textmill.worker.stop_signal import StopSignal
@@ -118,6 +122,38 @@ def test_a_worker_says_what_it_holds_finds_its_jobs_and_leaves_no_trace_of_itsel
         assert done.text
     process.stop()
     assert seen_workers(store.engine) == []
+
+
+def test_why_pytorch_computes_is_logged_once_and_shown(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    with capture_logs() as logs:
+        start_worker(TEXTMILL_KERNELS="off")
+    (entry,) = [entry for entry in logs if entry["event"] in {"no_kernels", "kernels_loaded"}]
+    assert (entry["event"], entry["log_level"]) == ("no_kernels", "warning")
+    card = cards(store.engine)["tiny"]
+    assert card.instruction_set is None
+    assert card.kernels_note == entry["reason"] == "they are switched off by TEXTMILL_KERNELS"
+
+
+def test_the_instruction_set_and_the_compiler_are_logged_once_and_shown(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    with capture_logs() as logs:
+        start_worker(TEXTMILL_KERNELS=str(KERNEL_DIR))
+    (entry,) = [entry for entry in logs if entry["event"] in {"no_kernels", "kernels_loaded"}]
+    assert entry["instruction_set"] == available_sets()[0].name
+    card = cards(store.engine)["tiny"]
+    assert card.instruction_set == entry["instruction_set"]
+    assert card.kernels_note == entry["compiler"]
+
+
+def test_an_instruction_set_that_the_processor_lacks_stops_the_start(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    absent = {item.name for item in INSTRUCTION_SETS} - {item.name for item in available_sets()}
+    with pytest.raises(SettingsError, match=r"TEXTMILL_KERNELS_ISA .* does not have"):
+        start_worker(TEXTMILL_KERNELS=str(KERNEL_DIR), TEXTMILL_KERNELS_ISA=absent.pop())
 
 
 def _await_workers(store: JobStore, num: int) -> list[SeenWorker]:
