@@ -29,9 +29,7 @@ class Mode(enum.Enum):
     HOLE = "hole"  # nothing passes, without an error
     RESET = "reset"  # connections are reset, also new ones
     LOSE_REPLIES = "lose replies"  # requests pass; the connection is closed at the first reply
-    LOSE_AFTER_WORD = (
-        "lose after a word"  # the same after a request with the word
-    )
+    LOSE_AFTER_WORD = "lose after a word"  # the same after a request with the word
 
 
 @dataclass(eq=False)

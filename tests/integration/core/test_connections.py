@@ -11,7 +11,7 @@ from textmill.core.database.connections import SQLITE_KEPT_CONNECTIONS, reading
 
 
 def test_one_caller_after_another_uses_one_connection(database: Engine) -> None:
-    """A connection in use fills caches of its own: in turn, all of the pool would."""
+    """A connection fills its own caches, so using all connections in turn would fill them all."""
     with reading(database) as first, reading(database) as second, reading(database) as third:
         for connection in (first, second, third):
             connection.exec_driver_sql("SELECT 1")
