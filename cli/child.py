@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from textmill.cli.console import Console, LogFile
+from textmill.cli.reaper import Reaper
 
 _DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _LINE_BYTES = 64 * 1024  # a longer line is split
@@ -46,12 +47,18 @@ class Child:
 
     ``start`` is synchronous, so that no cancellation can come between the start of the process and
     the assignment of ``_process``.
+
+    Args:
+        spec: what to run.
+        console: gets its lines, and so does a file in ``logs``.
+        reaper: ends its group if this process dies.
     """
 
-    def __init__(self, spec: ChildSpec, console: Console, logs: Path) -> None:
+    def __init__(self, spec: ChildSpec, console: Console, logs: Path, reaper: Reaper) -> None:
         self.spec = spec
         self.last_line = ""
         self._console = console
+        self._reaper = reaper
         self._log = LogFile(logs / f"{spec.name}.log")
         self._process: subprocess.Popen[bytes] | None = None
         self._ended = asyncio.Event()
@@ -72,6 +79,7 @@ class Child:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # only the supervisor gets Ctrl-C, and ends all in order
         )
+        self._reaper.watch(process.pid, self.spec.death_signal)
         pipe = cast("IO[bytes]", process.stdout)
         self._pump = threading.Thread(target=self._relay, args=(pipe,), daemon=True)
         self._pump.start()
@@ -98,6 +106,7 @@ class Child:
             raise RuntimeError(f"{self.spec.name} was never started")
         await self._ended.wait()
         self._kill_group()  # a remaining grandchild would keep the port or the memory
+        self._reaper.forget(self._process.pid)
         await asyncio.to_thread(self._pump.join, _LAST_OUTPUT_SECONDS)
         return int(self._process.returncode)
 

@@ -74,6 +74,7 @@ def examine(settings: Settings, roles: frozenset[Role] | None = None) -> Iterato
         ("home", _ANY, _check_home),
         ("memory", _WORKER, _check_memory),
         ("port", _WEB, _check_port),
+        ("kernels", _WORKER, _check_kernels),
         ("redis", _ANY if settings.redis_url else _UP, _check_redis),
         ("database", _ANY, _check_database),
         ("models", _ANY, partial(_check_models, has_worker="worker" in roles)),
@@ -134,6 +135,26 @@ def _check_port(settings: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.WARN, "port", str(error), "ignore this if that is Textmill itself")
     else:
         yield Finding(Verdict.OK, "port", f"{settings.host}:{settings.port} is free")
+
+
+def _check_kernels(settings: Settings) -> Iterator[Finding]:
+    if settings.kernel_dir is None:
+        yield Finding(Verdict.OK, "kernels", "switched off by TEXTMILL_KERNELS; PyTorch computes")
+        return
+    from textmill.engine.kernels.build import built_file
+    from textmill.engine.kernels.compilers import REMEDY, NoCompiler, find_compilers
+    from textmill.engine.kernels.instruction_sets import choose
+
+    chosen = choose(settings.kernels_isa)
+    try:
+        compiler = next(find_compilers())
+    except NoCompiler as error:
+        detail = f"PyTorch computes alone and slower: {error}".removesuffix(f": {REMEDY}")
+        yield Finding(Verdict.WARN, "kernels", detail, REMEDY)
+        return
+    is_built = built_file(settings.kernel_dir, chosen, compiler).exists()
+    state = "" if is_built else "; compiled at the next start"
+    yield Finding(Verdict.OK, "kernels", f"{chosen.name}, by {compiler.name}{state}")
 
 
 def _check_redis(settings: Settings) -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from textmill.cli.child import Child, ChildSpec
 from textmill.cli.console import Console
 from textmill.cli.exits import EXIT_AGAIN, EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
+from textmill.cli.reaper import Reaper
 
 Probe = Callable[[], Awaitable[str | None]]
 """Returns ``None`` when something is ready, else a phrase that says why not."""
@@ -85,8 +86,8 @@ class Timeouts:
         inputs: between two checks of the plan's inputs, during a pause.
         steady: a child that ran for this long starts again with the first pause.
         prerequisites: limit until the prerequisites are ready.
-        services_stop: from the request to end until services are killed. With
-            ``prerequisites_stop`` it is below the 30 s that ``up`` promises.
+        services_stop: from the request to end, or the supervisor's death, until services are
+            killed. With ``prerequisites_stop`` it is below the 30 s that ``up`` promises.
         prerequisites_stop: the same for the prerequisites.
         poll: between two calls of a probe.
         still_waiting: between two messages about what is not ready.
@@ -117,6 +118,7 @@ class Supervisor:
         self._timeouts = timeouts or Timeouts()
         self._prerequisites: list[Child] = []
         self._services: list[Child] = []
+        self._reaper = Reaper(self._timeouts.services_stop)
         self._was_ready = False
 
     async def run(self) -> None:
@@ -126,6 +128,7 @@ class Supervisor:
             CommandFailed: a child failed and a restart cannot help.
         """
         stop = asyncio.Event()
+        self._reaper.start()
         with self._signals(stop):
             work = asyncio.create_task(self._work())
             stopping = asyncio.create_task(stop.wait())
@@ -136,6 +139,7 @@ class Supervisor:
                 work.cancel()
                 failure = (await asyncio.gather(work, stopping, return_exceptions=True))[0]
                 await self._end_all()
+                self._reaper.close()
         if isinstance(failure, BaseException) and not isinstance(failure, asyncio.CancelledError):
             raise _first(failure)
 
@@ -280,7 +284,7 @@ class Supervisor:
             await asyncio.wait(late)
 
     def _new(self, spec: ChildSpec, where: list[Child]) -> Child:
-        child = Child(spec, self._console, self._logs)
+        child = Child(spec, self._console, self._logs, self._reaper)
         where.append(child)
         return child
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -29,7 +29,8 @@ SOCKET_TIMEOUT_SECONDS = 2.0  # a frozen Redis must not hold a request or the he
 STREAM_MAX_ENTRIES = 20_000  # at 40 ms an entry, over ten minutes of one job
 MAX_RENEWALS = 4096
 STREAM_RENEWAL_SECONDS = 60.0  # between two extensions of a running job's time to live
-STREAM_TTL_SECONDS = 900  # later readers use the row, which has the whole text
+STREAM_TTL_SECONDS = 900  # of a job that runs, or whose worker died; its row has the text so far
+ENDED_TTL_SECONDS = 60  # of a job that has ended: later readers use the row, which is final
 CANCEL_CHANNEL = "textmill:cancel"
 WRITTEN_CHANNEL = "textmill:written"  # the ids of jobs whose streams have grown
 
@@ -126,37 +127,40 @@ class EventBus:
         """
         if not entries:
             return
-        with self._client() as client:
-            pipe = client.pipeline(transaction=False)
-            for entry in entries:
-                pipe.xadd(
-                    key_of(entry.job_id),
-                    {"kind": entry.kind, "text": entry.text, "tokens": str(entry.num_tokens)},
-                    id=f"{entry.attempt}-{entry.end}",
-                    maxlen=STREAM_MAX_ENTRIES,
-                    approximate=True,
-                )
-            for job_id in self._due(entries):
-                pipe.expire(key_of(job_id), STREAM_TTL_SECONDS)
-            pipe.publish(WRITTEN_CHANNEL, _written(entries))
-            results = pipe.execute(raise_on_error=False)
-        for result in results:
-            if isinstance(result, RedisError) and not _is_refused_duplicate(result):
-                raise EventsUnavailable(f"Redis did not accept the events: {result}")
+        try:
+            with self._client() as client:
+                results = _send(client, entries, self._due(entries))
+            for result in results:
+                if isinstance(result, RedisError) and not _is_refused_duplicate(result):
+                    raise EventsUnavailable(f"Redis did not accept the events: {result}")
+        except EventsUnavailable:
+            self._forget_renewals(entry.job_id for entry in entries)  # it may be empty afterwards
+            raise
+        # Without its stream a job was deleted, or Redis was emptied: the next entry makes one.
+        self._forget_renewals(e.job_id for e, r in zip(entries, results, strict=False) if r is None)
 
-    def _due(self, entries: Sequence[StreamEntry]) -> list[str]:
-        """Jobs whose time to live is due; extending it at each entry would double the work."""
+    def _due(self, entries: Sequence[StreamEntry]) -> dict[str, int]:
+        """The jobs whose time to live is set now; to set it with each entry would double the work.
+
+        Only these entries may make a stream: one without a time to live would stay for ever.
+        """
         now = time.monotonic()
-        due = []
+        due = {}
         if len(self._renewals) > MAX_RENEWALS:  # jobs that another worker finished
             self._renewals.clear()
         for job_id, kind in {entry.job_id: entry.kind for entry in entries}.items():
-            if kind != "token" or now >= self._renewals.get(job_id, 0.0):
-                due.append(job_id)
-                self._renewals[job_id] = now + STREAM_RENEWAL_SECONDS
             if kind == "done":
+                due[job_id] = ENDED_TTL_SECONDS
                 self._renewals.pop(job_id, None)
+            elif kind != "token" or now >= self._renewals.get(job_id, 0.0):
+                due[job_id] = STREAM_TTL_SECONDS
+                self._renewals[job_id] = now + STREAM_RENEWAL_SECONDS
         return due
+
+    def _forget_renewals(self, job_ids: Iterable[str]) -> None:
+        """Set these jobs' times to live again with their next entries."""
+        for job_id in job_ids:
+            self._renewals.pop(job_id, None)
 
     def request_cancel(self, job_id: str) -> None:
         """Announce a cancel that is already in the row; a failure only delays it."""
@@ -184,6 +188,26 @@ class EventBus:
             self._breaker.note_success()
             raise EventsUnavailable(f"Redis refused: {error}") from error
         self._breaker.note_success()
+
+
+def _send(
+    client: Redis, entries: Sequence[StreamEntry], times_to_live: Mapping[str, int]
+) -> list[Any]:
+    """Append and announce entries; their replies come first, ``None`` if there is no stream."""
+    pipe = client.pipeline(transaction=False)
+    for entry in entries:
+        pipe.xadd(
+            key_of(entry.job_id),
+            {"kind": entry.kind, "text": entry.text, "tokens": str(entry.num_tokens)},
+            id=f"{entry.attempt}-{entry.end}",
+            maxlen=STREAM_MAX_ENTRIES,
+            approximate=True,
+            nomkstream=entry.job_id not in times_to_live,
+        )
+    for job_id, seconds in times_to_live.items():
+        pipe.expire(key_of(job_id), seconds)
+    pipe.publish(WRITTEN_CHANNEL, _written(entries))
+    return list(pipe.execute(raise_on_error=False))
 
 
 _PREFIX = "textmill:job:"

@@ -149,6 +149,23 @@ class Settings(BaseSettings):
     kernels: Annotated[str, BeforeValidator(_kernels)] = Field(
         "auto", description="auto, off or the path of a folder"
     )
+    # A lower set than the processor's best one, to compare them: engine.kernels.instruction_sets.
+    kernels_isa: Literal[
+        "auto",
+        "avx512vnni",
+        "avx512",
+        "avxvnni",
+        "avx2",
+        "generic",
+        "i8mm",
+        "dotprod",
+        "neon",
+    ] = Field(
+        "auto",
+        description=(
+            "auto, avx512vnni, avx512, avxvnni, avx2 or generic; on ARM auto, i8mm, dotprod or neon"
+        ),
+    )
     max_queued: Whole = _integer(1000, 1, 10_000_000)
     max_queued_per_owner: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per owner
     # A job that no worker could run for a day fails, with a reason.

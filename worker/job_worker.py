@@ -28,6 +28,7 @@ from textmill.worker.outcomes import code_of, failed_result, may_retry, outcome_
 from textmill.worker.publishing import JobStream, Publisher, storable
 from textmill.worker.result_writer import ResultWriter
 
+RELEASE_SECONDS = 3.0  # until a running job is back in the queue; then its lease must run out
 log = structlog.get_logger(__name__)
 
 
@@ -295,10 +296,14 @@ class JobWorker:
 
     def drain(self, seconds: float) -> None:
         """Let running jobs go on for ``seconds``, then return the rest to the queue."""
+        until = time.monotonic() + seconds
         self.close()
-        if not self.wait_until_idle(seconds):
+        # A claim that has begun may still bring a job, which must not be missed.
+        if self._claim_lock.acquire(timeout=max(seconds, RELEASE_SECONDS)):
+            self._claim_lock.release()
+        if not self.wait_until_idle(max(0.0, until - time.monotonic())):
             self.stop_jobs(frozenset(self.attempts()), "released")
-            if not self.wait_until_idle(3.0):
+            if not self.wait_until_idle(RELEASE_SECONDS):
                 self._results.give_up()
 
     def wait_until_idle(self, seconds: float) -> bool:

@@ -8,6 +8,7 @@ Python would end the process while it holds leases.
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 from types import FrameType
@@ -19,13 +20,12 @@ class StopSignal:
     """Remembers that this process was asked to stop.
 
     It installs its handlers when it is created, which must happen on the main thread.
-
-    Attributes:
-        asked: set once a signal came.
     """
 
     def __init__(self) -> None:
-        self.asked = threading.Event()
+        # A handler may interrupt a wait, or itself: a service manager and a supervisor both send
+        # SIGTERM. This queue allows that; the lock of an Event would not.
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._holds_jobs = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
@@ -34,17 +34,21 @@ class StopSignal:
         """From now on a signal starts a drain."""
         self._holds_jobs = True
 
+    def wait(self) -> None:
+        """Wait for a signal; not together with ``hand_over``."""
+        self._signals.get()
+
     def hand_over(self) -> None:
         """Pass a signal on to the handlers that replace these."""
         threading.Thread(target=self._pass_on, name="stop-signal", daemon=True).start()
 
     def _pass_on(self) -> None:
-        self.asked.wait()
+        self.wait()
         while signal.getsignal(signal.SIGTERM) == self._on_signal:
             threading.Event().wait(HAND_OVER_SECONDS)
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.asked.set()
+        self._signals.put(number)
         if not self._holds_jobs:
             raise SystemExit(0)

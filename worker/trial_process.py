@@ -1,9 +1,9 @@
-"""``python -m textmill.worker.trial_process``: loads one model and generates a few tokens with it.
+"""``python -m textmill.worker.trial_process PARENT``: loads one model and generates some tokens.
 
-A model that crashes or fills the memory does so here, and the worker goes on. Standard input
-contains a JSON object that says what to load. Each line of standard output is a JSON object with
-``report``, a sentence about a slow step, or ``error``, why the model cannot be served. The exit
-status is 0 if the model works.
+A model that crashes or fills the memory does so here, and the worker goes on. PARENT is the process
+that waits for the result. Standard input contains a JSON object that says what to load. Each line
+of standard output is a JSON object with ``report``, a sentence about a slow step, or ``error``, why
+the model cannot be served. The exit status is 0 if the model works.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class TrialRow:
     num_cached: int = 0
 
 
-def main() -> int:
+def main(parent: int) -> int:
     """Try the model that the standard input asks for."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # output of libraries is not part of the answer
-    _give_way()
+    _give_way(parent)
     asked = json.loads(sys.stdin.read())
     try:
         _try(asked, out)
@@ -48,10 +48,12 @@ def main() -> int:
     return 0
 
 
-def _give_way() -> None:
+def _give_way(parent: int) -> None:
     """Die with the parent, write no core file, and be killed first when memory is short."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it died before the request was registered
+        sys.exit(1)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     with contextlib.suppress(OSError, ValueError):
@@ -77,6 +79,7 @@ def _try(asked: dict[str, Any], out: IO[str]) -> None:
         num_slots=num_slots,
         report=lambda sentence: _say(out, report=sentence),
         kernel_dir=None if kernel_dir is None else Path(kernel_dir),
+        instruction_set=asked["instruction_set"],
     )
     write(model)
 
@@ -124,4 +127,4 @@ def _say(out: IO[str], **words: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(int(sys.argv[1])))

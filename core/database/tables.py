@@ -209,6 +209,9 @@ class LoadedModelCard(Base):
     context_length: Mapped[int] = mapped_column(Integer)
     vocabulary_size: Mapped[int] = mapped_column(Integer)
     dtype: Mapped[str] = mapped_column(String(16))
+    # Of the compiled kernels; null: PyTorch computes. The note names the compiler, or the reason.
+    instruction_set: Mapped[str | None] = mapped_column(String(16))
+    kernels_note: Mapped[str | None] = mapped_column(Text)
     # tokenizer.json, with which the web side counts tokens as the worker does; null: none.
     tokenizer_json: Mapped[str | None] = mapped_column(Text)
     loaded_at: Mapped[int] = mapped_column(BigInteger)

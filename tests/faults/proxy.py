@@ -39,14 +39,17 @@ class _Link:
     client: socket.socket
     server: socket.socket
     is_spoiled: threading.Event = field(default_factory=threading.Event)
+    is_reset: bool = False  # the threads that this wakes close it too
 
     def close(self, *, reset: bool = False) -> None:
+        self.is_reset = reset = reset or self.is_reset
         for side in (self.client, self.server):
             with contextlib.suppress(OSError):
                 if reset:
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                else:
-                    side.shutdown(socket.SHUT_RDWR)
+                # A thread that waits in recv would keep the socket open. For a reset it must wake
+                # without the FIN that ends the other direction.
+                side.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
             side.close()
 
 

@@ -1,8 +1,12 @@
 """``python -m tests.faults.soak``: half an hour of random faults, then a check of what has grown.
 
-Memory and open files are compared between two idle moments: one after the first half of the time,
-which includes faults that kill processes, and one at the end. The second half injects only faults
-that leave web and workers alive, so the same processes are measured twice.
+Memory, open files and keys are compared between two idle moments: after the
+warm-up, which is the first half of the time and kills processes too, and at the end. The second
+half injects only faults that leave web and workers alive, so the same processes are measured twice.
+
+The warm-up ends when everything that has a bound has reached it (``Half.fill_pools``): web's
+threads, their heaps and its connections, while the database does not answer; and when the streams
+in Redis, which live for a minute after their jobs, have expired.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +28,7 @@ from sqlalchemy import text
 from tests.faults import journal as journals
 from tests.faults import report
 from tests.faults.bodies import known_bodies, usual_bodies
-from tests.faults.client import Client, Load
+from tests.faults.client import PROBES, Client, Load
 from tests.faults.journal import Journal
 from tests.faults.moment import (
     END_SECONDS,
@@ -42,10 +47,16 @@ from tests.processes import num_open_files, resident_kib
 MINUTES = 30.0
 MAX_GROWTH = 0.05
 SPARE_KIB = 2_048  # 5 % of a small process is noise
-SPARE_FILES = 3  # the size of a connection pool varies by one or two
+SPARE_FILES = {"redis": 9}  # a connection more or less for each pool of its three clients
+SPARE_FILES_ELSE = 3
+SPARE_KEYS = 20  # streams that an emptied Redis or a deletion brought back live for 15 minutes
 JOBS_PER_SECOND = 1.5
-BETWEEN_SECONDS = (5.0, 20.0)  # between two faults
-QUIET_SECONDS = 8.0  # after the last job, until temporary resources are released
+BETWEEN_SECONDS = (5.0, 20.0)  # from one fault to the next
+QUIET_SECONDS = 65.0  # after the last job, whose stream lives for 60 s
+NUM_FILLS = 3  # of the pools; the third adds nothing any more
+FILLS = {"sqlite": "sqlite-locked", "postgresql": "postgres-hole"}
+FILL_SECONDS = 2.5  # longer than the circuit breaker of the database takes to open
+NUM_AT_ONCE = 96  # requests; web has 32 threads
 MAX_LASTING_KEYS = 20  # in Redis when idle: streams expire, tickets are consumed
 KILLS = ("lone-worker-", "rolling-restart")
 LEFT_OUT = {"machine-paused", "zombie", "clock-ahead", "clock-behind"}
@@ -91,7 +102,7 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
     """A sentence for each resource that grew beyond its limit.
 
     Args:
-        before: in the middle.
+        before: after the warm-up.
         after: at the end.
         num_rows: number of jobs that were accepted in between and not deleted.
     """
@@ -106,7 +117,8 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
             if now_kib > max(kib * (1 + MAX_GROWTH), kib + SPARE_KIB):
                 found.append(f"{role} grew by {now_kib / kib - 1:.0%} to {now_kib // 1024} MiB")
             files, now_files = before.open_files[role][pid], after.open_files[role][pid]
-            if role != "redis" and now_files > max(files * (1 + MAX_GROWTH), files + SPARE_FILES):
+            spare = SPARE_FILES.get(role, SPARE_FILES_ELSE)
+            if now_files > max(files * (1 + MAX_GROWTH), files + spare):
                 found.append(f"{role} has {now_files} open files instead of {files}")
     if not num_seen:
         found.append("no process ran long enough to be measured twice")
@@ -115,6 +127,8 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
         found.append(f"{num_jobs} more rows in jobs instead of {num_rows}")
     if after.rows["workers"] > before.rows["workers"]:
         found.append(f"{after.rows['workers']} rows in workers instead of {before.rows['workers']}")
+    if after.num_keys > max(before.num_keys * (1 + MAX_GROWTH), before.num_keys + SPARE_KEYS):
+        found.append(f"{after.num_keys} keys in Redis instead of {before.num_keys}")
     if after.num_lasting_keys > MAX_LASTING_KEYS:
         found.append(f"{after.num_lasting_keys} keys in Redis that never expire")
     return found
@@ -143,6 +157,7 @@ class Half:
     seed: int
     seconds: float
     texts: Texts
+    is_warm_up: bool = False
     done: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     num_rows: int = 0  # jobs that were accepted and not deleted
@@ -165,6 +180,9 @@ class Half:
             moment.pause(*BETWEEN_SECONDS)
             moment.fault = generator.choice(self.faults)
             self._disturb(moment)
+        if self.is_warm_up:
+            for _ in range(NUM_FILLS):
+                self.fill_pools(moment)
         load.stop_submitting()
         self._attempt(self.site.await_healthy)
         await_ends(self.site, 2 * END_SECONDS)
@@ -182,6 +200,18 @@ class Half:
         self._attempt(lambda: fault.inject(moment))
         moment.pause(*(fault.quick_hold or fault.hold))
         self._attempt(lambda: fault.heal(moment))
+        self._attempt(self.site.await_healthy)
+
+    def fill_pools(self, moment: Moment) -> None:
+        """Keep all of web's threads and connections busy at once: no answer from the database."""
+        moment.fault = next(f for f in self.faults if f.name == FILLS[self.site.database])
+        paths = [path for path in PROBES.values() for _ in range(NUM_AT_ONCE // len(PROBES))]
+        with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+            self._attempt(lambda: moment.fault.inject(moment))
+            for path in paths:
+                pool.submit(moment.client.request, "page", "GET", path)
+            time.sleep(FILL_SECONDS)
+            self._attempt(lambda: moment.fault.heal(moment))
         self._attempt(self.site.await_healthy)
 
     def _attempt(self, call: Callable[[], object]) -> None:
@@ -206,26 +236,26 @@ def soak(database: str, minutes: float, seed: int) -> tuple[str, list[str]]:
         time.sleep(QUIET_SECONDS)
         start = take_snapshot(site)
         halves = [
-            Half(site, [*kills, *others], seed, minutes * 30, texts),
+            Half(site, [*kills, *others], seed, minutes * 30, texts, is_warm_up=True),
             Half(site, others, seed + 1, minutes * 30, texts),
         ]
         counts = halves[0].run()
         time.sleep(QUIET_SECONDS)
-        middle = take_snapshot(site)
+        warm = take_snapshot(site)
         second = halves[1].run()
         time.sleep(QUIET_SECONDS)
         end = take_snapshot(site)
         counts.add(second)
         broken = [
             *violations(counts, Bounds()),
-            *growth(middle, end, halves[1].num_rows),
+            *growth(warm, end, halves[1].num_rows),
             *(failure for half in halves for failure in half.failures),
         ]
         if lines := site.marked_lines():
             counts.log_hits = len(lines)
             broken.append(f"{len(lines)} prompts or cookies in a log")
         header = report.machine() | site.versions() | {"seed": seed, "minutes": minutes}
-        return _section(database, header, halves, counts, [start, middle, end], broken), broken
+        return _section(database, header, halves, counts, [start, warm, end], broken), broken
     finally:
         site.close()
 
@@ -252,7 +282,7 @@ def _section(
         f"otherwise, {counts.gaps} streams with gaps or repetitions, "
         f"{counts.other_5xx + counts.impolite} wrong answers, {counts.log_hits} prompts in logs.",
         "",
-        "| in use when idle | start | middle | end |",
+        "| in use when idle | start | warm | end |",
         "|---|--:|--:|--:|",
         *_table(snapshots),
         "",
@@ -302,8 +332,12 @@ def main(arguments: list[str]) -> int:
     if options.minutes >= MINUTES and not options.database:
         head = (
             f"## Under load for {options.minutes:g} minutes\n\nRandom faults, and load without a "
-            "pause. Memory and open files are compared between the middle and the end, for the "
-            f"processes that ran at both moments: they may grow by {MAX_GROWTH:.0%}.\n\n"
+            "pause. The first half is the warm-up; it ends with bursts of "
+            f"{NUM_AT_ONCE} requests at once while the database does not answer, which fill web's "
+            "32 threads, their heaps and its pools of connections, and with "
+            f"{QUIET_SECONDS:g} s of quiet, in which the streams of ended jobs expire. From then "
+            "to the end memory, open files and keys may grow by "
+            f"{MAX_GROWTH:.0%}, in the processes that lived through both.\n\n"
         )
         report.write_section("soak", head + "\n".join(sections))
         print(f"written: {report.DOCUMENT}")

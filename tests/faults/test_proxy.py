@@ -20,6 +20,7 @@ class _Echo(socketserver.StreamRequestHandler):
             for line in self.rfile:
                 self.server.heard.append(line)  # type: ignore[attr-defined]
                 self.wfile.write(b"reply to " + line)
+        self.server.gone.set()  # type: ignore[attr-defined]
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -29,6 +30,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Echo)
         self.heard: list[bytes] = []
+        self.gone = threading.Event()  # once a connection has ended
 
 
 @pytest.fixture
@@ -99,6 +101,17 @@ def test_a_reset_ends_open_and_new_connections(proxy: TcpProxy, server: _Server)
         assert ask(fresh, b"new\n") == b""
     assert b"new\n" not in server.heard
     assert proxy.num_spoiled >= 2
+
+
+def test_a_reset_reaches_both_ends_of_a_connection_on_which_nothing_passes(
+    proxy: TcpProxy, server: _Server
+) -> None:
+    with connect(proxy) as connection:
+        assert ask(connection)
+        proxy.set(Mode.RESET)
+        with pytest.raises(ConnectionResetError):  # without a byte being sent
+            connection.recv(1)
+        assert server.gone.wait(10)
 
 
 def test_replies_are_lost_but_the_requests_arrive(proxy: TcpProxy, server: _Server) -> None:

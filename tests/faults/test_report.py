@@ -14,7 +14,7 @@ from tests.faults import report
 from tests.faults.moment import Result
 from tests.faults.registry import DATABASES, SITES, all_faults
 from tests.faults.runner import Run, plan
-from tests.faults.soak import Snapshot, eligible, growth
+from tests.faults.soak import FILLS, Snapshot, eligible, growth
 from tests.faults.verdict import Counts
 
 FAULTS = {fault.name: fault for fault in all_faults()}
@@ -155,6 +155,7 @@ def snapshot(memory: int = 100_000, files: int = 40, jobs: int = 10, keys: int =
         memory_kib={"web": {7: memory}},
         open_files={"web": {7: files}},
         rows={"jobs": jobs, "workers": 2},
+        num_keys=keys,
         num_lasting_keys=keys,
     )
 
@@ -171,6 +172,7 @@ def test_what_stayed_the_same_did_not_grow() -> None:
         (snapshot(jobs=16), "rows in jobs"),
         (snapshot(jobs=14), "rows in jobs"),
         (snapshot(jobs=15, keys=90), "never expire"),
+        (snapshot(jobs=15, keys=26), "26 keys in Redis instead of 5"),
         (replace(snapshot(), rows={"jobs": 15, "workers": 9}), "rows in workers"),
         (replace(snapshot(jobs=15), memory_kib={"web": {8: 1}}), "no process ran"),
     ],
@@ -179,11 +181,22 @@ def test_whatever_grew_is_told(after: Snapshot, word: str) -> None:
     assert any(word in sentence for sentence in growth(snapshot(), after, 5))
 
 
+def test_redis_may_hold_a_few_more_connections_but_not_many() -> None:
+    def of_redis(files: int) -> Snapshot:
+        usual = snapshot(jobs=15)
+        return replace(usual, memory_kib={"redis": {8: 5_000}}, open_files={"redis": {8: files}})
+
+    before = replace(of_redis(18), rows=snapshot().rows)
+    assert growth(before, of_redis(27), 5) == []
+    assert growth(before, of_redis(81), 5) == ["redis holds 81 open files instead of 18"]
+
+
 @pytest.mark.parametrize("database", DATABASES)
 def test_the_second_half_of_a_soak_leaves_the_processes_alive(database: str) -> None:
     kills, others = eligible(database)
     assert kills
     assert len(others) >= 8
+    assert FILLS[database] in {fault.name for fault in others}
     assert not any("worker" in fault.name or "restart" in fault.name for fault in others)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.processes import command_of, descendants, is_alive
 from textmill.cli.child import ChildSpec
 from textmill.cli.console import Console
 from textmill.cli.exits import CommandFailed
@@ -58,7 +59,7 @@ class Running:
             stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))},
         )
         self.lines: list[str] = []
 
@@ -98,6 +99,13 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 def child(folder: Path, name: str, code: str = OBEDIENT) -> dict[str, Any]:
     return {"name": name, "command": [sys.executable, "-c", code, str(folder / f"{name}.pid")]}
+
+
+def reaper_of(running: Running) -> int:
+    """The process that ends what is left when the supervisor is killed."""
+    below = descendants(running.process.pid)
+    (pid,) = (pid for pid in below if any("reaper.py" in part for part in command_of(pid)))
+    return pid
 
 
 def await_end(pid: int) -> None:
@@ -438,6 +446,68 @@ def test_children_die_with_a_supervisor_that_is_killed(
     running.process.kill()
     for name in ("redis", "web", "worker-1"):
         await_end(running.pid_of(name))
+
+
+WITH_STUBBORN_CHILD = """
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", {stubborn!r}, sys.argv[1] + ".child"])
+while not os.path.exists(sys.argv[1] + ".child"): pass
+"""
+
+
+def test_what_ignores_the_death_of_the_supervisor_is_killed_with_its_children(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    """A worker whose drain hangs, and two processes that get no signal from the kernel."""
+    parent = WITH_STUBBORN_CHILD.format(stubborn=STUBBORN)
+    running = supervise(
+        services=[
+            child(tmp_path, "web", parent + OBEDIENT),
+            {**child(tmp_path, "worker-1", parent + STUBBORN), "death": "TERM"},
+            {**child(tmp_path, "worker-2"), "death": "TERM"},
+        ],
+        timeouts={"services_stop": 2.0},
+    )
+    running.read_until(READY)
+    names = ("web.pid", "web.pid.child", "worker-1.pid", "worker-1.pid.child", "worker-2.pid")
+    pids = [int((tmp_path / name).read_text()) for name in names]
+    reaper = reaper_of(running)
+    running.process.kill()
+    killed_at = time.monotonic()
+    for pid in pids[:2]:
+        await_end(pid)
+    assert time.monotonic() - killed_at < 2.0
+    assert is_alive(pids[2])  # it has its time to drain
+    for pid in (*pids[2:], reaper):
+        await_end(pid)
+    assert 1.9 < time.monotonic() - killed_at < 10.0
+
+
+def test_the_reaper_ends_with_the_supervisor(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(services=[child(tmp_path, "web")], timeouts={"services_stop": 600.0})
+    running.read_until(READY)
+    reaper = reaper_of(running)
+    os.kill(reaper, signal.SIGTERM)  # as a service manager sends it to every process
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
+    await_end(reaper)
+
+
+def test_a_supervisor_whose_reaper_was_killed_goes_on(
+    supervise: Callable[..., Running], tmp_path: Path
+) -> None:
+    running = supervise(services=[child(tmp_path, "web")], timeouts={"first_pause": 0.05})
+    running.read_until(READY)
+    reaper = reaper_of(running)
+    os.kill(reaper, signal.SIGKILL)
+    await_end(reaper)
+    os.kill(running.pid_of("web"), signal.SIGKILL)
+    running.read_until("restarting it")
+    running.read_until("[web] hello")
+    running.process.send_signal(signal.SIGTERM)
+    assert running.finish() == 0
 
 
 def test_a_reader_that_stops_reading_does_not_stall_the_end(

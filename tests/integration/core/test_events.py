@@ -6,17 +6,19 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.servers import RedisServer, free_port
 from textmill.core.event_reader import MAX_SILENCE_SECONDS, READ_ENTRIES, EventReader
 from textmill.core.events import (
     CANCEL_CHANNEL,
+    ENDED_TTL_SECONDS,
     STREAM_TTL_SECONDS,
     EventBus,
     EventsUnavailable,
@@ -200,6 +202,49 @@ def test_a_stream_lives_for_a_while_and_can_be_dropped(bus: EventBus, redis_url:
         bus.forget(job)
         assert not client.exists(f"textmill:job:{job}")
     assert read(bus, job) == []
+
+
+def test_the_stream_of_a_job_that_has_ended_expires_soon(bus: EventBus, redis_url: str) -> None:
+    job = job_id()
+    bus.publish([started(job, 1), token(job, 1, "x")])
+    bus.publish([done(job, 1, 1, 1)])
+    with make_redis(redis_url) as client:
+        assert ENDED_TTL_SECONDS - 5 <= client.ttl(f"textmill:job:{job}") <= ENDED_TTL_SECONDS
+
+
+def test_no_stream_is_without_an_expiry(bus: EventBus, redis_url: str) -> None:
+    """A job is deleted, or Redis emptied, while a worker writes."""
+    job = job_id()
+    with make_redis(redis_url) as client:
+        bus.publish([started(job, 1), token(job, 1, "x")])
+        bus.forget(job)
+        bus.publish([token(job, 2, "y")])
+        assert not client.exists(f"textmill:job:{job}")
+        bus.publish([token(job, 3, "z")])  # after an emptied Redis readers need a stream again
+        assert [entry.text for entry in read(bus, job)] == ["z"]
+        assert 0 < client.ttl(f"textmill:job:{job}") <= STREAM_TTL_SECONDS
+
+
+def test_a_time_to_live_that_may_not_have_arrived_is_set_again(
+    bus: EventBus, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection breaks between the entry and its expiry."""
+    job = job_id()
+    with make_redis(redis_url) as client:
+
+        def send_half(_: object, entries: Sequence[StreamEntry], __: object) -> list[object]:
+            for entry in entries:
+                client.xadd(f"textmill:job:{entry.job_id}", {"kind": "token"}, id="1-1")
+            raise RedisConnectionError("Connection reset by peer")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("textmill.core.events._send", send_half)
+            with pytest.raises(EventsUnavailable):
+                bus.publish([token(job, 1, "x")])
+        assert client.ttl(f"textmill:job:{job}") == -1
+        bus._breaker.note_success()
+        bus.publish([token(job, 2, "y")])
+        assert 0 < client.ttl(f"textmill:job:{job}") <= STREAM_TTL_SECONDS
 
 
 def test_a_cancellation_is_heard(bus: EventBus, redis_url: str) -> None:

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import platform
 import resource
+import subprocess
+import sys
 
 import pytest
 from structlog.testing import capture_logs
 
 from textmill.backend.server.limits import Allowance, visitor_of
-from textmill.backend.serving import limits_of, raise_open_files
+from textmill.backend.serving import MAX_ARENAS, limits_of, raise_open_files
 from textmill.core.settings import Settings
+
+NUM_ARENAS = """
+import ctypes, os, tempfile, threading
+from textmill.backend.serving import limit_arenas
+
+limit_arenas()
+together = threading.Barrier(12)
+def allocate():
+    together.wait()
+    held = [bytearray(20_000) for _ in range(100)]
+    together.wait()
+threads = [threading.Thread(target=allocate) for _ in range(12)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+path = tempfile.mktemp()
+file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+print(open(path).read().count("<heap nr="))
+os.unlink(path)
+"""
 
 
 @pytest.mark.parametrize(
@@ -68,3 +94,13 @@ def test_an_allowance_counts_per_visitor_and_in_total() -> None:
 )
 def test_a_visitor_is_an_address_or_a_network_of_ipv6(address: str, visitor: str) -> None:
     assert visitor_of(address) == visitor
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="arenas are glibc's")
+def test_threads_share_the_heap() -> None:
+    """Twelve threads that allocate at the same time use one arena each without this."""
+    done = subprocess.run(
+        [sys.executable, "-c", NUM_ARENAS], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert 1 <= int(done.stdout) <= MAX_ARENAS

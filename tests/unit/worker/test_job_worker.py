@@ -388,6 +388,37 @@ def test_a_drain_gives_back_what_does_not_end_in_time(bench: RunnerBench) -> Non
     assert bench.runner.wait_until_idle(0)
 
 
+def test_a_drain_gives_back_a_job_whose_claim_had_begun(
+    bench: RunnerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No job is active yet when the drain begins, so nothing seems to be left to wait for."""
+    is_claiming, may_claim = threading.Event(), threading.Event()
+    claim = bench.store.claim
+
+    def slow_claim(*args: Any, **options: Any) -> Any:
+        is_claiming.set()
+        assert may_claim.wait(WAIT_SECONDS)
+        return claim(*args, **options)
+
+    monkeypatch.setattr(bench.store, "claim", slow_claim)
+    bench.store.queued.append(make_job())
+    work = threading.Thread(target=bench.runner.work)
+    work.start()
+    assert is_claiming.wait(WAIT_SECONDS)
+    drain = threading.Thread(target=bench.runner.drain, args=(0.0,))
+    drain.start()
+    _await(lambda: bench.runner._closing.is_set())
+    drain.join(0.2)  # without the wait for the claim the drain is over here
+    may_claim.set()
+    generation = bench.engine.await_job("job-1")
+    _await(lambda: generation.cancel_reason == "released")
+    bench.engine.end_canceled()
+    for thread in (drain, work):
+        thread.join(WAIT_SECONDS)
+        assert not thread.is_alive()
+    assert bench.store.released == [("job-1", 0.0, False)]
+
+
 def test_a_drain_with_the_database_away_gives_up_in_time(
     bench: RunnerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

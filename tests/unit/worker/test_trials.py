@@ -195,7 +195,10 @@ def in_memory(folder: Path, tmp_path: Path) -> LoadedModel:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent death signals exist on Linux alone")
 def test_a_trial_ends_with_the_process_that_asked_for_it(tmp_path: Path) -> None:
-    waiting = "import textmill.worker.trial_process as t; t._give_way(); print(flush=True); input()"
+    waiting = (
+        "import os, textmill.worker.trial_process as t; t._give_way(os.getppid());"
+        " print(flush=True); input()"
+    )
     code = f"""
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", {waiting!r}], stdin=subprocess.PIPE,
@@ -216,3 +219,16 @@ input()
         ready, _, _ = select.select([watch], [], [], 20)
         os.close(watch)
     assert ready
+
+
+def test_a_trial_whose_parent_died_before_it_could_watch_it_ends_at_once() -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    trial = subprocess.run(
+        [sys.executable, "-P", "-m", "textmill.worker.trial_process", str(dead.pid)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+    )
+    assert trial.returncode == 1
+    assert trial.stdout == b""  # nothing was tried: it says nothing of the input either

@@ -35,7 +35,8 @@ def searched(model: Any, prompt: list[int], search: BeamSearch) -> Hypothesis:
     """Drive a search with whole forward passes."""
     texts = [prompt]
     while True:
-        beams = search.advance(model(torch.tensor(texts)).logits[:, -1].float())
+        logits = model(torch.tensor(texts)).logits[:, -1].float()
+        beams = search.advance(torch.log_softmax(logits, -1))
         if not beams:
             return search.best
         texts = [[*texts[beam.parent], beam.token] for beam in beams]
