@@ -1,4 +1,4 @@
-"""A model card as HTML: what it shows, and that an untrusted card can do nothing else."""
+"""A model card as HTML: its contents, and the limits for an untrusted card."""
 
 from __future__ import annotations
 
@@ -146,9 +146,10 @@ def test_facts_are_bounded_and_a_horizontal_rule_is_not_front_matter() -> None:
     "unit",
     ["> ", "[", "![", "`", "_*", "|a", "# x\n", "- a\n", "[\n", "| a | b |\n| --- | --- |\n"],
 )  # fmt: skip
+@pytest.mark.no_cover  # its limit does not include the time of tracing
 def test_the_largest_accepted_card_is_rendered_in_time(unit: str) -> None:
     markdown = (unit * MAX_CARD_BYTES)[:MAX_CARD_BYTES]
-    start = time.process_time()
+    start = time.thread_time()
     page = render(markdown)
-    assert time.process_time() - start < 10  # two seconds at most here; machines differ
+    assert time.thread_time() - start < 10  # two seconds at most here; machines differ
     assert {tag for tag, _ in seen(page.html)} <= ALLOWED_TAGS
