@@ -36,17 +36,10 @@ LONG_FILES = (
 )
 
 
-# Coverage is measured in these tests only: tracing makes others exceed their time limits.
-MEASURED_FOLDER = "tests/unit/"
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files; otherwise the order is kept."""
     ranks = {name: rank for rank, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: ranks.get(item.nodeid.split("::")[0], len(ranks)))
-    for item in items:
-        if not item.nodeid.startswith(MEASURED_FOLDER):
-            item.add_marker("no_cover")
 
 
 @pytest.fixture(scope="session")
