@@ -51,7 +51,8 @@ def rotary_tables(rope: Rope, context_length: int, head_dim: int) -> tuple[Float
 def _frequencies(theta: float, head_dim: int) -> Float32:
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     powers = [_DECIMAL.power(Decimal(theta), Decimal(float(e))) for e in exponents]
-    return np.reciprocal(np.array([float(power) for power in powers], np.float32))
+    frequencies: Float32 = np.reciprocal(np.array([float(power) for power in powers], np.float32))
+    return frequencies
 
 
 def _scaled(frequencies: Float32, rope: Rope) -> Float32:
