@@ -35,10 +35,10 @@ RESULTS = ROOT / "bench-results"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the sections that are named, or all of them.
+    """Run the named sections, or all of them.
 
     Returns:
-        0, or 1 when a section could not be measured; the others are measured all the same.
+        0, or 1 if a section could not be measured; the others are still measured.
     """
     options = _parser().parse_args(arguments)
     calls = SECTIONS | {
@@ -82,7 +82,7 @@ def _measure(
 
 
 def machine() -> dict[str, object]:
-    """Where this was measured: enough to judge a figure, nothing that names the machine."""
+    """Facts about the machine by which a figure can be judged; none identifies the machine."""
     return {
         "at": _now().isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -113,7 +113,7 @@ def _now() -> datetime.datetime:
 
 def _section(name: str) -> str:
     if name not in SECTIONS:
-        raise argparse.ArgumentTypeError(f"there is none named {name!r}: {', '.join(SECTIONS)}")
+        raise argparse.ArgumentTypeError(f"there is no section {name!r}: {', '.join(SECTIONS)}")
     return name
 
 
@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_peer,
         default=[],
         metavar="NAME=PYTHON",
-        help="engines to time beside ours, and the interpreters of their environments",
+        help="other engines to time, and the interpreters of their environments",
     )
     parser.add_argument("--dtype", default="auto", help="precision of the engine section")
     parser.add_argument(

@@ -47,7 +47,7 @@ def measure(
         "tokens per second of all sequences together, from the first submission to the last result",
         [
             f"128 new tokens each, sampling at 0.7, none ends early; {ROUNDS} rounds in turn",
-            "each round loads the model in a new process, and warms up before the clock starts",
+            "each round loads the model in a new process, and warms up before the measurement",
         ],
     )
     rates: Samples = defaultdict(list)

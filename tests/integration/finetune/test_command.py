@@ -79,7 +79,7 @@ def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def await_file(home: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a file exists; there is no portable file system event to wait for."""
+    """Wait until a file exists; there is no portable file system event to await."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not list(home.glob(pattern)):
         assert process.poll() is None, "the process ended before it was killed"

@@ -46,7 +46,7 @@ def start_worker(
     database_url: str, models_file: Path, tmp_path: Path
 ) -> Iterator[Callable[..., WorkerProcess]]:
     started: list[WorkerProcess] = []
-    # What is known to work is kept here; else each test would try the same model again.
+    # Shared by the tests, so that each model is tried only once.
     known = models_file.parent / "kernels"
     known.mkdir(exist_ok=True)
     (tmp_path / "kernels").symlink_to(known)
@@ -82,7 +82,7 @@ def store(database_url: str) -> Iterator[JobStore]:
 
 
 def submit(store: JobStore, length: int = 8, model: str = "tiny") -> JobRecord:
-    """Greedy, since this model's likeliest token is never the end: the length is what was asked."""
+    """Greedy: this model's likeliest token is never the end, so the length is as requested."""
     parameters = {"max_new_tokens": length, "seed": 1, "stop": [], "repetition_penalty": 1.0}
     return store.submit(NewJob(model, "Once", "greedy", parameters), Origin("anna"))
 
@@ -170,7 +170,7 @@ def test_a_model_that_comes_later_is_announced_and_its_jobs_are_found_by_polling
     path = tmp_path / "models.toml"
     path.write_text(f'[[models]]\nname = "tiny"\nsource = "{models_file.parent / "llama"}"\n')
     process = start_worker(TEXTMILL_MODELS=str(path))
-    job = submit(store, model="late")  # nobody serves it yet
+    job = submit(store, model="late")  # no worker serves it yet
     with path.open("a") as file:
         file.write(f'[[models]]\nname = "late"\nsource = "{build_tiny_gpt2(tmp_path / "gpt2")}"\n')
     done = await_job(store, job, lambda j: j.is_final)
