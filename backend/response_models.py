@@ -156,6 +156,14 @@ class ModelView(TypedDict):
     context_length: int | None
     vocabulary_size: int | None
     dtype: str | None
+    instruction_set: Annotated[
+        str | None,
+        Field(description="That of the compiled kernels; null if PyTorch computes."),
+    ]
+    kernels_note: Annotated[
+        str | None,
+        Field(description="The compiler that made the kernels, or why PyTorch computes."),
+    ]
     revision: str | None
     loaded_by: int
     finetuning: Annotated[

@@ -240,6 +240,8 @@ def model_view(
         "context_length": served.context_length if served else None,
         "vocabulary_size": served.vocabulary_size if served else None,
         "dtype": served.dtype if served else None,
+        "instruction_set": served.instruction_set if served else None,
+        "kernels_note": served.kernels_note if served else None,
         "revision": served.revision if served else None,
         "loaded_by": num_loaded,
         "finetuning": finetuning,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
+
+from textmill.core.torch_environment import prepare_for_serving
 
 PREFILL_TOKENS = 1000
 BATCHES = (1, 4, 16, 32, 64)
@@ -19,9 +20,7 @@ BATCHES = (1, 4, 16, 32, 64)
 def main(arguments: list[str]) -> int:
     """Run the requested measurements."""
     started = time.perf_counter()
-    # Like the worker's command line, before PyTorch starts its threads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    prepare_for_serving()  # before PyTorch is imported, as in the worker
     options = _parser().parse_args(arguments)
 
     from benchmarks.engine_runs import NUM_SLOTS, Bench  # noqa: PLC0415 - after the environment is set

@@ -10,9 +10,10 @@ from typing import Any
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.core.strategies import DecodingParameters
 from textmill.engine import Generation, GenerationRequest, InferenceEngine
-from textmill.engine import loop as engine_loop
 from textmill.engine.models.loading import load
 from textmill.engine.models.runner import KernelRunner
+from textmill.engine.sampling.native_sampler import KernelSampler
+from textmill.engine.sampling.sampler import TorchSampler
 
 PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
@@ -105,7 +106,7 @@ class Bench:
         idle = [self._first_token(SHORT_TOKENS) for _ in range(NUM_SHORT)]
         long_tokens = min(LONG_TOKENS, self._info.context_length - 1)
         long = [self._submit(long_tokens, 1) for _ in range(NUM_LONG)]
-        beside = []
+        beside: list[float] = []
         while len(beside) < NUM_SHORT and not all(generation.done() for generation in long):
             beside.append(self._first_token(SHORT_TOKENS))
         ends = [own.result(PATIENCE_SECONDS).first_token_seconds or 0.0 for own in long]
@@ -181,8 +182,8 @@ class Bench:
         timed = [
             (self._model.runner, "decode", "decode"),
             (self._model.runner, "prefill", "prefill"),
-            (engine_loop.KernelSampler, "sample", "sampling"),
-            (engine_loop.TorchSampler, "sample", "sampling"),
+            (KernelSampler, "sample", "sampling"),
+            (TorchSampler, "sample", "sampling"),
         ]
         for owner, name, label in timed:
             self._clock[label] = 0.0

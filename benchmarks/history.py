@@ -123,7 +123,7 @@ def _row(source: random.Random, prompt: str, written: str, created: int) -> dict
         "parameters": {"max_new_tokens": 64, "seed": 1, "stop": [], "repetition_penalty": 1.0},
         "has_trace": False,
         "status": source.choices(FINAL_STATUSES, (90, 5, 5))[0],
-        "share_rank": 1,
+        "virtual_start": 1,
         "attempt": 1,
         "lost_count": 0,
         "not_before": 0,

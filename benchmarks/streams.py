@@ -82,7 +82,9 @@ class _Measuring:
         self._time({})  # warms up
         alone: dict[str, list[float]] = {}
         beside: dict[str, list[float]] = {}
-        kib, gone, delays = [], [], []
+        kib: list[float] = []
+        gone: list[float] = []
+        delays: list[float] = []
         for _ in range(ROUNDS):
             self._connection = Connection(self._product.url)
             self._time(alone)

@@ -1,6 +1,7 @@
 """``textmill doctor``: checks everything that a start needs, and says how to fix problems.
 
 Each check is a function from the settings to findings; a check that raises becomes a finding.
+Checks of a role whose packages are not installed are left out, and one finding says so.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from textmill.cli.embedded_redis import find_server, read_version
 from textmill.cli.exits import CommandFailed
 from textmill.cli.preflight import check_port, prepare_home
 from textmill.cli.private_state import exposed
+from textmill.cli.roles import Role, installed_roles
 from textmill.core.catalog.models_file import ModelSpec, load_catalog
 from textmill.core.catalog.sources import parse_source
 from textmill.core.errors import TextmillError
@@ -26,6 +29,11 @@ _GIB = 1024**3
 _WANTED_DISK_BYTES = 2 * _GIB  # the converted default model, the database, rotated logs
 _WANTED_MEMORY_BYTES = 2 * _GIB  # PyTorch and the default model in float32, with room to work
 _ANSWER_SECONDS = 3.0
+# The roles that a check concerns; `up`, which embeds a Redis server, runs both.
+_ANY: frozenset[Role] = frozenset()
+_WEB: frozenset[Role] = frozenset({"web"})
+_WORKER: frozenset[Role] = frozenset({"worker"})
+_UP = _WEB | _WORKER
 
 
 class Verdict(enum.Enum):
@@ -34,6 +42,7 @@ class Verdict(enum.Enum):
     OK = "ok"
     WARN = "warn"
     FAIL = "FAIL"
+    ABSENT = "n/a"  # concerns a role that is not installed here
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +60,40 @@ class Finding:
         return f"{self.verdict.value:<5} {self.subject:<9} {self.detail}{remedy}"
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Run all checks; the settings were valid, or they would not have been read."""
+def examine(settings: Settings, roles: frozenset[Role] | None = None) -> Iterator[Finding]:
+    """Run all checks; the settings were valid, or they would not have been read.
+
+    Args:
+        settings: of this machine.
+        roles: the installed roles, by default those that are found.
+    """
+    roles = installed_roles() if roles is None else roles
     yield Finding(Verdict.OK, "settings", "every TEXTMILL_ name and value is valid")
-    checks: list[tuple[str, Callable[[Settings], Iterator[Finding]]]] = [
-        ("python", _check_python),
-        ("home", _check_home),
-        ("memory", _check_memory),
-        ("port", _check_port),
-        ("redis", _check_redis),
-        ("database", _check_database),
-        ("models", _check_models),
+    checks: list[tuple[str, frozenset[Role], Callable[[Settings], Iterator[Finding]]]] = [
+        ("python", _ANY, _check_python),
+        ("home", _ANY, _check_home),
+        ("memory", _WORKER, _check_memory),
+        ("port", _WEB, _check_port),
+        ("kernels", _WORKER, _check_kernels),
+        ("redis", _ANY if settings.redis_url else _UP, _check_redis),
+        ("database", _ANY, _check_database),
+        ("models", _ANY, partial(_check_models, has_worker="worker" in roles)),
     ]
-    for subject, check in checks:
+    for subject, needed, check in checks:
+        if not needed <= roles:
+            yield _absent(subject, needed - roles)
+            continue
         try:
             yield from check(settings)
         except TextmillError as error:
             yield Finding(Verdict.FAIL, subject, str(error))
         except Exception as error:  # an edge: a check that raises is a finding, not a crash
             yield Finding(Verdict.FAIL, subject, f"{type(error).__name__}: {_one_line(error)}")
+
+
+def _absent(subject: str, roles: frozenset[Role]) -> Finding:
+    names = " and ".join(sorted(roles))
+    return Finding(Verdict.ABSENT, subject, f"concerns the role {names}, not installed here")
 
 
 def _check_python(_settings: Settings) -> Iterator[Finding]:
@@ -111,6 +135,26 @@ def _check_port(settings: Settings) -> Iterator[Finding]:
         yield Finding(Verdict.WARN, "port", str(error), "ignore this if that is Textmill itself")
     else:
         yield Finding(Verdict.OK, "port", f"{settings.host}:{settings.port} is free")
+
+
+def _check_kernels(settings: Settings) -> Iterator[Finding]:
+    if settings.kernel_dir is None:
+        yield Finding(Verdict.OK, "kernels", "switched off by TEXTMILL_KERNELS; PyTorch computes")
+        return
+    from textmill.engine.kernels.build import built_file
+    from textmill.engine.kernels.compilers import REMEDY, NoCompiler, find_compilers
+    from textmill.engine.kernels.instruction_sets import choose
+
+    chosen = choose(settings.kernels_isa)
+    try:
+        compiler = next(find_compilers())
+    except NoCompiler as error:
+        detail = f"PyTorch computes alone and slower: {error}".removesuffix(f": {REMEDY}")
+        yield Finding(Verdict.WARN, "kernels", detail, REMEDY)
+        return
+    is_built = built_file(settings.kernel_dir, chosen, compiler).exists()
+    state = "" if is_built else "; compiled at the next start"
+    yield Finding(Verdict.OK, "kernels", f"{chosen.name}, by {compiler.name}{state}")
 
 
 def _check_redis(settings: Settings) -> Iterator[Finding]:
@@ -176,9 +220,13 @@ def _check_database(settings: Settings) -> Iterator[Finding]:
         engine.dispose()
 
 
-def _check_models(settings: Settings) -> Iterator[Finding]:
-    for model in load_catalog(settings).served(settings.serve):
-        yield _check_model(model)
+def _check_models(settings: Settings, *, has_worker: bool) -> Iterator[Finding]:
+    models = load_catalog(settings).served(settings.serve)
+    if has_worker:
+        yield from map(_check_model, models)
+    else:  # the web side needs the models' names alone
+        yield Finding(Verdict.OK, "models", "the models file is valid")
+        yield _absent("model", _WORKER)
 
 
 def _check_model(model: ModelSpec) -> Finding:

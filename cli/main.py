@@ -19,6 +19,7 @@ from textmill.cli.register import register
 from textmill.cli.terminal import printable
 from textmill.core.errors import SettingsError, TextmillError
 from textmill.core.settings import Settings
+from textmill.core.torch_environment import prepare_for_serving
 
 
 class _Commands(click.Group):
@@ -72,11 +73,7 @@ def web() -> None:
 def worker() -> None:
     """Run only one worker process."""
     settings = _private_settings()  # a bad setting is reported before PyTorch is imported
-    # PyTorch's idle threads must not spin on the cores that the kernels' threads use.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # On Intel's processors PyTorch's products would otherwise sum in an order that depends on the
-    # number of rows.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    prepare_for_serving()
 
     from textmill.worker.app import main as run_worker
 

@@ -18,6 +18,8 @@ from textmill.cli.exits import CommandFailed
 from textmill.cli.terminal import printable
 from textmill.core.catalog.models_file import DTYPES, FINETUNE_FILE, Catalog, load_catalog
 from textmill.core.catalog.sources import parse_source
+from textmill.core.errors import SettingsError, TextmillError
+from textmill.core.paths import expand_home
 from textmill.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -97,7 +99,7 @@ def look_into(folder: Path) -> FoundModel:
     Raises:
         CommandFailed: it contains none.
     """
-    folder = Path(os.path.abspath(folder.expanduser()))
+    folder = Path(os.path.abspath(expand_home(folder)))
     if not folder.is_dir():
         raise CommandFailed(f"There is no folder {folder}.")
     if not str(folder).isprintable():
@@ -135,11 +137,11 @@ def base_of(found: FoundModel, asked: str | None, catalog: Catalog) -> str:
     """
     if asked is not None:
         return resolve(asked, catalog)
-    failure = None
+    failure: TextmillError | None = None
     for base in found.bases:
         try:
             return resolve(base, catalog)
-        except CommandFailed as error:
+        except (CommandFailed, SettingsError) as error:
             failure = failure or error
     if failure is None:
         raise CommandFailed(f"{found.folder} does not name its base; use --source.")
@@ -164,7 +166,7 @@ def resolve(source: str, catalog: Catalog) -> str:
         if parsed.package_spec() is None:
             raise CommandFailed(f"{source} names a Python package that is not installed.")
         return source
-    path = Path(os.path.abspath(Path(source).expanduser()))
+    path = Path(os.path.abspath(expand_home(source)))
     if (path.is_file() and path.suffix == ".gguf") or (path / _MODEL_FILE).is_file():
         return str(path)
     if path.exists():

@@ -18,7 +18,19 @@ MAX_REASON_CHARACTERS = 300
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@'\"]*:[^\s/'\"]*@")
 # From the first to the last quotation mark of a kind: a quoted value may contain that mark too.
 _QUOTED = re.compile(r"'.*'|\".*\"|`.*`|\(.*\)", re.DOTALL)
+# The beginning of a path (not of a URL or an HTML tag), folders of up to four words, the last part.
+_WORD = r"[^\s/'\":;,()~]"
+_PATH = re.compile(rf"(?<![\w/.…~:<-])(?:~[\w.-]*)?/+(?:{_WORD}+(?: {_WORD}+){{0,3}}/+)*({_WORD}*)")
 _STATES_WITH_VALUES = ("21", "22", "23")  # SQLSTATE classes whose messages quote values
+
+
+def without_paths(text: str) -> str:
+    """The text with absolute paths shortened to their last part, for visitors.
+
+    A folder's name may contain up to three spaces, so a few words between two slashes may be
+    removed with a path.
+    """
+    return _PATH.sub(lambda match: match[0] if match[0] == "/" else f"…/{match[1]}", text)
 
 
 def mask_credentials(text: str) -> str:

@@ -22,11 +22,16 @@ from pydantic_settings import (
 )
 
 from textmill.core.errors import SettingsError
+from textmill.core.paths import expand_home
 
 PREFIX = "TEXTMILL_"
 
 # Names that belong to the test suite and the benchmarks, never to the product.
 _RESERVED_PREFIXES = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_")
+
+
+class _UnusableValueError(ValueError):
+    """A value is invalid for a reason that is to be part of the message."""
 
 
 def _integer(default: int | None, minimum: int, maximum: int, name: str | None = None) -> Any:
@@ -60,7 +65,10 @@ def _host(text: str) -> str:
 def _path(value: str | Path) -> Path:
     if not value or "\0" in str(value):
         raise ValueError
-    return Path(value).expanduser().absolute()
+    try:
+        return expand_home(value).absolute()
+    except SettingsError as error:
+        raise _UnusableValueError(str(error)) from error
 
 
 def _database_url(text: str) -> str:
@@ -141,6 +149,23 @@ class Settings(BaseSettings):
     kernels: Annotated[str, BeforeValidator(_kernels)] = Field(
         "auto", description="auto, off or the path of a folder"
     )
+    # A lower set than the processor's best one, to compare them: engine.kernels.instruction_sets.
+    kernels_isa: Literal[
+        "auto",
+        "avx512vnni",
+        "avx512",
+        "avxvnni",
+        "avx2",
+        "generic",
+        "i8mm",
+        "dotprod",
+        "neon",
+    ] = Field(
+        "auto",
+        description=(
+            "auto, avx512vnni, avx512, avxvnni, avx2 or generic; on ARM auto, i8mm, dotprod or neon"
+        ),
+    )
     max_queued: Whole = _integer(1000, 1, 10_000_000)
     max_queued_per_owner: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per owner
     # A job that no worker could run for a day fails, with a reason.
@@ -185,11 +210,14 @@ class Settings(BaseSettings):
         }
         source = EnvSettingsSource(cls)
         source.env_vars = {name.lower(): text for name, text in own.items() if name in known}
-        invalid: set[str] = set()
+        invalid: dict[str, object] = {}
         try:
             settings = cls(**source())
         except ValidationError as error:
-            invalid = {str(item["loc"][0]) for item in error.errors(include_input=False)}
+            invalid = {
+                str(item["loc"][0]): item.get("ctx", {}).get("error")
+                for item in error.errors(include_input=False)
+            }
         problem = _first_problem(own, known, invalid)
         if problem is not None:
             raise SettingsError(problem)
@@ -229,19 +257,22 @@ def variable_of(name: str) -> str:
     return alias if isinstance(alias, str) else PREFIX + name.upper()
 
 
-def _first_problem(own: dict[str, str], known: dict[str, str], invalid: set[str]) -> str | None:
+def _first_problem(
+    own: dict[str, str], known: dict[str, str], invalid: dict[str, object]
+) -> str | None:
     """The message on the first variable that cannot be used.
 
     Args:
         own: the variables that begin with the prefix, and their text.
         known: variable → field.
-        invalid: the fields whose values are refused, by field or by variable.
+        invalid: field or variable whose value is refused → the validator's exception, if any.
     """
     for name, text in own.items():
         if name not in known:
             return _unknown(name, list(known))
-        if not invalid.isdisjoint({name, known[name]}):
-            return _invalid(name, text, Settings.model_fields[known[name]].description)
+        for key in {name, known[name]} & invalid.keys():
+            expected = Settings.model_fields[known[name]].description
+            return _invalid(name, text, expected, invalid[key])
     return None
 
 
@@ -251,7 +282,8 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name} is not a setting of Textmill.{hint}"
 
 
-def _invalid(name: str, text: str, expected: str | None) -> str:
+def _invalid(name: str, text: str, expected: str | None, error: object) -> str:
     # A URL may contain a password, and this message is logged.
     shown = "not one that can be used" if name.endswith("_URL") else repr(text)
-    return f"{name} is {shown}; it must be {expected}."
+    reason = f" {error}" if isinstance(error, _UnusableValueError) else ""
+    return f"{name} is {shown}; it must be {expected}.{reason}"

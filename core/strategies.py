@@ -1,7 +1,7 @@
-"""The decoding strategies: names, plain words, parameters with their ranges.
+"""The decoding strategies: names, descriptions, parameters and their ranges.
 
-The one table that request validation, ``GET /strategies``, the web form and the worker read.
-Knows nothing of how a strategy is computed (that is ``engine.sampling``).
+Request validation, ``GET /strategies``, the web form and the worker read this table. Knows nothing
+of how a strategy is computed; that is ``engine.sampling``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MAX_SEED = 2**63 - 1
-# A seed that we draw stays below: JavaScript's numbers, and so JSON there, are exact to 2^53 alone.
+# Random seeds are smaller than this, because JavaScript's numbers are exact only up to 2^53.
 DRAWN_SEEDS = 2**53
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 64
@@ -27,13 +27,13 @@ class ParameterSpec:
 
     Attributes:
         name: field name in requests.
-        type: ``"number"`` or ``"integer"``, in JSON Schema's words.
-        default: value when a request leaves it out.
-        minimum: smallest value taken.
-        maximum: largest value taken; ``None`` where the model decides (vocabulary, context).
-        exclusive_minimum: whether ``minimum`` itself is refused.
+        type: ``"number"`` or ``"integer"``, as in JSON Schema.
+        default: value if a request omits the parameter.
+        minimum: smallest valid value.
+        maximum: largest valid value; ``None`` if the model limits it (vocabulary, context).
+        exclusive_minimum: whether ``minimum`` itself is invalid.
         title: label in the web form.
-        description: one plain sentence for visitors.
+        description: one sentence for visitors.
     """
 
     name: str
@@ -48,7 +48,7 @@ class ParameterSpec:
 
 @dataclass(frozen=True, slots=True)
 class StrategySpec:
-    """One decoding strategy as visitors and scripts see it."""
+    """One decoding strategy, as the API and the pages present it."""
 
     name: StrategyName
     title: str
@@ -57,7 +57,7 @@ class StrategySpec:
 
     @property
     def parameter_names(self) -> frozenset[str]:
-        """Names of the parameters that this strategy takes beside the common ones."""
+        """Names of this strategy's own parameters, without the common ones."""
         return frozenset(parameter.name for parameter in self.parameters)
 
     @property
@@ -68,16 +68,16 @@ class StrategySpec:
 
 @dataclass(frozen=True, slots=True)
 class DecodingParameters:
-    """The resolved parameters of one job: what the engine decodes with.
+    """The parameters with which the engine decodes one job.
 
-    A parameter that the strategy does not use holds its neutral value.
+    A parameter that the strategy does not use has its neutral value.
     """
 
     strategy: StrategyName
     max_new_tokens: int
     seed: int
     temperature: float = 1.0
-    top_k: int = 0  # 0: no cut
+    top_k: int = 0  # 0: not limited
     top_p: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
@@ -96,7 +96,7 @@ def _temperature(default: float) -> ParameterSpec:
         minimum=0.0,
         maximum=2.0,
         title="Temperature",
-        description="Below 1 the likely tokens are favoured, above 1 the unlikely; 0 is greedy.",
+        description="Below 1, likely tokens gain; above 1, unlikely ones gain. 0 is greedy.",
     )
 
 
@@ -107,7 +107,7 @@ _REPETITION_PENALTY = ParameterSpec(
     minimum=1.0,
     maximum=2.0,
     title="Repetition penalty",
-    description="Above 1, tokens that already stand in the text become less likely.",
+    description="Above 1, tokens that already occur in the text become less likely.",
 )
 
 MAX_NEW_TOKENS = ParameterSpec(
@@ -117,20 +117,20 @@ MAX_NEW_TOKENS = ParameterSpec(
     minimum=1,
     maximum=None,
     title="Length",
-    description="At most this many tokens are written.",
+    description="The maximum number of tokens to generate.",
 )
 
 STRATEGIES: tuple[StrategySpec, ...] = (
     StrategySpec(
         name="greedy",
         title="Greedy",
-        description="Takes the likeliest token, always; the same prompt gives the same text.",
+        description="Always takes the likeliest token; the same prompt gives the same text.",
         parameters=(_REPETITION_PENALTY,),
     ),
     StrategySpec(
         name="sampling",
         title="Sampling",
-        description="Generic sampling: every token may be drawn, by its probability.",
+        description="Generic sampling: draws among all tokens by their probabilities.",
         parameters=(_temperature(0.7), _REPETITION_PENALTY),
     ),
     StrategySpec(
@@ -154,7 +154,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
     StrategySpec(
         name="top_p",
         title="Nucleus (top-p)",
-        description="Draws from the smallest set of tokens that together hold the probability p.",
+        description="Draws from the smallest set of tokens whose probabilities add up to p.",
         parameters=(
             _temperature(1.0),
             ParameterSpec(
@@ -165,7 +165,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 maximum=1.0,
                 exclusive_minimum=True,
                 title="p",
-                description="The share of the probability that the set must hold.",
+                description="The probability that the set must reach.",
             ),
             _REPETITION_PENALTY,
         ),
@@ -183,7 +183,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 minimum=0.0,
                 maximum=1.0,
                 title="min-p",
-                description="How likely a token must be, as a share of the likeliest one's chance.",
+                description="The lowest probability, as a share of that of the likeliest token.",
             ),
             _REPETITION_PENALTY,
         ),
@@ -202,7 +202,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 maximum=1.0,
                 exclusive_minimum=True,
                 title="Typical mass",
-                description="The share of the probability that the typical set must hold.",
+                description="The probability that the typical set must reach.",
             ),
             _REPETITION_PENALTY,
         ),
@@ -219,7 +219,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 minimum=2,
                 maximum=8,
                 title="Beams",
-                description="How many candidate texts are followed.",
+                description="The number of candidate texts.",
             ),
             ParameterSpec(
                 name="length_penalty",
@@ -228,7 +228,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 minimum=-2.0,
                 maximum=2.0,
                 title="Length penalty",
-                description="Above 0 longer texts are favoured, below 0 shorter ones.",
+                description="Above 0, longer texts are preferred; below 0, shorter ones.",
             ),
         ),
     ),
@@ -240,13 +240,13 @@ STRATEGIES_BY_NAME: dict[str, StrategySpec] = {spec.name: spec for spec in STRAT
 def decoding_parameters(
     strategy: str, parameters: Mapping[str, Any], *, trace: bool
 ) -> DecodingParameters:
-    """The stored parameters of a job as the engine takes them."""
+    """Convert the stored parameters of a job to the engine's."""
     values = dict(parameters) | {"stop": tuple(parameters.get("stop", ())), "trace": trace}
     return DecodingParameters(strategy=strategy, **values)  # type: ignore[arg-type]
 
 
 def is_deterministic(strategy: str, temperature: object, top_k: object) -> bool:
-    """Whether these parameters give one text whatever the seed is.
+    """Whether these parameters give the same text with any seed.
 
     Args:
         strategy: its name.

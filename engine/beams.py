@@ -53,7 +53,7 @@ class BeamSequence(TokenSequence):
 
     def advance(self, logits: Tensor, model: LoadedModel) -> str | None:
         """Advance by the logits (beams, vocabulary), and return the finish reason at the end."""
-        beams = self._search.advance(logits)
+        beams = self._search.advance(model.runner.log_softmax(logits))
         if not beams:
             best = self._search.best
             reason = self._push_all(best.tokens) or best.finish_reason

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
+from textmill.core.torch_environment import make_products_reproducible
 
 if __name__ == "__main__":
-    # As in `textmill worker`: without it, PyTorch's products on Intel processors depend on the
-    # number of rows, and figures could not be reproduced. Set before PyTorch is imported.
-    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    make_products_reproducible()  # as in the worker, so that figures can be reproduced
 
     from textmill.finetune.command import main
 

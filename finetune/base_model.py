@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from textmill.core.catalog.models_file import Catalog
+from textmill.core.paths import expand_home
 from textmill.engine.models.errors import ModelLoadError, in_one_line
 from textmill.engine.models.sources import plain_config, prepare
 from textmill.finetune.config import FinetuneConfig
@@ -124,7 +125,7 @@ def find_base(
 def _find_source(base: str, catalog: Catalog) -> str:
     spec = next((spec for spec in catalog if spec.name == base), None)
     if spec is None:
-        path = Path(base).expanduser()
+        path = expand_home(base)
         # Absolute, because the written reports must lead to the same folder.
         return str(path.absolute()) if path.exists() else base
     if spec.adapter is not None:

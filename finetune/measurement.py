@@ -63,6 +63,7 @@ def _measure(run: FinetuningRun, spec: ModelSpec, cache_dir: Path) -> Metrics:
         dtype="float32",
         num_slots=EVALUATION_SLOTS,
         kernel_dir=run.settings.kernel_dir,
+        instruction_set=run.settings.kernels_isa,
         report=run.report,
     )
     max_tokens = run.config.data.max_tokens

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from textmill.core.catalog.models_file import load_catalog
 from textmill.core.file_lock import file_lock
+from textmill.core.paths import expand_home
 from textmill.core.settings import Settings
 from textmill.finetune.base_model import BaseModel, Report, find_base
 from textmill.finetune.config import FinetuneConfig
@@ -47,7 +48,7 @@ class FinetuningRun:
     @property
     def output(self) -> Path:
         """The output folder."""
-        return Path(self.config.output or f"models/{self.config.name}").expanduser().absolute()
+        return expand_home(self.config.output or f"models/{self.config.name}").absolute()
 
 
 def open_run(config: FinetuneConfig, settings: Settings, report: Report) -> FinetuningRun:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +11,10 @@ from sqlalchemy import Engine, create_engine, make_url, text
 
 from tests.servers import RedisServer, running_postgres, running_redis
 from textmill.core.database.connections import make_engine
+from textmill.core.torch_environment import prepare_for_serving
 from textmill.migrations.upgrade import upgrade
 
-# As the worker's command line does, before PyTorch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+prepare_for_serving()  # before PyTorch is loaded, as in the worker
 
 # Files that take half a minute or more. Where several processes share the tests file by file, a
 # long file that comes last is waited for by all of them.

@@ -87,6 +87,9 @@ class FakeRunner:
     def keep(self, row: BatchEntry) -> None:
         self.kept.append(row.ids[: row.num_cached])
 
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        return torch.log_softmax(logits, -1)
+
     def fork(self, source: int, target: int, start: int, end: int) -> None:
         self.forks.append((source, target, start, end))
 

@@ -1,4 +1,4 @@
-"""A tokenizer in a child process, which is killed when it takes too long, and restarted.
+"""A tokenizer in a child process, which is killed and restarted if it takes too long.
 
 The child runs ``tokenizing.process``.
 """

@@ -1,4 +1,4 @@
-"""Inspects a tokenizer.json before it is used: whether it is harmless, how long its tokens are.
+"""Inspects a tokenizer.json before it is used: whether it is safe, and how long its tokens are.
 
 Knows nothing of the library that reads it.
 """
@@ -57,7 +57,7 @@ def is_known(document: Mapping[str, Any]) -> bool:
 
 
 def _grows(step: Mapping[str, Any]) -> bool:
-    """Whether a normalizer may lengthen a text, which a chain of them could do without bound."""
+    """Whether a normalizer can lengthen a text; a chain of them could do so without limit."""
     pattern, content = step.get("pattern"), step.get("content", step.get("prepend", ""))
     replaced = pattern.get("String") if isinstance(pattern, Mapping) else None
     return len(str(content)) > max(1, len(str(replaced or "")))
@@ -82,31 +82,31 @@ def _patterns(part: object) -> Iterator[object]:
             waiting += part
 
 
-_KEEPS_ALL = {"ByteLevel", "Digits", "Split"}  # pre-tokenizers that drop nothing of a text
+_KEEPS_ALL = {"ByteLevel", "Digits", "Split"}  # pre-tokenizers that keep all of a text
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How much of a text one token can stand for.
+    """The longest piece of text that one token can represent.
 
     Attributes:
-        most_bytes: in UTF-8.
-        dropped: bytes that no token stands for, and which may be left out.
+        most_bytes: its length in UTF-8.
+        dropped: bytes that no token represents; tokenizing may omit them.
     """
 
     most_bytes: int
     dropped: bytes = b""
 
     def least_tokens(self, text: str) -> int:
-        """How many tokens a text has at least."""
+        """A lower bound on the number of tokens of a text."""
         kept = text.encode("utf-8", "surrogatepass").translate(None, self.dropped)
         return -(-len(kept) // self.most_bytes)
 
 
 def bound(document: Mapping[str, Any]) -> Bound | None:
-    """What is known of a tokenizer's tokens; ``None`` where one may stand for any length of text.
+    """The bound for a tokenizer; ``None`` if one token can represent a text of any length.
 
-    There is a bound for vocabularies of bytes, where nothing is composed and nothing is unknown.
+    Vocabularies of bytes have a bound if the text is not normalized and no byte is unknown.
     """
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, Mapping) else None
@@ -116,7 +116,7 @@ def bound(document: Mapping[str, Any]) -> Bound | None:
         return None
     added = [token for token in document.get("added_tokens") or [] if isinstance(token, Mapping)]
     if any(token.get("lstrip") or token.get("rstrip") for token in added):
-        return None  # it takes any number of spaces with it
+        return None  # such a token includes any number of spaces
     texts = [str(token.get("content", "")) for token in added]
     longest = max((len(text.encode()) for text in texts), default=1)
     steps = _steps(document.get("pre_tokenizer"))
@@ -148,7 +148,7 @@ def _keep_all(steps: list[Mapping[str, Any]]) -> bool:
 
 
 def _is_space_mark(step: Mapping[str, Any]) -> bool:
-    """Sets a mark in place of a space, or before the text."""
+    """Whether a normalizer replaces spaces with a mark, or puts one before the text."""
     if step.get("type") == "Prepend":
         return True
     return step.get("type") == "Replace" and (step.get("pattern"), step.get("content")) == (

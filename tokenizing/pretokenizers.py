@@ -1,8 +1,9 @@
-"""How byte-level BPE vocabularies cut a text before their merges apply, by llama.cpp's names.
+"""The pre-tokenizers of byte-level BPE vocabularies, by their names in llama.cpp.
 
-A .gguf file holds vocabulary and merges but only the name of its pre-tokenizer
-(``tokenizer.ggml.pre``). The patterns are the published definitions of the tokenizers, in the order
-in which they are applied: each cuts what the ones before it left. Knows nothing of files.
+A .gguf file contains the vocabulary and the merges, but only the name of the pre-tokenizer
+(``tokenizer.ggml.pre``), which splits text before the merges are applied. The patterns are the
+published definitions of the tokenizers; each one splits the pieces that the previous ones left.
+Knows nothing of files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 
 
 def _like_gpt4o(numbers: str, suffixes: str, signs_end: str = r"[\r\n/]*", not_in: str = "") -> str:
-    """Words are cut where lower case is followed by upper case; suffixes belong to the word."""
+    """Split words where upper case follows lower case; suffixes belong to the word."""
     before, upper, lower = r"[^\r\n\p{L}\p{N}]?", f"[{_UPPER}{not_in}]", f"[{_LOWER}{not_in}]"
     words = f"{before}{upper}*{lower}+{suffixes}|{before}{upper}+{lower}*{suffixes}"
     return rf"{words}|{numbers}| ?[^\s\p{{L}}\p{{N}}]+{signs_end}|{_SPACES}"
@@ -48,8 +49,7 @@ _DEEPSEEK_WORDS = (
     rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
 )
 _DEEPSEEK3 = (r"\p{N}{1,3}", f"[{_KANA_AND_HAN}]+", _DEEPSEEK_WORDS)
-# The letters with case, as that tokenizer lists them. Escapes are for characters that Unicode's NFC
-# would make others of.
+# The letters with case, as that tokenizer lists them. Characters that NFC would change are escaped.
 _CASED = (
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕ"
     "ἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ"
@@ -66,13 +66,13 @@ _THREES = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"  # counted from the end of the
 
 @dataclass(frozen=True, slots=True)
 class PreTokenization:
-    """What a name of ``tokenizer.ggml.pre`` stands for.
+    """The meaning of a name in ``tokenizer.ggml.pre``.
 
     Attributes:
-        patterns: applied one after the other.
-        ignores_merges: a piece that is itself in the vocabulary is taken whole.
-        adds_bos: the token that begins a text is set before it where the file does not say.
-        composes: the text is brought into Unicode's form NFC first.
+        patterns: regular expressions, applied one after the other.
+        ignores_merges: whether a piece that is in the vocabulary becomes one token without merges.
+        adds_bos: whether the beginning-of-text token is added, unless the file says otherwise.
+        composes: whether the text is first normalized to NFC.
     """
 
     patterns: tuple[str, ...]
@@ -81,17 +81,17 @@ class PreTokenization:
     composes: bool = False
 
     def pre_tokenizer(self) -> PreTokenizer:
-        """As the tokenizers library has it."""
-        cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
+        """The pre-tokenizer for the tokenizers library."""
+        splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.patterns]
         letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return pre_tokenizers.Sequence([*cuts, letters])
+        return pre_tokenizers.Sequence([*splits, letters])
 
     def normalizer(self) -> Normalizer | None:
-        """As the tokenizers library has it."""
+        """The normalizer for the tokenizers library, if one is needed."""
         return normalizers.NFC() if self.composes else None
 
 
-# Where a file gives no name, llama.cpp takes this one.
+# llama.cpp's choice for files without a name.
 DEFAULT = PreTokenization(
     (r"[\p{P}\$\+<=>\^~\|]+", *_GPT2, r"\p{N}+", "[0-9][0-9][0-9]"),
 )
@@ -99,7 +99,7 @@ _KINDS: dict[str, PreTokenization] = {
     "default": DEFAULT,
     "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe gigachat"
     " a.x-4.0 mellum modern-bert jais trillion granite-docling exaone4": PreTokenization(_GPT2),
-    "mpt olmo": PreTokenization(_GPT2, composes=True),  # GPT-NeoX's, which composes
+    "mpt olmo": PreTokenization(_GPT2, composes=True),  # GPT-NeoX's, which normalizes to NFC
     "smollm starcoder refact command-r codeshell exaone minerva-7b mellum2": PreTokenization(
         _DIGITS_APART
     ),
@@ -177,23 +177,23 @@ _KINDS: dict[str, PreTokenization] = {
     "afmoe": PreTokenization((_THREES, _ASIAN, _DEEPSEEK_WORDS)),
 }
 PRE_TOKENIZATIONS = {name: kind for names, kind in _KINDS.items() for name in names.split()}
-"""By name; the names that llama.cpp reads for byte-level vocabularies, as of November 2026."""
+"""By the names that llama.cpp supports for byte-level vocabularies (November 2026)."""
 
-# The time that these take on a text grows faster than its length: they look ahead over all digits.
+# The time of these grows faster than a text's length, because they look ahead over all digits.
 _SLOW = {_THREES, r"(?=(\d{3})+(?!\d))", r"\d{1,3}(?=(?:\d{3})*\b)"}
 _ALSO_PUBLISHED = {
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2's, shorter
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2's, short
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
-    " {2,}",  # T5's and its kin's normalizer
+    " {2,}",  # the normalizer of T5 and others
 }
 LINEAR_PATTERNS = frozenset(
     _ALSO_PUBLISHED | {p for kind in PRE_TOKENIZATIONS.values() for p in kind.patterns} - _SLOW
 )
-"""Patterns whose time is known to grow with the length of a text alone."""
+"""Patterns whose time is known to be linear in a text's length."""
 
 
 def _letters() -> dict[str, int]:
-    """GPT-2's printable letters for bytes."""
+    """GPT-2's printable character for each byte."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in plain]
     named = {chr(byte): byte for byte in plain}
@@ -201,4 +201,4 @@ def _letters() -> dict[str, int]:
 
 
 LETTERS = _letters()
-"""The letter that stands for each byte in a byte-level vocabulary, and the byte."""
+"""Character of a byte-level vocabulary → the byte that it represents."""

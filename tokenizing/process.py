@@ -1,7 +1,7 @@
-"""A tokenizer in a process of its own, which may hang, run out of memory or crash.
+"""A tokenizer in a separate process, which may hang, run out of memory or crash.
 
-Run as a program: reads a tokenizer.json and then texts from standard input, one JSON value a line,
-and answers each with a line. Imports nothing of the product, so that it starts quickly.
+Run as a program, it reads a tokenizer.json and then requests from standard input, one JSON value a
+line, and answers each with a line. It imports nothing of the product, so that it starts quickly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MEMORY_BYTES = 2 << 30
 
 
 def main() -> None:
-    """Answer until standard input ends. The alarm ends the process even within the library."""
+    """Answer requests until standard input ends; an alarm ends the process even in the library."""
     seconds = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -40,7 +40,7 @@ def _answer(tokenizer: tokenizers.Tokenizer, request: dict[str, Any]) -> dict[st
         ends = request["ends"]
         (encoding,) = tokenizer.encode_batch_fast([request["text"]], add_special_tokens=ends)
         return {"ids": encoding.ids}
-    except BaseException as error:  # a panic is no Exception
+    except BaseException as error:  # a panic is not an Exception
         return {"error": str(error)}
 
 

@@ -12,6 +12,7 @@ from textmill.core.problems import MODELS_FILE
 from textmill.core.settings import Settings
 from textmill.core.workers import worker_host
 from textmill.engine.models.loading import LoadedModel, default_num_slots, load
+from textmill.engine.models.placement import Placement, place
 from textmill.engine.models.sources import prepare
 from textmill.worker.model_watch import ModelWatch
 from textmill.worker.problems import ProblemBoard
@@ -39,14 +40,18 @@ def load_models(settings: Settings) -> ModelWatch:
 
 
 def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> ModelWatch:
-    num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
     cache_dir = settings.home / "models"
 
     def report(sentence: str) -> None:
         log.info("model_progress", step=sentence)
 
+    _log_arithmetic(place("auto", settings.kernel_dir, report, settings.kernels_isa))
+    num_slots = settings.num_slots or default_num_slots(settings.kernel_dir, settings.kernels_isa)
+
     memory_dir = (settings.kernel_dir or settings.home / "kernels") / FOLDER
-    trials = Trials(cache_dir, settings.kernel_dir, memory_dir, num_slots, report)
+    trials = Trials(
+        cache_dir, settings.kernel_dir, memory_dir, num_slots, report, settings.kernels_isa
+    )
 
     def current() -> Catalog:
         board.report("models_file", MODELS_FILE, catalog.problem)
@@ -61,6 +66,7 @@ def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> Mod
                 dtype=spec.dtype,
                 num_slots=num_slots,
                 kernel_dir=settings.kernel_dir,
+                instruction_set=settings.kernels_isa,
                 report=report,
             )
 
@@ -73,3 +79,19 @@ def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> Mod
     return ModelWatch(
         current, load_one, None if is_shared else check, try_out=trials.try_out, board=board
     )
+
+
+def _log_arithmetic(placement: Placement) -> None:
+    """Say once what computes: the kernels, a GPU, or PyTorch alone."""
+    if placement.kernels is not None:
+        log.info(
+            "kernels_loaded",
+            instruction_set=placement.kernels.instruction_set,
+            compiler=placement.kernels.compiler,
+        )
+    elif placement.device != "cpu":
+        log.info("gpu_used", device=placement.device)
+    else:
+        log.warning(
+            "no_kernels", reason=placement.reason, consequence="PyTorch computes alone and slower"
+        )

@@ -7,6 +7,7 @@ from typing import Any
 from textmill.core.errors import TextmillError
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import Outcome
+from textmill.core.redaction import reason_of, without_paths
 from textmill.engine import GenerationResult
 from textmill.worker.publishing import storable
 
@@ -18,7 +19,7 @@ def outcome_of(result: GenerationResult, model_revision: str | None) -> Outcome:
     """The outcome of a job whose generation has ended."""
     error_code = error_message = None
     if result.finish_reason == "error":
-        error_code, error_message = code_of(result.error), storable(str(result.error)[:1000])
+        error_code, error_message = code_of(result.error), _message_of(result.error)
     elif result.finish_reason == "deadline":
         error_code, error_message = "deadline", "The text was not finished by the job's deadline."
     return Outcome(
@@ -60,6 +61,14 @@ def failed_result(error: Exception) -> GenerationResult:
 def code_of(error: Exception | None) -> str:
     """The stable code of an error."""
     return str(getattr(error, "code", "internal"))
+
+
+def _message_of(error: Exception | None) -> str:
+    """What a visitor reads of an error: nothing quoted by a library, and no path of this machine.
+
+    The log has the whole error.
+    """
+    return "" if error is None else storable(without_paths(reason_of(error)))
 
 
 def _trace_json(result: GenerationResult) -> list[dict[str, Any]] | None:

@@ -77,7 +77,9 @@ class WorkerProcess:
         self.is_outdated = False
         self._stop_signal = stop_signal
         self.worker_id = f"{worker_host()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        num_slots = settings.num_slots or default_num_slots(settings.kernel_dir)
+        num_slots = settings.num_slots or default_num_slots(
+            settings.kernel_dir, settings.kernels_isa
+        )
         self.engine = InferenceEngine(
             watch.models,
             num_slots=num_slots,
@@ -273,6 +275,8 @@ def served_model_of(name: str, model: LoadedModel) -> ServedModel:
         context_length=info.context_length,
         vocabulary_size=info.vocabulary_size,
         dtype=info.dtype,
+        instruction_set=info.instruction_set,
+        kernels_note=info.kernels_note,
         tokenizer_json=info.tokenizer_json,
         finetuning=model.provenance.finetuning,
         curve_svg=model.provenance.curve_svg,

@@ -79,6 +79,7 @@ def _try(asked: dict[str, Any], out: IO[str]) -> None:
         num_slots=num_slots,
         report=lambda sentence: _say(out, report=sentence),
         kernel_dir=None if kernel_dir is None else Path(kernel_dir),
+        instruction_set=asked["instruction_set"],
     )
     write(model)
 

@@ -25,6 +25,7 @@ from typing import IO, cast
 
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.core.workers import is_alive
+from textmill.engine.kernels.instruction_sets import AUTO
 from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.placement import place
 from textmill.engine.models.sources import find_prepared
@@ -50,6 +51,7 @@ class Trials:
         memory_dir: the folder of the records; may be missing.
         num_slots: number of sequences that must fit at once.
         report: gets a sentence about each slow step.
+        instruction_set: of the kernels; ``auto``, or the name of a set.
     """
 
     cache_dir: Path
@@ -57,6 +59,7 @@ class Trials:
     memory_dir: Path
     num_slots: int
     report: Report
+    instruction_set: str = AUTO
     _marks: dict[ModelSpec, Path | None] = field(default_factory=dict, repr=False, compare=False)
 
     def try_out(self, spec: ModelSpec, patience_seconds: float = TRIAL_SECONDS) -> None:
@@ -113,8 +116,8 @@ class Trials:
         prepared = find_prepared(spec.source, spec.adapter, self.cache_dir, lambda _: None)
         if prepared is None:
             return None
-        placement = place(spec.dtype, self.kernel_dir, lambda _: None)
-        library = "" if placement.library is None else Path(placement.library._name).name
+        placement = place(spec.dtype, self.kernel_dir, lambda _: None, self.instruction_set)
+        library = "" if placement.kernels is None else placement.kernels.path.name
         facts = (
             prepared.revision, str(prepared.folder.name), spec.dtype, placement.dtype,
             placement.device, library, self.num_slots, version("textmill"), version("torch"),
@@ -124,8 +127,14 @@ class Trials:
 
     def _asked(self, spec: ModelSpec) -> str:
         kernel_dir = None if self.kernel_dir is None else str(self.kernel_dir)
-        document = {"spec": asdict(spec), "cache_dir": str(self.cache_dir)}
-        return json.dumps(document | {"kernel_dir": kernel_dir, "num_slots": self.num_slots})
+        document = {
+            "spec": asdict(spec),
+            "cache_dir": str(self.cache_dir),
+            "kernel_dir": kernel_dir,
+            "instruction_set": self.instruction_set,
+            "num_slots": self.num_slots,
+        }
+        return json.dumps(document)
 
 
 def _run(asked: str, patience_seconds: float, report: Report) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from sqlalchemy import Engine
 
@@ -13,6 +14,7 @@ from textmill.core.catalog.live import LiveCatalog
 from textmill.core.events import EventBus
 from textmill.core.jobs.history import History
 from textmill.core.problems import MODELS_FILE, SeenProblem, problems
+from textmill.core.redaction import without_paths
 from textmill.core.workers import SeenWorker, seen_workers, worker_host
 
 
@@ -55,10 +57,14 @@ class QueueService:
         return self._history.failures()
 
     def problems(self) -> list[SeenProblem]:
-        """List what workers leave out, and what is wrong with this process's models file."""
+        """List what workers leave out, and what is wrong with this process's models file.
+
+        Visitors read the reasons, so they name files without their folders; the log and
+        ``textmill doctor`` give the paths.
+        """
         found = problems(self._engine)
         own = self._catalog.problem
         if own is not None and not any(item.reason == own for item in found):
             at = int(time.time() * 1000)
             found.append(SeenProblem(worker_host(), "models_file", MODELS_FILE, own, at))
-        return found
+        return [replace(item, reason=without_paths(item.reason)) for item in found]

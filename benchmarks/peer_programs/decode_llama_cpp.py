@@ -7,6 +7,7 @@ import ctypes
 import json
 import sys
 import time
+from typing import Any
 
 import llama_cpp
 
@@ -15,7 +16,7 @@ NUM_TIMED = 112
 NUM_THREADS = 2
 
 
-def tokens_per_second(model, batch_size):
+def tokens_per_second(model: Any, batch_size: int) -> float:
     """Decode NUM_TIMED positions of ``batch_size`` sequences, and read all their logits."""
     settings = llama_cpp.llama_context_default_params()
     settings.n_ctx = 256 * batch_size
@@ -45,7 +46,7 @@ def tokens_per_second(model, batch_size):
     return batch_size * NUM_TIMED / seconds
 
 
-def main(path, batches):
+def main(path: str, batches: list[int]) -> None:
     """Load the file once, and time each batch size."""
     started = time.perf_counter()
     llama_cpp.llama_backend_init()

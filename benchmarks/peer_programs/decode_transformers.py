@@ -14,7 +14,7 @@ PROMPT = "Related work. Neural machine translation has been studied"
 NUM_NEW = 64
 
 
-def main(folder, batches):
+def main(folder: str, batches: list[int]) -> None:
     """Load the model once, and time each batch size after a short warm-up."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from textmill.core.catalog.sources import parse_source
 from textmill.core.errors import SettingsError
+from textmill.core.paths import expand_home
 from textmill.core.settings import Settings
 
 DEFAULT_PATH = Path(__file__).with_name("default_models.toml")
@@ -170,10 +171,17 @@ def _model(entry: object, index: int, path: Path) -> ModelSpec:
     if not isinstance(is_default, bool):
         raise SettingsError(f"{where}: default must be true or false.")
     adapter = _text(entry, "adapter", where, "") or None
+    source = _text(entry, "source", where)
+    try:
+        source = _resolved(source, path.parent)
+        if adapter is not None:
+            adapter = str((path.parent / expand_home(adapter)).absolute())
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
     return ModelSpec(
         name=name,
-        source=_resolved(_text(entry, "source", where), path.parent),
-        adapter=str((path.parent / Path(adapter).expanduser()).absolute()) if adapter else None,
+        source=source,
+        adapter=adapter,
         dtype=dtype,
         is_default=is_default,
         description=_text(entry, "description", where, ""),

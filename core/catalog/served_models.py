@@ -27,6 +27,9 @@ class ServedModel:
         curve_svg: the chart of its training losses, from its folder.
         card_markdown: the model card of its folder. ``cards`` returns an empty text for each of
             these two that exists, and ``None`` otherwise.
+        instruction_set: of the compiled kernels; ``None`` if PyTorch computes, or if a worker of
+            an earlier version stored the record.
+        kernels_note: the compiler that made the kernels, or why PyTorch computes.
     """
 
     name: str
@@ -41,6 +44,8 @@ class ServedModel:
     finetuning: Finetuning | None = None
     curve_svg: str | None = None
     card_markdown: str | None = None
+    instruction_set: str | None = None
+    kernels_note: str | None = None
 
     @property
     def has_curve(self) -> bool:

@@ -14,6 +14,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Literal
 
+from textmill.core.paths import expand_home
+
 _PACKAGE = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -56,10 +58,13 @@ def parse_source(text: str, folder: Path | None = None) -> ModelSource:
 
     Returns:
         The source; a relative path is joined to ``folder``.
+
+    Raises:
+        SettingsError: the path begins with the home folder of an unknown user.
     """
     if text.startswith(_PACKAGE):
         return ModelSource("package", text.removeprefix(_PACKAGE))
-    path = (folder or Path()) / Path(text).expanduser()
+    path = (folder or Path()) / expand_home(text)
     looks_like_path = text.startswith(("/", ".", "~")) or text.endswith(".gguf")
     if looks_like_path or path.exists():
         return ModelSource("path", str(path))

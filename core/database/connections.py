@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -274,32 +274,32 @@ def _answered(engine: Engine, gate: _Gate, breaker: CircuitBreaker) -> Iterator[
     breaker.note_success()
 
 
-@contextmanager
-def _slot(gate: _Gate) -> Iterator[None]:
-    if not acquire_in_time(gate.slots):
-        raise _unavailable("Too many requests are waiting for the database; try again in a moment.")
-    try:
-        yield
-    finally:
-        gate.slots.release()
+def _slot(gate: _Gate) -> AbstractContextManager[None]:
+    return _held(
+        gate.slots, "Too many requests are waiting for the database; try again in a moment."
+    )
 
 
-@contextmanager
-def _turn(gate: _Gate) -> Iterator[None]:
+def _turn(gate: _Gate) -> AbstractContextManager[None]:
     """Wait for SQLite's one write lock in the order of this process's threads.
 
     SQLite waits by sleeping and trying again: with many threads, some would sleep through every gap
     until their time is up.
     """
     if gate.turn is None:
-        yield
-        return
-    if not acquire_in_time(gate.turn):
-        raise _unavailable("The database is busy; try again in a moment.")
+        return nullcontext()
+    return _held(gate.turn, "The database is busy; try again in a moment.")
+
+
+@contextmanager
+def _held(lock: threading.Lock | threading.Semaphore, complaint: str) -> Iterator[None]:
+    """Hold a lock; raises StorageUnavailable if it is not free before the deadline."""
+    if not acquire_in_time(lock):
+        raise _unavailable(complaint)
     try:
         yield
     finally:
-        gate.turn.release()
+        lock.release()
 
 
 def acquire_in_time(lock: threading.Lock | threading.Semaphore) -> bool:

@@ -1,7 +1,7 @@
-"""The tables. What SQLite and PostgreSQL each add (search, partial indexes) is in the migrations.
+"""The tables. The migrations add what differs between SQLite and PostgreSQL, such as the search.
 
-Instants are whole milliseconds since 1970 (UTC) by the database's clock: one type, one arithmetic
-and one order on both databases.
+Instants are whole milliseconds since 1970 (UTC) by the database's clock, so that type, arithmetic
+and order are the same on both databases.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from textmill.core.statuses import STATUSES
 
-# SQLite numbers rows by itself only in an INTEGER PRIMARY KEY.
+# SQLite assigns row numbers only to an INTEGER PRIMARY KEY.
 RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 _QUEUED = text("status = 'queued'")
 _RUNNING = text("status = 'running'")
@@ -40,7 +40,7 @@ _STALE_SEARCH = text("search_rules IS NULL AND finished_at IS NOT NULL")
 
 
 class Base(DeclarativeBase):
-    """Root of the tables; constraints are named so that migrations can speak of them."""
+    """Base class of the tables; constraints have names, by which migrations refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -68,10 +68,10 @@ class Run(Base):
 
 
 class Job(Base):
-    """One text to be written. ``core.jobs.store.JobStore`` alone writes ``status``.
+    """One completion to generate. Only ``core.jobs.store.JobStore`` writes ``status``.
 
-    ``attempt`` is the fence: it only ever grows, and a worker may write only under the attempt it
-    claimed. ``number`` gives the history its order and the search its row.
+    ``attempt`` is the fence: it only increases, and a worker may write only under the attempt that
+    it claimed. ``number`` orders the history and identifies the row in the search index.
     """
 
     __tablename__ = "jobs"
@@ -81,7 +81,7 @@ class Job(Base):
         Index(
             "ix_jobs_queued",
             "model",
-            "share_rank",
+            "virtual_start",
             "number",
             sqlite_where=_QUEUED,
             postgresql_where=_QUEUED,
@@ -90,7 +90,7 @@ class Job(Base):
         Index(
             "ix_jobs_active_owner_id",
             "owner_id",
-            "share_rank",
+            "virtual_start",
             sqlite_where=_ACTIVE,
             postgresql_where=_ACTIVE,
         ),
@@ -104,7 +104,7 @@ class Job(Base):
         Index("ix_jobs_status", "status", "number"),
         Index("ix_jobs_finished_at", "finished_at"),
         Index("ix_jobs_created_at", "created_at"),
-        {"sqlite_autoincrement": True},  # a deleted job's number, a cursor, is never given again
+        {"sqlite_autoincrement": True},  # numbers are cursors, and are not reused
     )
 
     number: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True, autoincrement=True)
@@ -124,10 +124,11 @@ class Job(Base):
     has_trace: Mapped[bool] = mapped_column(Boolean)
 
     status: Mapped[str] = mapped_column(String(16))
-    # Not used: kept for the release before, which orders by it.
+    # Not used; the previous release orders by it.
     priority: Mapped[int] = mapped_column(Integer, default=0)
-    # Start-time fair queueing: see core.jobs.admission.
-    share_rank: Mapped[int] = mapped_column(BigInteger)
+    # Start-time fair queueing: see core.jobs.admission. The column's name is that of the first
+    # release, which processes of the previous release use (docs/decisions/0004).
+    virtual_start: Mapped[int] = mapped_column("share_rank", BigInteger, key="virtual_start")
     attempt: Mapped[int] = mapped_column(Integer)
     lost_count: Mapped[int] = mapped_column(Integer)
     not_before: Mapped[int] = mapped_column(BigInteger)
@@ -137,7 +138,7 @@ class Job(Base):
     cancel_requested_at: Mapped[int | None] = mapped_column(BigInteger)
 
     text: Mapped[str] = mapped_column(Text)
-    # The terms of prompt and text, cut by core.jobs.search, one space between.
+    # The terms of prompt and text by core.jobs.search, separated by spaces.
     search_text: Mapped[str] = mapped_column(Text)
     finish_reason: Mapped[str | None] = mapped_column(String(16))
     error_code: Mapped[str | None] = mapped_column(String(64))
@@ -149,21 +150,21 @@ class Job(Base):
     started_at: Mapped[int | None] = mapped_column(BigInteger)
     first_token_at: Mapped[int | None] = mapped_column(BigInteger)
     finished_at: Mapped[int | None] = mapped_column(BigInteger)
-    # What a search within scripts without spaces compares; empty in a row of the release before.
+    # The runs of prompt and text by core.jobs.search; empty in rows of the previous release.
     search_runs: Mapped[str] = mapped_column(Text, server_default="")
-    # The version of the rules of core.jobs.search that cut the terms of a finished job. Null: not
-    # finished, or cut by the release before; core.database.maintenance cuts the latter anew.
+    # The version of the rules by which core.jobs.search indexed a finished job. Null: not finished,
+    # or indexed by the previous release; core.database.maintenance indexes the latter again.
     search_rules: Mapped[int | None] = mapped_column(Integer)
 
 
 class JobEvent(Base):
-    """One transition of a job, written in the transaction that made it."""
+    """One transition of a job, written in the same transaction."""
 
     __tablename__ = "job_events"
     __table_args__ = (Index("ix_job_events_job_id", "job_id", "number"),)
 
     number: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True, autoincrement=True)
-    # No foreign key: the account of what happened outlives a deleted job.
+    # No foreign key: the events of a deleted job are kept.
     job_id: Mapped[str] = mapped_column(String(36))
     attempt: Mapped[int] = mapped_column(Integer)
     from_status: Mapped[str | None] = mapped_column(String(16))
@@ -173,7 +174,7 @@ class JobEvent(Base):
 
 
 class JobTrace(Base):
-    """Why each token of a job was chosen, as JSON; apart, since it is large and seldom read."""
+    """Why each token of a job was chosen, as JSON; a separate table, because it is large."""
 
     __tablename__ = "job_traces"
 
@@ -182,7 +183,7 @@ class JobTrace(Base):
 
 
 class Worker(Base):
-    """A worker process and what it last said of itself."""
+    """A worker process and its last report."""
 
     __tablename__ = "workers"
 
@@ -196,7 +197,7 @@ class Worker(Base):
 
 
 class LoadedModelCard(Base):
-    """What a worker found out about a model when it loaded it; the web side never loads one."""
+    """The properties of a model, which a worker found when it loaded the model."""
 
     __tablename__ = "model_cards"
 
@@ -208,7 +209,10 @@ class LoadedModelCard(Base):
     context_length: Mapped[int] = mapped_column(Integer)
     vocabulary_size: Mapped[int] = mapped_column(Integer)
     dtype: Mapped[str] = mapped_column(String(16))
-    # tokenizer.json, so that the web side counts tokens as the worker does; null: it has none.
+    # Of the compiled kernels; null: PyTorch computes. The note names the compiler, or the reason.
+    instruction_set: Mapped[str | None] = mapped_column(String(16))
+    kernels_note: Mapped[str | None] = mapped_column(Text)
+    # tokenizer.json, with which the web side counts tokens as the worker does; null: none.
     tokenizer_json: Mapped[str | None] = mapped_column(Text)
     loaded_at: Mapped[int] = mapped_column(BigInteger)
     # The fine-tuning record of the model's folder (core.catalog.finetunings). Null: none.
@@ -230,14 +234,14 @@ class Problem(Base):
     until: Mapped[int] = mapped_column(BigInteger)
 
 
-# For the hot paths: the detour over the mapped class was a fifth of what a submission cost.
+# For frequent statements: the mapped classes took a fifth of a submission's time.
 JOBS = cast(Table, Job.__table__)
 JOB_EVENTS = cast(Table, JobEvent.__table__)
 
-# Literals, not parameters: a partial index serves only a query that names its status.
+# Literals, not parameters: a partial index serves only queries that contain its status.
 IS_QUEUED = Job.status == literal_column("'queued'")
 IS_RUNNING = Job.status == literal_column("'running'")
 IS_ACTIVE = or_(IS_QUEUED, IS_RUNNING)
 
-CLAIM_ORDER = (Job.share_rank, Job.number)
-"""Which of a model's waiting jobs is the next: by fair share, then age."""
+CLAIM_ORDER = (Job.virtual_start, Job.number)
+"""The order in which a model's queued jobs are claimed: fair share, then age."""

@@ -26,11 +26,11 @@ _INSERT = insert(JOBS).values(
     deadline_at=now_ms() + bindparam("deadline_ms", type_=BigInteger), created_at=now_ms()
 )
 VIRTUAL_STARTS = select(
-    select(func.max(Job.share_rank))
+    select(func.max(Job.virtual_start))
     .where(IS_ACTIVE, Job.owner_id == bindparam("owner"))
     .scalar_subquery(),
-    select(func.min(Job.share_rank)).where(IS_QUEUED).scalar_subquery(),
-    select(func.max(Job.share_rank)).where(IS_RUNNING).scalar_subquery(),
+    select(func.min(Job.virtual_start)).where(IS_QUEUED).scalar_subquery(),
+    select(func.max(Job.virtual_start)).where(IS_RUNNING).scalar_subquery(),
 )
 
 
@@ -154,7 +154,7 @@ def insert_queued(
             "parameters": new.parameters,
             "has_trace": new.has_trace,
             "status": "queued",
-            "share_rank": virtual_start + offset,
+            "virtual_start": virtual_start + offset,
             "attempt": 0,
             "lost_count": 0,
             "not_before": 0,
@@ -171,11 +171,11 @@ def insert_queued(
 
 
 def _next_virtual_start(connection: Connection, owner_id: str) -> int:
-    """The virtual start of an owner's next job, stored in the column ``share_rank``.
+    """The virtual start of an owner's next job.
 
-    Start-time fair queueing (Goyal, Vin and Cheng, 1996) with equal weights: the virtual start is
-    one more than that of the owner's last active job, and at least the queue's present virtual
-    time plus one. An owner with five hundred jobs and one with a single job take turns.
+    Start-time fair queueing (Goyal, Vin and Cheng, 1996) with equal weights: one more than the
+    virtual start of the owner's last active job, and not less than that of the first queued job.
+    An owner with five hundred jobs and one with a single job take turns.
     """
     own, head, running = connection.execute(VIRTUAL_STARTS, {"owner": owner_id}).one()
     virtual_time = head - 1 if head is not None else (running or 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from textmill.core.database.tables import JOBS
 from textmill.core.statuses import FINAL_STATUSES
 
 
@@ -28,7 +29,7 @@ class JobRecord:
     parameters: dict[str, Any]
     has_trace: bool
     status: str
-    share_rank: int
+    virtual_start: int
     attempt: int
     lost_count: int
     not_before: int
@@ -51,7 +52,7 @@ class JobRecord:
     def from_row(cls, row: Row[Any]) -> JobRecord:
         """Build a record from a row that contains all columns of ``jobs``."""
         columns = row._mapping
-        return cls(**{name: columns[name] for name in _JOB_COLUMNS})
+        return cls(**{name: columns[column] for name, column in _JOB_COLUMNS})
 
     @property
     def is_final(self) -> bool:
@@ -64,7 +65,8 @@ class JobRecord:
         return f"{self.attempt}-{len(self.text)}"
 
 
-_JOB_COLUMNS = tuple(item.name for item in fields(JobRecord))
+# Each field with its column's name, which the result of a SELECT uses.
+_JOB_COLUMNS = tuple((item.name, JOBS.c[item.name].name) for item in fields(JobRecord))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,19 @@
-"""What the history's search compares: the same on SQLite and PostgreSQL.
+"""Splits text into the terms that the history's search compares, on both databases alike.
 
-Each database would cut and fold text by rules of its own. We do it here, and hand both of them
-plain terms with one space between; their indexes then only compare.
+SQLite and PostgreSQL would split and fold text by different rules. This module does both, and gives
+the databases terms that are separated by one space; their indexes only compare them.
 
-A text has two kinds of parts. *Words* are runs of letters and digits in scripts that put spaces
-between words: a query finds them whole. *Runs* are stretches of scripts that do not, or that add
-endings to a word without a mark between (Han, kana, Hangul, Thai, Lao, Khmer, Myanmar, Tibetan and
-their kin), and of pictographs: a query finds them anywhere within a run. The index holds each
-character and each pair of neighbours of a run; three or more in a row are then compared with the
-run itself, which the column ``search_runs`` keeps.
+A text has two kinds of parts. *Words* consist of letters and digits of scripts with spaces between
+words; a query finds whole words. *Runs* consist of scripts without such spaces, or of scripts that
+add endings to a word without a separator (Han, kana, Hangul, Thai, Lao, Khmer, Myanmar, Tibetan and
+others), or of pictographs; a query finds any part of a run. The index contains each character and
+each pair of adjacent characters of a run. Queries of three or more characters are also compared
+with the whole run, which is stored in the column ``search_runs``.
 
-Folding follows Unicode's compatibility caseless matching (D147). Deviation: marks fall away where
-they are an accent or optional (Latin, Greek, Arabic, Hebrew; in Cyrillic all but those of letters
-of their own, so that й is not и), and stay where they are a part of the spelling, as vowel signs of
-Indic scripts and voicing marks of kana are.
+Folding follows Unicode's compatibility caseless matching (D147), with one deviation. Marks are
+removed if they are accents or optional (Latin, Greek, Arabic, Hebrew; in Cyrillic, unless they make
+another letter, so that й is not и). They are kept if they are part of the spelling, like the vowel
+signs of Indic scripts and the voicing marks of kana.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-RULES = 1  # the number of these rules, in the column ``search_rules``; raise it when they change
-MAX_WORD_CHARACTERS = 64  # PostgreSQL refuses a lexeme over 2,046 bytes
+RULES = 1  # the version of these rules, in the column ``search_rules``; increase it on a change
+MAX_WORD_CHARACTERS = 64  # PostgreSQL refuses lexemes of more than 2,046 bytes
 MAX_QUERY_TERMS = 32
-MAX_TERMS_BYTES = 900_000  # PostgreSQL refuses a tsvector whose lexemes pass 2^20 bytes
-# Scripts that are searched within: without spaces between words, or with endings added to them.
+MAX_TERMS_BYTES = 900_000  # PostgreSQL refuses a tsvector with lexemes of over 2^20 bytes
+# Scripts whose text forms runs.
 _RUN_BLOCKS = (
     (0x0E00, 0x0FFF),  # Thai, Lao, Tibetan
     (0x1000, 0x109F),  # Myanmar
@@ -50,11 +50,12 @@ _RUN_BLOCKS = (
 _ACCENTED = ("LATIN ", "GREEK ", "ARABIC ", "HEBREW ", "DIGIT ", "COPTIC ", "FEMININE", "MASCULINE")
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 _ZERO_WIDTH_SPACE, _ZERO_WIDTH_NON_JOINER = "\u200b", "\u200c"
-# Cyrillic letters whose mark readers leave out as often as not.
+# Cyrillic letters whose mark is often omitted.
 _SAME_LETTER = str.maketrans({"ё": "е", "ѐ": "е", "ѝ": "и"})
-_NO_LETTER_OF_ITS_OWN = str.maketrans({"ı": "i", "ـ": None})  # Turkish i; the Arabic stretching bar
+# The Turkish dotless i, and the Arabic tatweel, which only lengthens a word.
+_NO_LETTER_OF_ITS_OWN = str.maketrans({"ı": "i", "ـ": None})
 _SEPARATORS = {ord(_ZERO_WIDTH_SPACE): None, ord(_ZERO_WIDTH_NON_JOINER): None}
-# The patterns are over kinds, one letter a character: see ``_kind``.
+# These patterns match strings of kinds, one letter for each character: see ``_kind``.
 _ACCENTS = re.compile("(?<=a)[mk]+")
 _CYRILLIC = re.compile("c[mk]+")
 _PARTS = re.compile("(?P<run>r[rmkzb]*)|(?P<word>[acw](?:[acwm]|(?<=[wm])z)*)")
@@ -62,7 +63,7 @@ _ASCII = re.compile("[a-z0-9]+")
 
 
 class _Kinds(dict[int, str]):
-    """The kind of each character, found out when it first occurs."""
+    """The kind of each character, determined when it first occurs."""
 
     def __missing__(self, code: int) -> str:
         self[code] = found = _kind(chr(code))
@@ -70,11 +71,11 @@ class _Kinds(dict[int, str]):
 
 
 def _kind(character: str) -> str:
-    """One letter for what a character is to the search.
+    """The kind of a character, as one letter.
 
-    ``a``, ``c``, ``w``: a letter or digit whose marks fall away, Cyrillic, any other. ``r``: of a
-    run; ``k``: a mark of such a script; ``m``: any other mark. ``x``: nothing, as a joiner is;
-    ``z`` and ``b``: nothing in some scripts and a separator elsewhere. Blank: a separator.
+    Letters and digits: ``a`` if their marks are removed, ``c`` if Cyrillic, ``r`` if part of a run,
+    else ``w``. Marks: ``k`` in scripts that form runs, else ``m``. Ignored: ``x`` always, ``z`` and
+    ``b`` in some scripts, where they separate nothing. A space: any other separator.
     """
     if character in (_ZERO_WIDTH_SPACE, _ZERO_WIDTH_NON_JOINER):
         return "b" if character == _ZERO_WIDTH_SPACE else "z"
@@ -98,7 +99,7 @@ _KINDS = _Kinds()
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a text consists of, in order."""
+    """The words and runs of a text, in order."""
 
     words: tuple[str, ...]
     runs: tuple[str, ...]
@@ -122,7 +123,7 @@ def parts(text: str) -> Parts:
 
 
 def _folded(text: str) -> str:
-    """A text without case, compatibility forms and accents."""
+    """Fold case, compatibility forms and accents."""
     text = unicodedata.normalize("NFKD", text.casefold())
     text = unicodedata.normalize("NFKD", text.casefold()).translate(_NO_LETTER_OF_ITS_OWN)
     kinds = text.translate(_KINDS)
@@ -159,7 +160,7 @@ def _terms(found: Parts) -> Iterator[str]:
 
 
 def search_columns(*texts: str) -> dict[str, str]:
-    """The columns of a row with some texts: its distinct terms, and its distinct runs."""
+    """The search columns of a row that contains these texts: distinct terms, distinct runs."""
     all_parts = [parts(text) for text in texts]
     terms = dict.fromkeys(term for found in all_parts for term in _terms(found))
     runs = dict.fromkeys(run for found in all_parts for run in found.runs)
@@ -175,11 +176,11 @@ def _joined(terms: dict[str, None]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a row must have.
+    """What a row must contain to be found.
 
     Attributes:
-        terms: all of these in its index.
-        runs: each of these within one of its runs; only those that the terms do not settle.
+        terms: its index contains all of these.
+        runs: its runs contain each of these; omitted if the terms suffice.
     """
 
     terms: tuple[str, ...]
@@ -187,7 +188,7 @@ class Query:
 
 
 def parse_search(text: str) -> Query:
-    """What a query asks for."""
+    """Parse the text of a search field."""
     found = parts(text)
     needed = list(found.words)
     for run in found.runs:
@@ -198,7 +199,7 @@ def parse_search(text: str) -> Query:
 
 
 def fts5_query(terms: tuple[str, ...]) -> str:
-    """The terms as an FTS5 expression; they hold no quote and no blank."""
+    """The terms as an FTS5 expression; they contain neither quotes nor spaces."""
     return " ".join(f'"{term}"' for term in terms)
 
 

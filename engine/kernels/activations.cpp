@@ -1,7 +1,6 @@
 #include "activations.h"
 
 #include <cmath>
-#include <cstring>
 
 namespace textmill {
 
@@ -30,33 +29,26 @@ void normalize(const float* x, int width, bool is_rms, float eps, const float* w
     }
 }
 
-void quantize(const float* x, int width, float* scratch, int8_t* out, float* scale,
-              int32_t* offset) {
+void quantize(const float* x, int width, float* scratch, uint8_t* out, float* scale) {
     Floats maxima = {}, not_finite = {};
     for (int i = 0; i < width; i += HADAMARD_SIZE) {
         Floats v[4];
-        std::memcpy(v, x + i, sizeof v);
+        for (int j = 0; j < 4; ++j) v[j] = load(x + i + j * LANES);
         hadamard(v);
-        std::memcpy(scratch + i, v, sizeof v);
-        for (Floats part : v) {
-            maxima = maximum(maxima, maximum(part, -part));
-            not_finite = not_finite + (part - part);  // 0, or NaN
+        for (int j = 0; j < 4; ++j) {
+            store(scratch + i + j * LANES, v[j]);
+            maxima = maximum(maxima, maximum(v[j], -v[j]));
+            not_finite = not_finite + (v[j] - v[j]);  // 0, or NaN
         }
     }
     const float largest = horizontal_maximum(maxima), check = horizontal_sum(not_finite);
     const Floats inverse = broadcast(check == 0.0f ? inverse_scale(largest) : 0.0f);
-    Ints sum = {};
     for (int i = 0; i < width; i += LANES) {
         const Floats v =
             check == 0.0f ? round_to_even(load(scratch + i) * inverse) : Floats{};
-        const Ints n = __builtin_convertvector(v, Ints);
-        sum = sum + n;
-        store_int8(out + i, n);
+        store(out + i, to_bytes(to_ints(v) + broadcast(ACTIVATION_OFFSET)));
     }
-    int32_t total = 0;
-    for (int lane = 0; lane < LANES; ++lane) total += sum[lane];
     *scale = largest / 127.0f + check;
-    *offset = total * 128;
 }
 
 }  // namespace textmill

@@ -20,11 +20,10 @@ inline float inverse_scale(float largest) { return largest > 1e-30f ? 127.0f / l
 void normalize(const float* x, int width, bool is_rms, float eps, const float* weight,
                const float* bias, float* out);
 
-// Transforms x (width, a multiple of HADAMARD_SIZE) into scratch, and rounds it to int8.
+// Transforms x (width, a multiple of HADAMARD_SIZE) into scratch, and rounds it to integers of at most
+// 127, which are stored plus ACTIVATION_OFFSET.
 //
-// *scale is the scale of these activations alone; it is not finite where x is not. *offset is 128 times
-// the sum of the rounded numbers: the excess in a product with weights that are stored plus 128.
-void quantize(const float* x, int width, float* scratch, int8_t* out, float* scale,
-              int32_t* offset);
+// *scale is the scale of these activations alone; it is not finite where x is not.
+void quantize(const float* x, int width, float* scratch, uint8_t* out, float* scale);
 
 }  // namespace textmill

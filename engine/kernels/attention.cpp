@@ -151,7 +151,7 @@ template <class T, int QUERIES>
 void Attention::score(const Context<T>& context, const T* next_keys, const float* queries,
                       float* scores, Floats* maxima) const {
     constexpr int PER_LINE = CACHE_LINE_BYTES / (LANES * sizeof(T));
-    const Floats lanes = __builtin_convertvector(lane_indices(), Floats);
+    const Floats lanes = to_floats(lane_indices());
     const Floats masked = broadcast(NEGATIVE_INFINITY);
     const int num_blocks = context.num_blocks(), stride = num_blocks * LANES;
     for (int q = 0; q < QUERIES; ++q) maxima[q] = masked;
@@ -168,8 +168,8 @@ void Attention::score(const Context<T>& context, const T* next_keys, const float
         }
         const Floats where = lanes + broadcast(float((context.first_block + block) * LANES));
         for (int q = 0; q < QUERIES; ++q) {
-            sum[q] = where < broadcast(float(context.first)) ? masked : sum[q];
-            sum[q] = where > broadcast(float(context.last)) ? masked : sum[q];
+            sum[q] = select(where < broadcast(float(context.first)), masked, sum[q]);
+            sum[q] = select(where > broadcast(float(context.last)), masked, sum[q]);
             maxima[q] = maximum(maxima[q], sum[q]);
             store(scores + q * stride + block * LANES, sum[q]);
         }

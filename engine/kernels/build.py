@@ -1,29 +1,30 @@
-"""Compile the kernels once with the machine's own compiler, and load them.
+"""Compile the kernels once for this machine's instruction set, and load them.
 
-Built files are kept in a folder that the caller names. A file's name is a hash of the sources, the
-options, the compiler and the processor. Without a compiler, or if it fails, the caller uses PyTorch
-alone.
+Built files are kept in a folder that the caller names. A file's name contains the instruction set
+and a hash of the sources, the options and the compiler, so processors that differ may share a
+folder. Without a compiler, or if it fails, the caller uses PyTorch alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
-import platform
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from textmill.engine.kernels.compilers import Compiler, NoCompiler, find_compilers
+from textmill.engine.kernels.instruction_sets import AUTO, InstructionSet, choose
 from textmill.engine.kernels.interface import InterfaceMismatch, declare
 
+# What a product or a sum is rounded to may not depend on the compiler: it never fuses them on its
+# own, nor changes their order.
 OPTIONS = (
     "-std=c++20",
     "-O3",
-    "-march=native",
     "-ffp-contract=off",
     "-fno-math-errno",
     "-fvisibility=hidden",
@@ -31,29 +32,88 @@ OPTIONS = (
     "-fPIC",
     "-pthread",
 )
-COMPILERS = ("g++", "clang++", "c++")
-COMPILE_SECONDS = 180.0
+COMPILE_SECONDS = 900.0  # zig takes one minute of a processor, and processors may be shared
+Report = Callable[[str], None]
 
 
 class NoKernels(Exception):
     """The kernels are not available; the message says why."""
 
 
-def kernels(folder: Path) -> ctypes.CDLL:
-    """Load the library, and build it first if the folder does not contain it.
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernels:
+    """The loaded kernels.
+
+    Attributes:
+        library: their functions, see ``interface``.
+        path: the file.
+        instruction_set: the name of the set that they use.
+        compiler: the compiler that made them, and its version.
+    """
+
+    library: ctypes.CDLL
+    path: Path
+    instruction_set: str
+    compiler: str
+
+
+def kernels(folder: Path, instruction_set: str = AUTO, report: Report = lambda _: None) -> Kernels:
+    """Load the kernels, and build them first if the folder does not contain them.
+
+    Args:
+        folder: of built files.
+        instruction_set: ``auto``, or the name of a set.
+        report: is called with a sentence before they are compiled.
 
     Raises:
         NoKernels: there is no compiler, or its output cannot be used.
+        SettingsError: the processor does not have the instruction set.
     """
-    compiler = _compiler()
+    chosen = choose(instruction_set)
     sources = _sources()
-    path = folder / f"decoder-{_key(sources, compiler)}.so"
-    if not path.exists():
-        _build(sources, compiler, path)
+    problems = []
+    candidates = []
     try:
-        return declare(ctypes.CDLL(str(path)))
+        for compiler in find_compilers():
+            path = built_file(folder, chosen, compiler, sources)
+            candidates.append((compiler, path))
+            if path.exists():
+                return _load(path, chosen, compiler)
+    except NoCompiler as error:
+        raise NoKernels(str(error)) from error
+    for compiler, path in candidates:
+        report(
+            f"compiling the kernels for {chosen.name} with {compiler.name}, once; this takes about"
+            f" {compiler.usual_seconds} s"
+        )
+        try:
+            _build(sources, compiler, chosen, path)
+            return _load(path, chosen, compiler)
+        except NoKernels as error:
+            problems.append(str(error))
+    raise NoKernels("; ".join(problems))
+
+
+def _load(path: Path, instruction_set: InstructionSet, compiler: Compiler) -> Kernels:
+    try:
+        library = declare(ctypes.CDLL(str(path)))
     except (OSError, AttributeError, InterfaceMismatch) as error:
         raise NoKernels(f"{path} cannot be loaded: {error}") from error
+    return Kernels(library, path, instruction_set.name, compiler.name)
+
+
+def built_file(
+    folder: Path,
+    instruction_set: InstructionSet,
+    compiler: Compiler,
+    sources: dict[str, bytes] | None = None,
+) -> Path:
+    """The file that a compiler's kernels are kept in; it may be missing."""
+    parts = [name.encode() + b"\0" + text for name, text in sorted((sources or _sources()).items())]
+    options = (*OPTIONS, *compiler.target(instruction_set))
+    parts += [" ".join(options).encode(), compiler.name.encode()]
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    return folder / f"decoder-{instruction_set.name}-{key}.so"
 
 
 def one_unit(names: Iterable[str]) -> str:
@@ -72,39 +132,9 @@ def _sources() -> dict[str, bytes]:
     return {n: f.read_bytes() for n, f in found.items() if n.endswith((".h", ".cpp"))}
 
 
-def processor() -> str:
-    """The processor's name and its instruction sets, on which the built kernels depend."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    kept = ("model name", "flags", "Features", "CPU part")
-    found = {line.split(":")[0].strip(): line for line in lines if line.startswith(kept)}
-    return platform.machine() + "".join(sorted(found.values()))
-
-
-def _compiler() -> str:
-    named = os.environ.get("CXX")
-    for name in (named,) if named else COMPILERS:
-        found = shutil.which(name)
-        if found:
-            return found
-    raise NoKernels("no C++ compiler was found" if not named else f"CXX={named} was not found")
-
-
-def _key(sources: dict[str, bytes], compiler: str) -> str:
-    try:
-        version = subprocess.run(  # noqa: S603 - the user's own compiler
-            [compiler, "--version"], capture_output=True, check=True, timeout=COMPILE_SECONDS
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        raise NoKernels(f"{compiler} does not run: {error}") from error
-    parts = [name.encode() + b"\0" + text for name, text in sorted(sources.items())]
-    parts += [" ".join(OPTIONS).encode(), version, processor().encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _build(sources: dict[str, bytes], compiler: str, path: Path) -> None:
+def _build(
+    sources: dict[str, bytes], compiler: Compiler, instruction_set: InstructionSet, path: Path
+) -> None:
     """Compile beside the target and rename, so that no process loads an incomplete file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -113,14 +143,25 @@ def _build(sources: dict[str, bytes], compiler: str, path: Path) -> None:
             Path(folder, name).write_bytes(text)
         unit, built = Path(folder, "unit.cpp"), Path(folder, "decoder.so")
         unit.write_text(one_unit(sources), encoding="utf-8")
-        command = [compiler, *OPTIONS, str(unit), "-o", str(built)]
-        try:
-            done = subprocess.run(  # noqa: S603 - the user's own compiler
-                command, capture_output=True, text=True, check=False, timeout=COMPILE_SECONDS
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NoKernels(f"{compiler} does not run: {error}") from error
-        if done.returncode != 0:
-            lines = [line for line in done.stderr.splitlines() if "error" in line]
-            raise NoKernels(f"{compiler} failed: {(lines or ['no message'])[0][:200]}")
+        options = (*compiler.target(instruction_set), *OPTIONS)
+        _run(compiler, [*options, str(unit), "-o", str(built)], Path(folder, "cache"))
         built.replace(path)
+
+
+def _run(compiler: Compiler, arguments: list[str], cache: Path) -> None:
+    name = compiler.command[0] if not compiler.is_zig else compiler.name
+    try:
+        done = subprocess.run(  # noqa: S603 - the user's own compiler
+            [*compiler.command, *arguments],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=COMPILE_SECONDS,
+            env=compiler.environment(cache),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NoKernels(f"{name} does not run: {error}") from error
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if "error" in line]
+        raise NoKernels(f"{name} failed: {(lines or ['no message'])[0][:200]}")

@@ -62,9 +62,8 @@ Decoder::Decoder(const Spec& spec)
     qkv_ = Buffer<float>(tokens * qkv_width_);
     mixed_ = Buffer<float>(tokens * mixed_width_);
     inner_ = Buffer<float>(tokens * inner_width_);
-    int8_ = Buffer<int8_t>(tokens * max_width_);
+    int8_ = Buffer<uint8_t>(tokens * max_width_);
     scales_ = Buffer<float>(tokens);
-    offsets_ = Buffer<int32_t>(tokens);
     last_steps_ = Buffer<uint64_t>(spec.num_slots);
     last_positions_ = Buffer<int32_t>(spec.num_slots);
     for (int rank = 0; rank < pool_.size(); ++rank) scratch_.emplace_back(max_width_);
@@ -237,7 +236,7 @@ void Decoder::normalize_tokens(const Norm& norm, int rank) {
 
 void Decoder::quantize_token(const float* from, int width, int token, int rank) {
     quantize(from, width, scratch_[rank].get(), int8_.get() + size_t(token) * max_width_,
-             scales_.get() + token, offsets_.get() + token);
+             scales_.get() + token);
 }
 
 void Decoder::quantize_tokens(const float* from, int width, int rank) {
@@ -249,7 +248,7 @@ void Decoder::quantize_tokens(const float* from, int width, int rank) {
 }
 
 Inputs Decoder::inputs_of(const float* full, int stride) const {
-    return {full, spec_.is_int8 ? max_width_ : stride, int8_.get(), scales_.get(), offsets_.get()};
+    return {full, spec_.is_int8 ? max_width_ : stride, int8_.get(), scales_.get()};
 }
 
 void Decoder::apply(const PackedLinear& linear, const float* from, int stride,
@@ -308,14 +307,29 @@ void Decoder::sample(int num_rows, const float* logits, const SamplingParameters
         require((!own.num_seen || own.seen) && (!own.is_traced || traces), NULL_POINTER);
         require(is_in_range(own), BAD_SAMPLING);
     }
+    for_each_row(num_rows, [&](Sampler& sampler, int row) {
+        tokens[row] = sampler.sample(logits + size_t(row) * spec_.vocabulary, parameters[row],
+                                     parameters[row].is_traced ? traces + row : nullptr);
+    });
+}
+
+void Decoder::log_softmax(int num_rows, const float* logits, float* out) {
+    require(num_rows >= 0, BAD_COUNT);
+    if (num_rows == 0) return;
+    require(logits && out, NULL_POINTER);
+    for_each_row(num_rows, [&](Sampler& sampler, int row) {
+        const size_t start = size_t(row) * spec_.vocabulary;
+        sampler.log_softmax(logits + start, out + start);
+    });
+}
+
+// Calls work(sampler, row) in the threads of the pool, each with its own sampler.
+template <class Work>
+void Decoder::for_each_row(int num_rows, const Work& work) {
     while (int(samplers_.size()) < pool_.size()) samplers_.emplace_back(spec_.vocabulary);
     pool_.run([&](int rank) {
         pool_.parallel_for(rank, num_rows, [&](Range rows) {
-            for (int row = rows.first; row < rows.end; ++row)
-                tokens[row] = samplers_[rank].sample(logits + size_t(row) * spec_.vocabulary,
-                                                     parameters[row],
-                                                     parameters[row].is_traced ? traces + row
-                                                                               : nullptr);
+            for (int row = rows.first; row < rows.end; ++row) work(samplers_[rank], row);
         });
     });
 }

@@ -1,9 +1,9 @@
 // A decoder: its layers, and the order of a step. It knows nothing of families, token ids or text.
 //
 // The arithmetic of one token does not depend on the other tokens of the step: every sum over a token's
-// activations, and every weighted sum over its context, runs in one order. The contraction of products and
-// sums is switched off (-ffp-contract=off), so that the compiler cannot decide otherwise for some tile
-// sizes; where a fused operation is meant, it is written.
+// activations, and every weighted sum over its context, runs in one order, which is the same on every
+// instruction set. The contraction of products and sums is switched off (-ffp-contract=off), so that the
+// compiler cannot decide otherwise for some tile sizes; where a fused operation is meant, it is written.
 #pragma once
 
 #include <chrono>
@@ -53,6 +53,8 @@ public:
     void sample(int num_rows, const float* logits, const SamplingParameters* parameters,
                 int32_t* tokens, Trace* traces);
 
+    void log_softmax(int num_rows, const float* logits, float* out);
+
     const double* seconds() const { return seconds_; }  // (NUM_PHASES)
 
 private:
@@ -74,6 +76,8 @@ private:
     void rotate(float* head, int position) const;
     Inputs inputs_of(const float* full, int stride) const;
     template <class Work>
+    void for_each_row(int num_rows, const Work& work);
+    template <class Work>
     void parallel_for(Phase phase, int rank, int count, const Work& work);
 
     const Spec spec_;
@@ -83,10 +87,9 @@ private:
     Norm final_norm_;
     PackedLinear head_;
     int width_, qkv_width_, mixed_width_, inner_width_, max_width_;  // padded
-    // Activations (max_tokens, padded width), and their rounded form with its scales and offsets.
+    // Activations (max_tokens, padded width), and their rounded form with its scales.
     Buffer<float> hidden_, normed_, qkv_, mixed_, inner_, scales_;
-    Buffer<int8_t> int8_;
-    Buffer<int32_t> offsets_;
+    Buffer<uint8_t> int8_;
     bool is_complete_ = false;
     uint64_t num_steps_ = 0;
     Buffer<uint64_t> last_steps_;  // by slot: the last step with a token of it, and its position

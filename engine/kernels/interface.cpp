@@ -6,7 +6,6 @@
 #include <string>
 
 #include "decoder.h"
-#include "simd/simd.h"
 #include "status.h"
 
 using namespace textmill;
@@ -34,7 +33,6 @@ std::string description() {
     return number("version", INTERFACE_VERSION) + number("Spec", sizeof(Spec)) +
            number("SamplingParameters", sizeof(SamplingParameters)) +
            number("Trace", sizeof(Trace)) +
-           signature("textmill_has_int8_dot", textmill_has_int8_dot) +
            signature("textmill_new", textmill_new) + signature("textmill_free", textmill_free) +
            signature("textmill_set_linear", textmill_set_linear) +
            signature("textmill_set_norm", textmill_set_norm) +
@@ -42,6 +40,7 @@ std::string description() {
            signature("textmill_set_rotary", textmill_set_rotary) +
            signature("textmill_forward", textmill_forward) +
            signature("textmill_sample", textmill_sample) +
+           signature("textmill_log_softmax", textmill_log_softmax) +
            signature("textmill_seconds", textmill_seconds);
 }
 
@@ -64,8 +63,6 @@ const char* textmill_interface() {
     });
     return text;
 }
-
-int textmill_has_int8_dot() { return HAS_INT8_DOT; }
 
 int textmill_new(const Spec* spec, void** decoder) {
     return guarded([&] {
@@ -114,6 +111,10 @@ int textmill_sample(void* decoder, int num_rows, const float* logits,
     return with(decoder, [&](Decoder& self) {
         self.sample(num_rows, logits, parameters, tokens, traces);
     });
+}
+
+int textmill_log_softmax(void* decoder, int num_rows, const float* logits, float* out) {
+    return with(decoder, [&](Decoder& self) { self.log_softmax(num_rows, logits, out); });
 }
 
 int textmill_seconds(void* decoder, double* seconds) {

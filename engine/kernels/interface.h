@@ -9,7 +9,7 @@
 namespace textmill {
 
 // Raised when the meaning of a function or a field changes but its type does not.
-constexpr int INTERFACE_VERSION = 1;
+constexpr int INTERFACE_VERSION = 2;
 
 struct Spec {
     int32_t num_layers, width, num_heads, num_kv_heads, head_dim, inner, vocabulary;
@@ -47,9 +47,6 @@ extern "C" {
 // short.
 const char* textmill_interface();
 
-// Whether this processor multiplies int8 faster than float32.
-int textmill_has_int8_dot();
-
 // The functions below return a Status.
 
 // Writes the new decoder to *decoder, or null.
@@ -86,6 +83,9 @@ int textmill_forward(void* decoder, int num_tokens, const float* hidden, const i
 int textmill_sample(void* decoder, int num_rows, const float* logits,
                     const textmill::SamplingParameters* parameters, int32_t* tokens,
                     textmill::Trace* traces);
+
+// Writes log(softmax(logits)) to `out`, both (num_rows, vocabulary).
+int textmill_log_softmax(void* decoder, int num_rows, const float* logits, float* out);
 
 // Seconds since the start, (4): in products, attention, the rest of the layers, and the head.
 int textmill_seconds(void* decoder, double* seconds);

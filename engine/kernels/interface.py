@@ -11,7 +11,7 @@ import struct
 
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES
 
-VERSION = 1
+VERSION = 2
 
 
 class Spec(ctypes.Structure):
@@ -42,7 +42,6 @@ _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64}
 # The types of each function's arguments: a pointer, an int, an int64 count. All but
 # ``textmill_free`` return an int.
 _FUNCTIONS = {
-    "textmill_has_int8_dot": "",
     "textmill_new": "pp",  # spec, decoder
     "textmill_free": "p",  # decoder, as everywhere below
     "textmill_set_linear": "piipllpl",  # layer, part, weight and its shape, bias and its length
@@ -51,6 +50,7 @@ _FUNCTIONS = {
     "textmill_set_rotary": "pppll",  # cos, sin, their shape
     "textmill_forward": "pipppipp",  # count, hidden, positions, slots, count, wanted, logits
     "textmill_sample": "pipppp",  # count, logits, parameters, tokens, traces
+    "textmill_log_softmax": "pipp",  # count, logits, result
     "textmill_seconds": "pp",  # seconds
 }
 

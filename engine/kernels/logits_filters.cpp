@@ -2,7 +2,6 @@
 // keeps every token leaves the weights and their sums untouched.
 
 #include <algorithm>
-#include <cstring>
 
 #include "sampler.h"
 #include "vector_math.h"
@@ -10,8 +9,6 @@
 namespace textmill {
 
 constexpr int BUCKET_BITS = 18;  // the orders in a bucket agree in all bits but the last 18
-
-static void store_order(uint32_t* to, Words order) { std::memcpy(to, &order, sizeof order); }
 
 void Sampler::filter(const SamplingParameters& parameters) {
     switch (parameters.strategy) {
@@ -27,9 +24,9 @@ void Sampler::filter_top_k(int top_k) {
     if (top_k >= vocabulary_) return;
     for (int i = 0; i < padded_size_; i += LANES) {
         // Integers in the order of the floats, reversed: larger scores first.
-        const Ints bits = (Ints)load(scores_.get() + i);
-        const Words ascending = (Words)(bits ^ ((bits >> 31) & 0x7fffffff));
-        store_order(order_.get() + i, 0x7fffffffu - ascending);
+        const Ints bits = as_ints(load(scores_.get() + i));
+        const Words ascending = as_words(bits ^ ((bits >> 31) & broadcast(0x7fffffff)));
+        store(order_.get() + i, broadcast(0x7fffffffu) - ascending);
     }
     keep_first([](int) { return 1.0; }, top_k);
 }
@@ -37,7 +34,7 @@ void Sampler::filter_top_k(int top_k) {
 void Sampler::filter_top_p(double top_p) {
     if (top_p >= 1.0) return;
     for (int i = 0; i < padded_size_; i += LANES)  // a weight is at most 1, or 0x3f800000
-        store_order(order_.get() + i, 0x3f800000u - (Words)load(weights_.get() + i));
+        store(order_.get() + i, broadcast(0x3f800000u) - as_words(load(weights_.get() + i)));
     keep_first([this](int i) { return double(weights_[i]); }, top_p * total_);
 }
 
@@ -46,7 +43,7 @@ void Sampler::filter_min_p(float min_p) {
     const Floats bound = broadcast(min_p);  // the likeliest token has weight 1
     for (int i = 0; i < padded_size_; i += LANES) {
         const Floats weight = load(weights_.get() + i);
-        store(weights_.get() + i, weight < bound ? Floats{} : weight);
+        store(weights_.get() + i, select(weight < bound, Floats{}, weight));
     }
     sum_blocks();
 }
@@ -59,16 +56,17 @@ void Sampler::filter_typical(double typical_p) {
         Floats sum = {};
         for (int i = block * BLOCK_TOKENS; i < (block + 1) * BLOCK_TOKENS; i += LANES) {
             const Floats weight = load(weights_.get() + i);
-            sum = sum + (weight > broadcast(0.0f) ? weight * load(scores_.get() + i) : Floats{});
+            const Floats term = weight * load(scores_.get() + i);
+            sum = sum + select(weight > broadcast(0.0f), term, Floats{});
         }
         mean += horizontal_sum(sum);
     }
     const Floats center = broadcast(float(mean / total_));
     for (int i = 0; i < padded_size_; i += LANES) {
         const Floats difference = load(scores_.get() + i) - center;
-        const Floats distance = difference < broadcast(0.0f) ? -difference : difference;
-        const Words is_possible = (Words)(load(weights_.get() + i) > broadcast(0.0f));
-        store_order(order_.get() + i, ((Words)distance & is_possible) | ~is_possible);
+        const Floats distance = select(difference < broadcast(0.0f), -difference, difference);
+        const Words is_possible = as_words(load(weights_.get() + i) > broadcast(0.0f));
+        store(order_.get() + i, (as_words(distance) & is_possible) | ~is_possible);
     }
     keep_first([this](int i) { return double(weights_[i]); }, typical_p * total_);
 }
@@ -107,11 +105,12 @@ void Sampler::keep_first(const Value& value, double wanted) {
 // Sets the weights of all tokens after one of them to zero.
 void Sampler::drop_after(uint32_t order, int id) {
     for (int i = 0; i < padded_size_; i += LANES) {
-        Words own;
-        std::memcpy(&own, order_.get() + i, sizeof own);
-        const Ints is_kept = (own < order) | ((own == order) & (lane_indices() + i <= id));
-        const Words weight = (Words)load(weights_.get() + i) & (Words)is_kept;
-        store(weights_.get() + i, (Floats)weight);
+        const Words own = load_vector<Words>(order_.get() + i);
+        const Ints is_before = lane_indices() < broadcast(id + 1 - i);
+        const Ints is_kept =
+            (own < broadcast(order)) | ((own == broadcast(order)) & is_before);
+        const Words weight = as_words(load(weights_.get() + i)) & as_words(is_kept);
+        store(weights_.get() + i, as_floats(weight));
     }
     sum_blocks();
 }

@@ -50,7 +50,7 @@ inline Floats load_float32(const float* from) { return load(from); }
 inline Floats load_float32(const Bfloat16* from) {
     Halves v;
     std::memcpy(&v, from, sizeof v);
-    return (Floats)(__builtin_convertvector(v, Words) << 16);
+    return as_floats(to_words(v) << 16);
 }
 
 inline void store_rounded(float* to, float x) { *to = x; }

@@ -1,13 +1,25 @@
 #include "packed_linear.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace textmill {
 
-constexpr int MAX_TILE_TOKENS = 12;  // 24 accumulators of the 32 registers
+// Products are computed for groups of tokens, whose sums for one block stay in the first-level cache.
+constexpr int GROUP_TOKENS = 48;
+static_assert(GROUP_TOKENS % Tile::INT8_TOKENS == 0 && GROUP_TOKENS % Tile::FLOAT32_TOKENS == 0);
+static_assert(COLUMNS % Tile::OUTPUTS == 0 && Tile::OUTPUTS % LANES == 0 && COLUMNS == 2 * LANES);
+
+struct alignas(64) Sums {
+    union {
+        int32_t ints[GROUP_TOKENS * COLUMNS];
+        float floats[GROUP_TOKENS * COLUMNS];
+    };
+};
 
 // ---- packing ---------------------------------------------------------------------------------
 
@@ -18,8 +30,9 @@ PackedLinear::PackedLinear(int inputs, int outputs, bool is_gated, bool is_int8)
     depth_ = is_int8 ? padded_width(inputs) : inputs;
     const size_t columns = size_t(num_blocks_) * COLUMNS;
     if (is_int8) {
-        int8_ = Buffer<uint8_t>(columns * depth_);
+        int8_ = Buffer<int8_t>(columns * depth_);
         scales_ = Buffer<float>(columns);
+        excess_ = Buffer<int32_t>(columns);
     } else {
         full_ = Buffer<float>(columns * depth_);
     }
@@ -32,6 +45,7 @@ void PackedLinear::pack(Range blocks, const float* weight, const float* bias) {
             const int output = output_at(block, column);
             const float* weights = output < 0 ? nullptr : weight + size_t(output) * inputs_;
             if (weights && bias) bias_[size_t(block) * COLUMNS + column] = bias[output];
+            if (!weights) continue;  // the buffers are zeroed
             is_int8_ ? pack_int8(block, column, weights) : pack_float32(block, column, weights);
         }
 }
@@ -46,165 +60,227 @@ int PackedLinear::output_at(int block, int column) const {
     return output < half ? output + (column < LANES ? 0 : half) : -1;
 }
 
+// The index of the first weight of the panel that contains a column.
+size_t PackedLinear::panel_of(int block, int column) const {
+    const int panel = column / Tile::OUTPUTS;
+    return (size_t(block) * COLUMNS + panel * Tile::OUTPUTS) * depth_;
+}
+
+namespace {
+
+// The largest numbers of some weights, by lane.
+struct Maxima {
+    Floats single = {}, quad = {};  // see MAX_QUAD_SUM
+    Floats not_finite = {};         // 0, or NaN
+
+    void add(Floats v) {
+        const Floats positive = maximum(v, Floats{}), negative = maximum(-v, Floats{});
+        single = maximum(single, maximum(positive, negative));
+        quad = maximum(quad, maximum(quad_sums(positive), quad_sums(negative)));
+        not_finite = not_finite + (v - v);
+    }
+    static Floats quad_sums(Floats v) {
+        const Floats pairs = v + exchange_lanes<1>(v);
+        return pairs + exchange_lanes<4>(pairs);
+    }
+};
+
+}  // namespace
+
+// Rounding changes the sum of four weights by at most 2.
 void PackedLinear::pack_int8(int block, int column, const float* weights) {
     std::vector<float> row(depth_);
-    if (weights) std::copy_n(weights, inputs_, row.begin());
-    float largest = 0.0f;
+    std::copy_n(weights, inputs_, row.begin());
+    Maxima maxima;
     for (int k = 0; k < depth_; k += HADAMARD_SIZE) {
         Floats v[4];
-        std::memcpy(v, row.data() + k, sizeof v);
+        for (int i = 0; i < 4; ++i) v[i] = load(row.data() + k + i * LANES);
         hadamard(v);
-        for (auto& part : v) part *= broadcast(1.0f / HADAMARD_SIZE);  // both factors of 1/8
-        std::memcpy(row.data() + k, v, sizeof v);
+        for (int i = 0; i < 4; ++i) {
+            const Floats part = v[i] * broadcast(1.0f / HADAMARD_SIZE);  // both factors of 1/8
+            maxima.add(part);
+            store(row.data() + k + i * LANES, part);
+        }
     }
-    float check = 0.0f;  // or NaN, which makes every result of the output NaN
-    for (float value : row) {
-        largest = std::max(largest, std::fabs(value));
-        check += value - value;
+    // 0, or NaN, which makes every result of the output NaN.
+    const float check = horizontal_sum(maxima.not_finite);
+    const float scale = std::max(horizontal_maximum(maxima.single) / 127.0f,
+                                 horizontal_maximum(maxima.quad) / float(MAX_QUAD_SUM - 2));
+    const size_t index = size_t(block) * COLUMNS + column;
+    scales_[index] = scale + check;
+    if (!(check == 0.0f)) return;
+    const Floats inverse = broadcast(scale > 1e-32f ? 1.0f / scale : 0.0f);
+    Ints sum = {};
+    std::vector<uint8_t> rounded(depth_);
+    for (int k = 0; k < depth_; k += LANES) {
+        const Ints n = to_ints(round_to_even(load(row.data() + k) * inverse));
+        sum = sum + n;
+        store(rounded.data() + k, to_bytes(n));
     }
-    scales_[size_t(block) * COLUMNS + column] = largest / 127.0f + check;
-    const float inverse = check == 0.0f ? inverse_scale(largest) : 0.0f;
-    uint8_t* to = int8_.get() + size_t(block) * COLUMNS * depth_ + column * 4;
-    for (int k = 0; k < depth_; ++k) {
-        const float value = check == 0.0f ? std::nearbyint(row[k] * inverse) : 0.0f;
-        to[size_t(k / 4) * COLUMNS * 4 + k % 4] = uint8_t(int(value) + 128);
-    }
+    excess_[index] = horizontal_sum(sum) * ACTIVATION_OFFSET;
+    int8_t* to = int8_.get() + panel_of(block, column) + column % Tile::OUTPUTS * 4;
+    for (int k = 0; k < depth_; k += 4, to += Tile::OUTPUTS * 4)
+        std::memcpy(to, rounded.data() + k, 4);
 }
 
 void PackedLinear::pack_float32(int block, int column, const float* weights) {
-    float* to = full_.get() + size_t(block) * COLUMNS * depth_ + column;
-    for (int k = 0; weights && k < inputs_; ++k) to[size_t(k) * COLUMNS] = weights[k];
+    float* to = full_.get() + panel_of(block, column) + column % Tile::OUTPUTS;
+    for (int k = 0; k < inputs_; ++k) to[size_t(k) * Tile::OUTPUTS] = weights[k];
 }
 
 // ---- products --------------------------------------------------------------------------------
 
 namespace {
 
-// A tile contains the products of one block with a few tokens. While it is computed, half a block is
-// prefetched from another address.
-template <int TOKENS>
-void tile_int8(const uint8_t* weights, int depth, const int8_t* x, int stride, int32_t* out,
-               const uint8_t* prefetched) {
-    Ints sum[TOKENS][2];
-    for (auto& token : sum) token[0] = token[1] = Ints{};
-    for (int k = 0; k < depth; k += 4, weights += COLUMNS * 4, prefetched += CACHE_LINE_BYTES) {
-        prefetch(prefetched);
+constexpr int REGISTERS = Tile::OUTPUTS / REGISTER_LANES;  // of a token's sums in a tile
+
+// Stores (TOKENS, REGISTERS) registers in rows of COLUMNS numbers.
+template <int TOKENS, class Register, class Number>
+TEXTMILL_INLINE void store_sums(const Register (&sum)[TOKENS][REGISTERS], Number* out) {
+    TEXTMILL_UNROLL
+    for (int token = 0; token < TOKENS; ++token)
         TEXTMILL_UNROLL
-        for (int token = 0; token < TOKENS; ++token) {
-            const int8_t* four = x + size_t(token) * stride + k;
-            sum[token][0] = dot4(sum[token][0], weights, four);
-            sum[token][1] = dot4(sum[token][1], weights + 64, four);
-        }
+        for (int r = 0; r < REGISTERS; ++r)
+            std::memcpy(out + token * COLUMNS + r * REGISTER_LANES, &sum[token][r],
+                        sizeof(Register));
+}
+
+// A tile contains the products of one panel with a few tokens. While it is computed, half of the next panel
+// is prefetched from `prefetched`.
+template <int TOKENS>
+void multiply_tile(const int8_t* weights, int depth, const uint8_t* x, int stride, int32_t* out,
+                   const int8_t* prefetched) {
+    constexpr int FOUR = Tile::OUTPUTS * 4;  // bytes of four inputs
+    IntRegister sum[TOKENS][REGISTERS] = {};
+    for (int k = 0; k < depth; k += 8, weights += 2 * FOUR, prefetched += FOUR) {
+        TEXTMILL_UNROLL
+        for (int byte = 0; byte < FOUR; byte += CACHE_LINE_BYTES) prefetch(prefetched + byte);
+        TEXTMILL_UNROLL
+        for (int token = 0; token < TOKENS; ++token)
+            TEXTMILL_UNROLL
+            for (int r = 0; r < REGISTERS; ++r)
+                sum[token][r] = dot8(sum[token][r], weights + r * REGISTER_BYTES, FOUR,
+                                     x + size_t(token) * stride + k);
     }
-    std::memcpy(out, sum, sizeof sum);
+    store_sums(sum, out);
 }
 
 template <int TOKENS>
-void tile_float32(const float* weights, int depth, const float* x, int stride, float* out,
-                  const float* prefetched) {
-    Floats sum[TOKENS][2];
-    for (auto& token : sum) token[0] = token[1] = Floats{};
-    for (int k = 0; k < depth; ++k, weights += COLUMNS, prefetched += COLUMNS / 2) {
+void multiply_tile(const float* weights, int depth, const float* x, int stride, float* out,
+                   const float* prefetched) {
+    FloatRegister sum[TOKENS][REGISTERS] = {};
+    for (int k = 0; k < depth; ++k, weights += Tile::OUTPUTS, prefetched += Tile::OUTPUTS / 2) {
         prefetch(prefetched);
-        const Floats left = load(weights), right = load(weights + LANES);
+        FloatRegister column[REGISTERS];
+        TEXTMILL_UNROLL
+        for (int r = 0; r < REGISTERS; ++r)
+            column[r] = load_vector<FloatRegister>(weights + r * REGISTER_LANES);
         TEXTMILL_UNROLL
         for (int token = 0; token < TOKENS; ++token) {
-            const Floats factor = broadcast(x[size_t(token) * stride + k]);
-            sum[token][0] = multiply_add(factor, left, sum[token][0]);
-            sum[token][1] = multiply_add(factor, right, sum[token][1]);
+            const auto factor = Broadcast<FloatRegister>::of(x[size_t(token) * stride + k]);
+            TEXTMILL_UNROLL
+            for (int r = 0; r < REGISTERS; ++r)
+                sum[token][r] = multiply_add(factor, column[r], sum[token][r]);
         }
     }
-    std::memcpy(out, sum, sizeof sum);
+    store_sums(sum, out);
 }
 
-using Int8Tile = void (*)(const uint8_t*, int, const int8_t*, int, int32_t*, const uint8_t*);
-using Float32Tile = void (*)(const float*, int, const float*, int, float*, const float*);
-constexpr Int8Tile INT8_TILES[MAX_TILE_TOKENS] = {
-    tile_int8<1>, tile_int8<2>, tile_int8<3>, tile_int8<4>,  tile_int8<5>,  tile_int8<6>,
-    tile_int8<7>, tile_int8<8>, tile_int8<9>, tile_int8<10>, tile_int8<11>, tile_int8<12>};
-constexpr Float32Tile FLOAT32_TILES[MAX_TILE_TOKENS] = {
-    tile_float32<1>, tile_float32<2>,  tile_float32<3>,  tile_float32<4>,
-    tile_float32<5>, tile_float32<6>,  tile_float32<7>,  tile_float32<8>,
-    tile_float32<9>, tile_float32<10>, tile_float32<11>, tile_float32<12>};
+template <class Weight, class Input, class Sum>
+using TileFunction = void (*)(const Weight*, int, const Input*, int, Sum*, const Weight*);
+
+// The functions for 1, 2, … tokens.
+template <class Weight, class Input, class Sum, size_t... N>
+constexpr std::array<TileFunction<Weight, Input, Sum>, sizeof...(N)> tiles(
+    std::index_sequence<N...>) {
+    return {static_cast<TileFunction<Weight, Input, Sum>>(multiply_tile<int(N) + 1>)...};
+}
+
+template <class Weight>
+constexpr int TILE_TOKENS = sizeof(Weight) == 1 ? Tile::INT8_TOKENS : Tile::FLOAT32_TOKENS;
 
 }  // namespace
 
 void PackedLinear::multiply(const Inputs& inputs, int num_tokens, Range blocks,
                             const Outputs& outputs) const {
-    const int num_tiles = (num_tokens + MAX_TILE_TOKENS - 1) / MAX_TILE_TOKENS;
+    Sums sums;
     for (int block = blocks.first; block < blocks.end; ++block) {
-        const size_t size = size_t(COLUMNS) * depth_, start = block * size;
-        const bool has_next = num_tiles > 1 && block + 1 < num_blocks_;
+        const size_t start = panel_of(block, 0);
+        for (int first = 0; first < num_tokens; first += GROUP_TOKENS) {
+            const Range group{first, std::min(first + GROUP_TOKENS, num_tokens)};
+            const int count = group.end - group.first;
+            const size_t input = size_t(group.first) * inputs.stride;
+            if (is_int8_)
+                multiply_block(int8_.get() + start, inputs.int8 + input, inputs.stride, count,
+                               sums.ints);
+            else
+                multiply_block(full_.get() + start, inputs.full + input, inputs.stride, count,
+                               sums.floats);
+            switch (outputs.activation) {
+                case SWIGLU: finish<SWIGLU>(inputs, group, block, sums, outputs); break;
+                case GELU: finish<GELU>(inputs, group, block, sums, outputs); break;
+                default: finish<LINEAR>(inputs, group, block, sums, outputs);
+            }
+        }
+    }
+}
+
+// The sums (num_tokens, COLUMNS) of a block.
+template <class Weight, class Input, class Sum>
+void PackedLinear::multiply_block(const Weight* weights, const Input* inputs, int stride,
+                                  int num_tokens, Sum* sums) const {
+    static constexpr auto TILES =
+        tiles<Weight, Input, Sum>(std::make_index_sequence<TILE_TOKENS<Weight>>{});
+    const int num_tiles = (num_tokens + int(TILES.size()) - 1) / int(TILES.size());
+    const size_t size = size_t(Tile::OUTPUTS) * depth_;
+    for (int column = 0; column < COLUMNS; column += Tile::OUTPUTS, weights += size)
         for (int tile = 0; tile < num_tiles; ++tile) {
-            // The first two tiles prefetch the next block. With a single tile the processor's own
+            // The first two tiles prefetch the next panel. With a single tile the processor's own
             // prefetching of a plain stream is as good.
-            const size_t prefetched =
-                has_next && tile < 2 ? start + size + tile * (size / 2) : start;
-            multiply_block(inputs, share_of(num_tokens, tile, num_tiles), block, prefetched,
-                           outputs);
+            const bool has_next = num_tiles > 1 && tile < 2;
+            const Weight* prefetched = has_next ? weights + size + tile * (size / 2) : weights;
+            const Range tokens = share_of(num_tokens, tile, num_tiles);
+            TILES[tokens.end - tokens.first - 1](
+                weights, depth_, inputs + size_t(tokens.first) * stride, stride,
+                sums + tokens.first * COLUMNS + column, prefetched);
         }
-    }
 }
 
-// One tile; `prefetched` is an index into the packed weights.
-void PackedLinear::multiply_block(const Inputs& inputs, Range tokens, int block, size_t prefetched,
-                                  const Outputs& outputs) const {
-    alignas(64) int32_t ints[MAX_TILE_TOKENS * COLUMNS];
-    alignas(64) float floats[MAX_TILE_TOKENS * COLUMNS];
-    const int count = tokens.end - tokens.first;
-    const size_t start = size_t(block) * COLUMNS * depth_;
-    const size_t input = size_t(tokens.first) * inputs.stride;
-    if (is_int8_)
-        INT8_TILES[count - 1](int8_.get() + start, depth_, inputs.int8 + input, inputs.stride, ints,
-                              int8_.get() + prefetched);
-    else
-        FLOAT32_TILES[count - 1](full_.get() + start, depth_, inputs.full + input, inputs.stride,
-                                 floats, full_.get() + prefetched);
-    for (int i = 0; i < count; ++i) {
-        const int token = tokens.first + i;
-        Floats left, right;
-        if (is_int8_) {
-            Ints sums[2];
-            std::memcpy(sums, ints + i * COLUMNS, sizeof sums);
-            const float* scales = scales_.get() + size_t(block) * COLUMNS;
-            const Floats scale = broadcast(inputs.scales[token]);
-            const int32_t offset = inputs.offsets[token];
-            left = __builtin_convertvector(sums[0] - offset, Floats) * scale * load(scales);
-            right =
-                __builtin_convertvector(sums[1] - offset, Floats) * scale * load(scales + LANES);
-        } else {
-            left = load(floats + i * COLUMNS);
-            right = load(floats + i * COLUMNS + LANES);
-        }
-        finish(block, left, right, outputs.data + token * outputs.stride, outputs);
-    }
-}
-
-// Adds the bias, applies the activation and stores one token's results of a block.
-void PackedLinear::finish(int block, Floats left, Floats right, float* out,
+// Scales the sums, adds the bias, applies the activation and stores the results of some tokens.
+template <Activation ACTIVATION>
+void PackedLinear::finish(const Inputs& inputs, Range tokens, int block, const Sums& sums,
                           const Outputs& outputs) const {
-    const float* bias = bias_.get() + size_t(block) * COLUMNS;
-    left = left + load(bias);
-    right = right + load(bias + LANES);
-    Floats results[2] = {left, right};
-    int columns = COLUMNS;
-    if (outputs.activation == SWIGLU) {
-        results[0] = silu(left) * right;
-        columns = LANES;
-    } else if (outputs.activation == GELU) {
-        results[0] = gelu(left);
-        results[1] = gelu(right);
-    }
-    const int first = block * columns, count = std::min(columns, outputs.width - first);
-    float* to = out + first;
-    if (count == columns) {
-        for (int i = 0; i < columns / LANES; ++i)
-            store(to + i * LANES,
-                  outputs.is_added ? load(to + i * LANES) + results[i] : results[i]);
-    } else {
-        float part[COLUMNS];
-        std::memcpy(part, results, sizeof part);
-        for (int i = 0; i < count; ++i) to[i] = outputs.is_added ? to[i] + part[i] : part[i];
+    constexpr int WIDTH = ACTIVATION == SWIGLU ? LANES : COLUMNS;
+    const size_t first = size_t(block) * COLUMNS;
+    const int count = std::min(WIDTH, outputs.width - block * WIDTH);
+    for (int token = tokens.first; token < tokens.end; ++token) {
+        const size_t at = size_t(token - tokens.first) * COLUMNS;
+        Floats parts[2];
+        for (int half = 0; half < 2; ++half) {
+            const size_t column = first + half * LANES;
+            if (is_int8_) {
+                const Ints ints = load_vector<Ints>(sums.ints + at + half * LANES) -
+                                  load_vector<Ints>(excess_.get() + column);
+                const Floats scale = broadcast(inputs.scales[token]);
+                parts[half] = to_floats(ints) * scale * load(scales_.get() + column);
+            } else {
+                parts[half] = load(sums.floats + at + half * LANES);
+            }
+            parts[half] = parts[half] + load(bias_.get() + column);
+        }
+        if constexpr (ACTIVATION == SWIGLU) parts[0] = silu(parts[0]) * parts[1];
+        if constexpr (ACTIVATION == GELU)
+            for (auto& part : parts) part = gelu(part);
+        float* to = outputs.data + token * outputs.stride + size_t(block) * WIDTH;
+        if (count == WIDTH) {
+            for (int i = 0; i < WIDTH / LANES; ++i)
+                store(to + i * LANES,
+                      outputs.is_added ? load(to + i * LANES) + parts[i] : parts[i]);
+        } else {
+            float last[COLUMNS];
+            for (int i = 0; i < 2; ++i) store(last + i * LANES, parts[i]);
+            for (int i = 0; i < count; ++i) to[i] = outputs.is_added ? to[i] + last[i] : last[i];
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "logarithm.h"
 #include "status.h"
 #include "vector_math.h"
 
@@ -52,6 +53,16 @@ int Sampler::sample(const float* logits, const SamplingParameters& parameters, T
     return token;
 }
 
+void Sampler::log_softmax(const float* logits, float* out) {
+    if (!load_scores(logits) || !std::isfinite(largest_)) {
+        std::fill_n(out, vocabulary_, std::numeric_limits<float>::quiet_NaN());
+        return;
+    }
+    softmax(1.0f);  // the scores are relative to the largest from here on
+    const float log_sum = float(logarithm(total_));
+    for (int i = 0; i < vocabulary_; ++i) out[i] = scores_[i] - log_sum;
+}
+
 // Copies the logits into the scores, padded to whole blocks; false if they contain NaN.
 bool Sampler::load_scores(const float* logits) {
     const int whole = vocabulary_ / BLOCK_TOKENS * BLOCK_TOKENS;
@@ -88,15 +99,13 @@ bool Sampler::find_maxima(const Scores& scores) {
         for (int i = 0; i < BLOCK_TOKENS; i += LANES) {
             const Floats v = scores(block * BLOCK_TOKENS + i);
             own = maximum(own, v);
-            is_nan |= v != v;
+            is_nan = is_nan | (v != v);
         }
         maxima_[block] = horizontal_maximum(own);
         row = maximum(row, own);
     }
     largest_ = horizontal_maximum(row);
-    for (int lane = 0; lane < LANES; ++lane)
-        if (is_nan[lane]) return false;
-    return true;
+    return !any_lane(is_nan);
 }
 
 // The lowest id with the largest score.

@@ -27,6 +27,10 @@ public:
     // null.
     int sample(const float* logits, const SamplingParameters& parameters, Trace* trace);
 
+    // log(softmax(logits)), both (vocabulary); NaN everywhere if logits contain NaN or have no finite
+    // maximum.
+    void log_softmax(const float* logits, float* out);
+
 private:
     // sampler.cpp
     bool load_scores(const float* logits);

@@ -1,9 +1,9 @@
 // The trace of a sampled token: its probability, its rank, and the likeliest alternatives.
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 
+#include "logarithm.h"
 #include "sampler.h"
 #include "vector_math.h"
 
@@ -19,13 +19,14 @@ void Sampler::describe(const float* logits, Trace* trace) {
         for (int i = block * BLOCK_TOKENS; i < (block + 1) * BLOCK_TOKENS; i += LANES) {
             const Floats x = load(scores_.get() + i) - largest, weight = exp(x);
             weights = weights + weight;
-            terms = terms + (weight > broadcast(0.0f) ? weight * x : Floats{});
+            terms = terms + select(weight > broadcast(0.0f), weight * x, Floats{});
         }
         sum += horizontal_sum(weights);
         mean += horizontal_sum(terms);
     }
-    log_sum_ = largest_ + std::log(sum);
-    trace->entropy = float(std::log(sum) - mean / sum);
+    const double log_sum = logarithm(sum);  // sum is 1 or more
+    log_sum_ = largest_ + log_sum;
+    trace->entropy = float(log_sum - mean / sum);
     find_likeliest(logits, trace);
 }
 

@@ -15,7 +15,11 @@ constexpr int CACHE_LINE_BYTES = 64;
 // given, valid or not.
 inline void prefetch(const void* address) { __builtin_prefetch(address, 0, 2); }
 
-inline Ints lane_indices() { return Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+inline Ints lane_indices() {
+    alignas(64) static constexpr int32_t INDICES[LANES] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                           8, 9, 10, 11, 12, 13, 14, 15};
+    return load_vector<Ints>(INDICES);
+}
 
 inline float horizontal_sum(Floats v) {
     float part[LANES];
@@ -23,6 +27,20 @@ inline float horizontal_sum(Floats v) {
     for (int width = LANES / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) part[i] += part[i + width];
     return part[0];
+}
+
+inline int32_t horizontal_sum(Ints v) {
+    int32_t part[LANES], sum = 0;
+    store(part, v);
+    for (int32_t n : part) sum += n;
+    return sum;
+}
+
+inline bool any_lane(Ints condition) {
+    int32_t part[LANES], any = 0;
+    store(part, condition);
+    for (int32_t n : part) any |= n;
+    return any != 0;
 }
 
 inline float horizontal_maximum(Floats v) {
@@ -35,20 +53,34 @@ inline float horizontal_maximum(Floats v) {
 
 // The lanes whose indices differ by DISTANCE, a power of two, exchanged.
 template <int DISTANCE>
-inline Floats exchange_lanes(Floats v) {
-#if defined(__clang__) || __GNUC__ >= 12
-    constexpr int D = DISTANCE;
-    return __builtin_shufflevector(v, v, 0 ^ D, 1 ^ D, 2 ^ D, 3 ^ D, 4 ^ D, 5 ^ D, 6 ^ D, 7 ^ D,
-                                   8 ^ D, 9 ^ D, 10 ^ D, 11 ^ D, 12 ^ D, 13 ^ D, 14 ^ D, 15 ^ D);
+TEXTMILL_INLINE FloatRegister exchange_lanes(FloatRegister v) {
+#if defined(__AVX512F__)
+#define TEXTMILL_LANES(D)                                                                      \
+    0 ^ D, 1 ^ D, 2 ^ D, 3 ^ D, 4 ^ D, 5 ^ D, 6 ^ D, 7 ^ D, 8 ^ D, 9 ^ D, 10 ^ D, 11 ^ D,      \
+        12 ^ D, 13 ^ D, 14 ^ D, 15 ^ D
+#elif defined(__AVX2__)
+#define TEXTMILL_LANES(D) 0 ^ D, 1 ^ D, 2 ^ D, 3 ^ D, 4 ^ D, 5 ^ D, 6 ^ D, 7 ^ D
 #else
-    return __builtin_shuffle(v, lane_indices() ^ DISTANCE);
+#define TEXTMILL_LANES(D) 0 ^ D, 1 ^ D, 2 ^ D, 3 ^ D
 #endif
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(v, v, TEXTMILL_LANES(DISTANCE));
+#else
+    return __builtin_shuffle(v, IntRegister{TEXTMILL_LANES(DISTANCE)});
+#endif
+#undef TEXTMILL_LANES
+}
+
+template <int DISTANCE, class Half>
+TEXTMILL_INLINE Pair<Half> exchange_lanes(const Pair<Half>& v) {
+    if constexpr (sizeof(Half) == DISTANCE * sizeof(float)) return {v.high, v.low};
+    else return {exchange_lanes<DISTANCE>(v.low), exchange_lanes<DISTANCE>(v.high)};
 }
 
 template <int DISTANCE>
 inline Floats hadamard_stage(Floats v) {
     const Floats partner = exchange_lanes<DISTANCE>(v);
-    return partner + ((lane_indices() & DISTANCE) == 0 ? v : -v);
+    return partner + select((lane_indices() & broadcast(DISTANCE)) == Ints{}, v, -v);
 }
 
 constexpr int HADAMARD_SIZE = 64;

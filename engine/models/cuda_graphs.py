@@ -4,7 +4,7 @@ Launching a small model's kernels one by one takes longer than running them; a r
 launched as one. A graph is bound to addresses and shapes, so there is one for each bucket of
 positions. It is recorded when it is first needed; graphs for short sequences are recorded before
 the worker is ready. On a device without graphs the same static step runs directly, which is how it
-is tested.
+is tested. It also runs directly if recording fails: slower, with the same results.
 
 Row i of a step is slot i of the cache, and all slots are computed in every step. Libraries choose
 their kernels, and so the order of their sums, by the number of rows, and a sequence must be the
@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor
 
@@ -26,10 +27,14 @@ from textmill.engine.models.attention import Step
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.cache import KV_BLOCK_TOKENS
 from textmill.engine.models.decoder import Decoder
+from textmill.engine.models.errors import in_one_line
 from textmill.engine.models.runner import TorchRunner
 
 NUM_WARM_CALLS = 2  # before recording, so that libraries have chosen their kernels
 READY_KV_TOKENS = 256  # graphs of up to so many positions are recorded before the worker is ready
+# Takes a function that computes a step in fixed memory; returns one that does the same faster.
+Recorder = Callable[[Callable[[], None]], Callable[[], None]]
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +52,64 @@ class StaticStep:
     play: Callable[[], None]
 
 
+class CudaRecorder:
+    """Records calls as CUDA graphs, which share their memory."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
+        """Record one call.
+
+        Raises:
+            RuntimeError: the call cannot be recorded, or not computed at all.
+        """
+        current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(NUM_WARM_CALLS):
+                compute()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                compute()
+        finally:  # after a failure, torch.cuda.graph leaves its own stream selected
+            torch.cuda.set_stream(current)
+        self._pool = graph.pool()
+        return graph.replay
+
+
+def run_directly(compute: Callable[[], None]) -> Callable[[], None]:
+    """The recorder of devices without graphs: records nothing."""
+    return compute
+
+
 class GraphRunner(TorchRunner):
     """Runs the decoder in recorded steps."""
 
-    def __init__(self, decoder: Decoder, num_slots: int, *, prefix_bytes: int) -> None:
-        """Create a runner; ``num_slots`` is the number of slots of the decoder's cache."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        num_slots: int,
+        *,
+        prefix_bytes: int,
+        record: Recorder | None = None,
+    ) -> None:
+        """Create a runner.
+
+        Args:
+            decoder: computes a step.
+            num_slots: the number of slots of the decoder's cache.
+            prefix_bytes: the size of the prefix cache.
+            record: records a step; by default as the decoder's device can.
+        """
         super().__init__(decoder, prefix_bytes=prefix_bytes)
         self._num_slots = num_slots
         self._kv_buckets = buckets(KV_BLOCK_TOKENS, decoder.spec.context_length)
         self._steps: dict[int, StaticStep] = {}
-        self._pool: Any = None  # memory that the graphs share
+        is_cuda = decoder.device.type == "cuda"
+        self._record = record or (CudaRecorder() if is_cuda else run_directly)
 
     @property
     def num_steps(self) -> int:
@@ -101,19 +154,21 @@ class GraphRunner(TorchRunner):
         def compute() -> None:
             logits.copy_(self._compute(places, kv_len))
 
-        if device.type != "cuda":
-            return StaticStep(places, logits, compute)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(NUM_WARM_CALLS):
-                compute()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            compute()
-        self._pool = graph.pool()
-        return StaticStep(places, logits, graph.replay)
+        return StaticStep(places, logits, self._recorded_or_plain(compute, kv_len))
+
+    def _recorded_or_plain(self, compute: Callable[[], None], kv_len: int) -> Callable[[], None]:
+        """The recorded call; the call itself, for this and all later shapes, if that fails."""
+        try:
+            return self._record(compute)
+        except RuntimeError as error:  # as PyTorch raises for every error of the device
+            self._record = run_directly
+            log.warning(
+                "step_not_recorded",
+                positions=kv_len,
+                reason=in_one_line(error),
+                consequence="steps that are not recorded yet run directly, which is slower",
+            )
+            return compute
 
     def _compute(self, places: Tensor, kv_len: int) -> Tensor:
         """Compute one token for every slot; all data stays on the device."""

@@ -24,20 +24,10 @@ from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu
 
 from textmill.engine.models.attention import Attention, Shape, Step, attention_for
 from textmill.engine.models.cache import KV_BLOCK_TOKENS, SlotCache
+from textmill.engine.models.rotary import Rope, rotary_tables
 
 ROW_BLOCK = 4
 Affine = tuple[Tensor, Tensor | None]  # weight (out, in) or (width,), and bias
-
-
-@dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary positions (Su et al., 2021), with Llama 3's scaling where ``factor`` is not 1."""
-
-    theta: float = 10_000.0
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context_length: int = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +156,8 @@ class Decoder:
         ]
         self._tables = None
         if spec.rope is not None:
-            cos, sin = rotary_tables(spec, spec.rope)
+            tables = rotary_tables(spec.rope, spec.context_length, spec.head_dim)
+            cos, sin = map(torch.from_numpy, tables)
             # transformers rotates in the type of the weights, so this does too.
             self._tables = cos.to(self.device, self.dtype), sin.to(self.device, self.dtype)
 
@@ -346,21 +337,3 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def padded_kv_len(end: int) -> int:
     """``end``, rounded up to whole blocks of positions."""
     return -(-end // KV_BLOCK_TOKENS) * KV_BLOCK_TOKENS
-
-
-def rotary_tables(spec: DecoderSpec, rope: Rope) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, each (context, head_dim / 2) float32."""
-    exponents = torch.arange(0, spec.head_dim, 2).float() / spec.head_dim
-    frequencies = 1.0 / rope.theta**exponents  # transformers' arithmetic, to the last bit
-    if rope.factor != 1.0:
-        frequencies = _scaled(frequencies, rope)
-    angles = torch.outer(torch.arange(spec.context_length).float(), frequencies)
-    return angles.cos(), angles.sin()
-
-
-def _scaled(frequencies: Tensor, rope: Rope) -> Tensor:
-    """Llama 3.1's scaling: long waves are stretched, short ones kept, others interpolated."""
-    low, high = rope.low_freq_factor, rope.high_freq_factor
-    turns = rope.original_context_length * frequencies / (2 * torch.pi)
-    blend = ((turns - low) / (high - low)).clamp(0.0, 1.0)
-    return (1 - blend) * frequencies / rope.factor + blend * frequencies

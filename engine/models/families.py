@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from textmill.engine.models.configs import MAX_LAYERS, ConfigReader
-from textmill.engine.models.decoder import Affine, DecoderSpec, DecoderWeights, LayerWeights, Rope
+from textmill.engine.models.decoder import Affine, DecoderSpec, DecoderWeights, LayerWeights
+from textmill.engine.models.rotary import Rope
 
 Config = Mapping[str, Any]
 Checkpoint = Mapping[str, Tensor]

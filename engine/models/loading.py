@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from textmill.core.catalog.models_file import ModelSpec
+from textmill.engine.kernels.instruction_sets import AUTO
 from textmill.engine.models.checkpoint import Checkpoint
 from textmill.engine.models.cuda_graphs import GraphRunner
 from textmill.engine.models.decoder import Decoder, DecoderSpec, DecoderWeights, on_device
@@ -40,6 +41,8 @@ class ModelInfo:
         family: ``gpt_neo``, ``gpt2``, ``llama``, or ``generic:`` and transformers' model type.
         path: the runtime, ``native`` or ``generic``.
         dtype: the type in which the weights are stored and multiplied.
+        instruction_set: of the compiled kernels; ``None`` if PyTorch computes.
+        kernels_note: the compiler that made the kernels, or why PyTorch computes.
         revision: changes with weights, config or tokenizer.
         eos_token_ids: tokens that end a completion.
         tokenizer_json: the whole tokenizer, with which the web process counts the same tokens.
@@ -54,6 +57,8 @@ class ModelInfo:
     revision: str
     eos_token_ids: frozenset[int]
     tokenizer_json: str | None
+    instruction_set: str | None = None
+    kernels_note: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,9 +72,9 @@ class LoadedModel:
     provenance: Provenance = NO_PROVENANCE
 
 
-def default_num_slots(kernel_dir: Path | None) -> int:
+def default_num_slots(kernel_dir: Path | None, instruction_set: str = AUTO) -> int:
     """The default number of sequences that this device decodes at once."""
-    placement = place("auto", kernel_dir, lambda _: None)
+    placement = place("auto", kernel_dir, lambda _: None, instruction_set)
     is_fast = placement.library is not None or placement.device != "cpu"
     return FAST_SLOTS if is_fast else PLAIN_SLOTS
 
@@ -82,6 +87,7 @@ def load(
     num_slots: int,
     report: Report,
     kernel_dir: Path | None = None,
+    instruction_set: str = AUTO,
     prefix_bytes: int = PREFIX_BYTES,
 ) -> LoadedModel:
     """Load a model; its files are converted first if necessary.
@@ -93,10 +99,12 @@ def load(
         num_slots: the number of sequences that are decoded at once.
         report: is called with a sentence before long work, and about differences from the request.
         kernel_dir: the folder of compiled kernels; ``None`` for PyTorch alone.
+        instruction_set: of the kernels; ``auto``, or the name of a set.
         prefix_bytes: the size of the prefix cache.
 
     Raises:
         ModelLoadError: the message says what is wrong and how to solve it.
+        SettingsError: the processor does not have the instruction set.
     """
     before = state_of(Path(spec.source))
     prepared = prepare(spec.source, spec.adapter, cache_dir, report)
@@ -112,7 +120,7 @@ def load(
     if decoder_spec is None:
         loaded = _generic(config, folder, dtype, slots, say)
     else:
-        placement = place(dtype, kernel_dir, say)
+        placement = place(dtype, kernel_dir, say, instruction_set)
         loaded = _native(decoder_spec, config, folder, placement, slots, prefix_bytes)
     _check_tokens(tokenizer, loaded.facts["vocabulary_size"], folder)
     if folder == Path(spec.source) and state_of(folder) != before:
@@ -148,6 +156,7 @@ def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: 
         "family": f"generic:{config.get('model_type')}",
         "path": "generic",
         "dtype": str(chosen).removeprefix("torch."),
+        "kernels_note": "this family is computed by transformers",
         "context_length": runner.context_length,
         "vocabulary_size": runner.vocabulary_size,
         "num_parameters": runner.num_parameters,
@@ -172,6 +181,8 @@ def _native(
         "family": spec.family,
         "path": "native",
         "dtype": placement.dtype,
+        "instruction_set": None if placement.kernels is None else placement.kernels.instruction_set,
+        "kernels_note": placement.kernels.compiler if placement.kernels else placement.reason,
         "context_length": spec.context_length,
         "vocabulary_size": spec.vocabulary_size,
         "num_parameters": num_parameters,

@@ -25,9 +25,9 @@ from textmill.engine.models.decoder import (
     DecoderSpec,
     DecoderWeights,
     LayerWeights,
-    rotary_tables,
 )
 from textmill.engine.models.errors import KernelRefusal
+from textmill.engine.models.rotary import rotary_tables
 
 # The capacity of the kernels' buffers. More tokens are computed in several steps, which takes no
 # longer, since time is proportional to tokens. A token of SmolLM2 takes 25 KB.
@@ -95,7 +95,9 @@ class NativeDecoder:
         self._handle = ctypes.c_void_p()
         check_load(library.textmill_new(ctypes.byref(sizes), ctypes.byref(self._handle)))
         weakref.finalize(self, library.textmill_free, self._handle)
-        self._tables = rotary_tables(spec, spec.rope) if spec.rope is not None else None
+        self._tables = (
+            rotary_tables(spec.rope, spec.context_length, spec.head_dim) if spec.rope else None
+        )
         self.num_parameters = weights.num_outer_parameters()
         self._pack_layers(chain([first], layers))
         self._pack_norm(_HEAD, 0, weights.final_norm)
@@ -149,7 +151,7 @@ class NativeDecoder:
     def _set_rotary(self) -> None:
         if self._tables is not None:
             cos, sin = self._tables
-            addresses = cos.data_ptr(), sin.data_ptr()
+            addresses = cos.ctypes.data, sin.ctypes.data
             check_load(self._library.textmill_set_rotary(self._handle, *addresses, *cos.shape))
 
     @torch.inference_mode()
@@ -258,6 +260,20 @@ class NativeDecoder:
                 self._handle, num_rows, logits.data_ptr(), parameters, tokens, traces
             )
         )
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """The logarithms of the probabilities, (rows, vocabulary) float32, of such logits.
+
+        Raises:
+            KernelRefusal: the logits do not have that shape and type, or out of memory.
+        """
+        is_whole = logits.dim() == 2 and logits.shape[1] == self.spec.vocabulary_size
+        if not (is_whole and logits.dtype == torch.float32 and logits.is_contiguous()):
+            check_step(Status.BAD_SHAPE)
+        result = torch.empty_like(logits)
+        addresses = logits.data_ptr(), result.data_ptr()
+        check_step(self._library.textmill_log_softmax(self._handle, len(logits), *addresses))
+        return result
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent since the start, by phase of a step."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from textmill.engine.kernels.build import NoKernels, kernels
+from textmill.engine.kernels.build import Kernels, NoKernels, kernels
+from textmill.engine.kernels.instruction_sets import AUTO
 
 Report = Callable[[str], None]
 
@@ -22,12 +23,19 @@ class Placement:
         dtype: ``float32``, ``bfloat16`` or ``int8``: the type in which weights are stored and
             multiplied.
         device: PyTorch's name of the device.
-        library: the compiled kernels, or ``None`` if PyTorch computes alone.
+        kernels: the compiled kernels, or ``None`` if PyTorch computes alone.
+        reason: why PyTorch computes alone.
     """
 
     dtype: str
     device: str
-    library: ctypes.CDLL | None
+    kernels: Kernels | None
+    reason: str = ""
+
+    @property
+    def library(self) -> ctypes.CDLL | None:
+        """The functions of the kernels."""
+        return None if self.kernels is None else self.kernels.library
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -35,33 +43,39 @@ class Placement:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def place(dtype: str, kernel_dir: Path | None, report: Report) -> Placement:
+def place(
+    dtype: str, kernel_dir: Path | None, report: Report, instruction_set: str = AUTO
+) -> Placement:
     """Choose for a natively supported family.
 
-    ``auto`` is bfloat16 on a GPU; on a CPU it is int8 if there are instructions for it, else
-    float32.
+    ``auto`` is bfloat16 on a GPU, int8 on a CPU with the compiled kernels, and float32 without
+    them.
 
     Args:
         dtype: ``float32``, ``bfloat16``, ``int8`` or ``auto``.
         kernel_dir: the folder of compiled kernels; ``None`` for PyTorch alone.
-        report: is called with a sentence if the result is not what was requested.
+        report: is called with a sentence before the kernels are compiled, and if the dtype is not
+            the one that was requested.
+        instruction_set: of the kernels; ``auto``, or the name of a set.
+
+    Raises:
+        SettingsError: the processor does not have the instruction set.
     """
     if torch.cuda.is_available():
         if dtype == "int8":
             report("int8 is for CPUs; bfloat16 is used on this GPU")
-        return Placement("float32" if dtype == "float32" else "bfloat16", "cuda", None)
+        chosen = "float32" if dtype == "float32" else "bfloat16"
+        return Placement(chosen, "cuda", None, "PyTorch computes on the GPU")
     if dtype == "bfloat16":
-        return Placement("bfloat16", "cpu", None)
+        return Placement("bfloat16", "cpu", None, "the kernels have no bfloat16")
     if kernel_dir is None:
         if dtype == "int8":
             report("int8 needs the compiled kernels, which are switched off; float32 is used")
-        return Placement("float32", "cpu", None)
+        return Placement("float32", "cpu", None, "they are switched off by TEXTMILL_KERNELS")
     try:
-        library = kernels(kernel_dir)
+        found = kernels(kernel_dir, instruction_set, report)
     except NoKernels as error:
-        wanted = "; int8 needs them, float32 is used" if dtype == "int8" else ""
-        report(f"no compiled kernels ({error}), PyTorch computes alone and slower{wanted}")
-        return Placement("float32", "cpu", None)
-    is_fast = bool(library.textmill_has_int8_dot())
-    chosen = "int8" if dtype == "int8" or (dtype == "auto" and is_fast) else "float32"
-    return Placement(chosen, "cpu", library)
+        if dtype == "int8":
+            report(f"int8 needs the compiled kernels ({error}); float32 is used")
+        return Placement("float32", "cpu", None, str(error))
+    return Placement("float32" if dtype == "float32" else "int8", "cpu", found)

@@ -48,6 +48,10 @@ class ModelRunner(Protocol):
         """Logits (len(ids), vocabulary) float32 after each token of ``ids``; overwrites a slot."""
         ...
 
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """The logarithms of the probabilities, (rows, vocabulary) float32, of such logits."""
+        ...
+
     def recall(self, entry: BatchEntry) -> None:
         """Copy a known prefix of the entry's prompt into its slot."""
 
@@ -76,6 +80,10 @@ class SlotRunner:
         self._granularity = granularity
         self.prefixes = PrefixCache(prefix_bytes)
         self.bytes_per_token = cache.bytes_per_token
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """The logarithms of the probabilities, (rows, vocabulary) float32, of such logits."""
+        return torch.log_softmax(logits, -1)
 
     def recall(self, entry: BatchEntry) -> None:
         """Copy a known prefix of the entry's prompt into its slot."""
@@ -233,6 +241,10 @@ class KernelRunner(SlotRunner):
         """Logits (len(ids), vocabulary) float32 after each token of ``ids``; overwrites a slot."""
         places = range(len(ids))
         return self._decoder.forward(ids, places, [slot] * len(ids), places).clone()
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """``torch.log_softmax``, with the same bits on every processor."""
+        return self._decoder.log_softmax(logits)
 
     @property
     def sample(self) -> SampleKernel:

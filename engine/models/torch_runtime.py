@@ -93,6 +93,10 @@ class GenericRunner:
     def keep(self, entry: BatchEntry) -> None:
         """Do nothing: this runtime has no prefix cache."""
 
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """The logarithms of the probabilities, (rows, vocabulary) float32, of such logits."""
+        return torch.log_softmax(logits, -1)
+
     def fork(self, source: int, target: int, start: int, end: int) -> None:
         """Copy a slot's whole cache to another."""
         self._caches[target] = copy.deepcopy(self._caches[source])

@@ -78,21 +78,21 @@ class BeamSearch:
         """The tokens of the likeliest beam."""
         return self._beams[0]
 
-    def advance(self, logits: Tensor) -> list[Beam]:
+    def advance(self, log_probabilities: Tensor) -> list[Beam]:
         """Advance by one token.
 
         Args:
-            logits: (beams, vocabulary) float32 of the beams in order; at first one row, the
-                prompt's.
+            log_probabilities: of the next token, (beams, vocabulary) float32, of the beams in
+                order; at first one row, the prompt's.
 
         Returns:
             The beams of the next step, likeliest first; none when the search is over.
         """
-        sums = torch.log_softmax(logits, -1) + self._scores[:, None]
+        sums = log_probabilities + self._scores[:, None]
         # Enough to leave num_beams continuations if the likeliest ones all end.
         num_kept = min(max(2, 1 + len(self._eos)) * self._num_beams, sums.numel())
         values, places = torch.topk(sums.flatten(), num_kept)
-        size = logits.shape[-1]
+        size = sums.shape[-1]
         beams = [Beam(place // size, place % size) for place in places.tolist()]
         length = len(self._beams[0]) + 1
         ends = [length >= self._max_new_tokens or beam.token in self._eos for beam in beams]

@@ -14,8 +14,8 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-# The search index compares words that core.jobs.search has cut: no database cuts them its own way.
-# FTS5's "ascii" tokenizer takes every character beyond ASCII as part of a word.
+# core.jobs.search splits text into terms, so that neither database applies rules of its own. FTS5's
+# "ascii" tokenizer treats every character beyond ASCII as part of a term.
 _SQLITE_SEARCH = (
     """CREATE VIRTUAL TABLE jobs_search USING fts5(
         search_text, content='jobs', content_rowid='number', tokenize='ascii', detail='none')""",
@@ -32,7 +32,7 @@ _SQLITE_SEARCH = (
         INSERT INTO jobs_search(rowid, search_text) VALUES (new.number, new.search_text);
     END""",
 )
-# array_to_tsvector takes the words as they are, where to_tsvector would parse them again.
+# array_to_tsvector keeps the terms unchanged; to_tsvector would parse them again.
 _POSTGRESQL_SEARCH = (
     """ALTER TABLE jobs ADD COLUMN search_vector tsvector GENERATED ALWAYS AS (
         array_to_tsvector(array_remove(string_to_array(search_text, ' '), ''))) STORED""",

@@ -1,6 +1,6 @@
-"""What a fine-tuned model says of itself, beside its card.
+"""The fine-tuning record, loss curve and card of a model.
 
-The columns may be empty: a worker of the release before writes cards without them.
+The columns are nullable, because workers of the previous release write rows without them.
 
 Revision ID: 0002
 Revises: 0001

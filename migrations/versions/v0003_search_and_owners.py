@@ -1,11 +1,11 @@
-"""Search within scripts without spaces, and an index for what an owner has waiting or running.
+"""Search within scripts without spaces, and an index of each owner's queued and running jobs.
 
-Both may stay empty: the release before writes rows without the new columns, and
-``core.database.maintenance`` cuts the terms of its rows anew once they have ended.
+The previous release writes rows without the new columns; ``core.database.maintenance`` indexes
+these rows again when their jobs have ended.
 
-On PostgreSQL, the indexes of a table with rows are made without holding up its writers. Such a
-statement runs outside of a transaction, so this migration may be cut off halfway; every step can be
-repeated. Where the caller holds a transaction of its own, the indexes are made inside it.
+On PostgreSQL, the indexes of a table with rows are created without blocking its writers. Such a
+statement runs outside a transaction, so this migration may be interrupted halfway; every step can
+be repeated. If the caller has a transaction open, the indexes are created in it.
 
 Revision ID: 0003
 Revises: 0002
@@ -36,7 +36,7 @@ def upgrade() -> None:
         )
         op.add_column("jobs", sa.Column("search_rules", sa.Integer(), nullable=True))
         _create_indexes()
-        op.execute("PRAGMA analysis_limit = 1000")  # else it reads every index from end to end
+        op.execute("PRAGMA analysis_limit = 1000")  # otherwise it reads every index completely
         op.execute("ANALYZE")
     else:
         add = "ALTER TABLE jobs ADD COLUMN IF NOT EXISTS"
@@ -69,7 +69,7 @@ def _create_indexes_on_postgresql() -> None:
 
 
 def _commits_by_itself() -> bool:
-    """Whether the transaction is Alembic's own, which it can end and begin anew."""
+    """Whether the transaction is Alembic's own, so that it can be ended and begun again."""
     return op.get_context()._transaction is not None or not op.get_bind().in_transaction()
 
 

@@ -1,6 +1,6 @@
-"""Why models and workers are left out, for the web side and ``textmill doctor``.
+"""The table of problems: why models and workers are left out.
 
-A table of its own: the previous release neither reads nor writes it.
+The previous release neither reads nor writes it.
 
 Revision ID: 0004
 Revises: 0003

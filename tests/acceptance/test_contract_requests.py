@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -368,9 +368,7 @@ def test_a_wrong_method_is_told_the_right_one(
 
 
 @pytest.fixture
-def waiting_stack(
-    sqlite_url: str, redis_url: str, make_stack: Callable[..., Stack]
-) -> Iterator[Stack]:
+def waiting_stack(sqlite_url: str, redis_url: str, make_stack: Callable[..., Stack]) -> Stack:
     """A web process whose queue holds three jobs, two of one owner, and no worker at all."""
     stack = make_stack(sqlite_url, None, TEXTMILL_MAX_QUEUED="3", TEXTMILL_MAX_QUEUED_PER_OWNER="2")
     stack.start_web()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.test_up import FIRST_START_SECONDS, Up
-from tests.kernels import KERNEL_DIR
-from tests.servers import RedisServer, free_port
+from tests.acceptance.up import FIRST_START_SECONDS, Up, up_environment
+from tests.servers import RedisServer
 from tests.tiny_models import build_tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -32,15 +30,7 @@ def test_the_commands_of_the_document_make_a_served_model_from_a_csv(
     (home / "models.toml").write_text(
         '[[models]]\nname = "smollm2-135m"\nsource = "./tiny"\n', encoding="utf-8"
     )
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TEXTMILL_")}
-    environment = inherited | {
-        "TEXTMILL_HOME": str(home),
-        "TEXTMILL_KERNELS": str(KERNEL_DIR),
-        "TEXTMILL_PORT": str(free_port()),
-        "TEXTMILL_SLOTS": "2",
-        "TEXTMILL_REDIS_URL": own_redis.url,
-    }
-    up = Up(environment)
+    up = Up(up_environment(home, TEXTMILL_REDIS_URL=own_redis.url))
     assert up.process.stdout is not None
     try:
         up.await_ready(FIRST_START_SECONDS)

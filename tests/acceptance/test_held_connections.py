@@ -23,7 +23,7 @@ from tests.servers import RedisServer
 from textmill.migrations.upgrade import upgrade
 
 NUM_HELD = 300
-GOOD = {"prompt": "held", "max_new_tokens": 1}
+GOOD: dict[str, str | int] = {"prompt": "held", "max_new_tokens": 1}
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import sys
 import time
@@ -16,9 +14,9 @@ from typing import Any
 import pytest
 import redis
 
-from tests.acceptance.test_up import FIRST_START_SECONDS, Up, descendants, run
-from tests.kernels import KERNEL_DIR
-from tests.servers import RedisServer, free_port
+from tests.acceptance.up import FIRST_START_SECONDS, Up, run, up_environment
+from tests.processes import descendants
+from tests.servers import RedisServer
 from textmill.core.tickets import queue_name
 
 WAIT_SECONDS = 90
@@ -92,22 +90,8 @@ def product(tmp_path: Path, own_redis: RedisServer) -> Iterator[Product]:
     home = tmp_path / "home"
     build_tiny_llama(home / "tiny")
     (home / "models.toml").write_text('# Ours.\n[[models]]\nname = "tiny"\nsource = "./tiny"\n')
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TEXTMILL_")}
-    up = Up(
-        inherited
-        | {
-            "TEXTMILL_HOME": str(home),
-            "TEXTMILL_KERNELS": str(KERNEL_DIR),
-            "TEXTMILL_PORT": str(free_port()),
-            "TEXTMILL_SLOTS": "2",
-            "TEXTMILL_REDIS_URL": own_redis.url,
-        }
-    )
-    assert up.process.stdout is not None
-    with contextlib.ExitStack() as stack:
-        stack.callback(up.process.stdout.close)
-        stack.callback(up.process.wait)
-        stack.callback(up.process.kill)
+    up = Up(up_environment(home, TEXTMILL_REDIS_URL=own_redis.url))
+    with up.killed_at_the_end():
         up.await_ready(FIRST_START_SECONDS)
         yield Product(up, home)
         up.process.send_signal(signal.SIGTERM)
@@ -124,7 +108,7 @@ def build_adapter(base: Path, folder: Path, seed: int) -> Path:
     config = LoraConfig(
         r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
     )
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(folder)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(folder))
     said = {"name": "faq", "base": "tiny", "method": "lora"}
     (folder / "finetune.json").write_text(json.dumps(said))
     return folder

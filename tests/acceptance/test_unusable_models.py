@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests.acceptance.test_live_models import Product, await_true
-from tests.acceptance.test_up import FIRST_START_SECONDS, Up, descendants, run
-from tests.kernels import KERNEL_DIR
-from tests.servers import RedisServer, free_port
+from tests.acceptance.up import FIRST_START_SECONDS, Up, run, up_environment
+from tests.processes import descendants
+from tests.servers import RedisServer
 
 RECOVERY_SECONDS = 5.0
 MODELS = (
@@ -76,23 +76,10 @@ def start_fleet(tmp_path: Path, own_redis: RedisServer) -> Iterator[Callable[...
             build_patient_llama(home / "tiny", context_length=8192)
             build_tiny_gpt_neo(home / "neo")
             (home / "models.toml").write_text(models)
-            inherited = {k: v for k, v in os.environ.items() if not k.startswith("TEXTMILL_")}
-            up = Up(
-                inherited
-                | {
-                    "TEXTMILL_HOME": str(home),
-                    "TEXTMILL_KERNELS": str(KERNEL_DIR),
-                    "TEXTMILL_PORT": str(free_port()),
-                    "TEXTMILL_SLOTS": "2",
-                    "TEXTMILL_WORKERS": "2",
-                    "TEXTMILL_REDIS_URL": own_redis.url,
-                    "OMP_NUM_THREADS": "1",
-                }
+            environment = up_environment(
+                home, TEXTMILL_WORKERS="2", TEXTMILL_REDIS_URL=own_redis.url, OMP_NUM_THREADS="1"
             )
-            assert up.process.stdout is not None
-            stack.callback(up.process.stdout.close)
-            stack.callback(up.process.wait)
-            stack.callback(up.process.kill)
+            up = stack.enter_context(Up(environment).killed_at_the_end())
             up.await_ready(2 * FIRST_START_SECONDS)
             fleet = Fleet(up, home)
             await_true(lambda: len(fleet.workers()) == 2, fleet)

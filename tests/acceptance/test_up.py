@@ -4,67 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.kernels import KERNEL_DIR
+from tests.acceptance.up import COMMAND, FIRST_START_SECONDS, Up, run, up_environment
 from tests.processes import descendants, is_alive
-from tests.servers import free_port
 
-FIRST_START_SECONDS = 60  # on two cores that other tests use too
 SECOND_START_SECONDS = 10
 STOP_SECONDS = 30
-COMMAND = (sys.executable, "-P", "-m", "textmill")
-
-
-class Up:
-    """One ``textmill up`` and the lines that it has printed."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self.environment = environment
-        self.port = int(environment["TEXTMILL_PORT"])
-        self.lines: list[str] = []
-        self.started = time.monotonic()
-        self.process = subprocess.Popen(
-            [*COMMAND, "up"],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def await_ready(self, limit_seconds: float) -> None:
-        """Read to the line that says so, which must come in time."""
-        assert self.process.stdout is not None
-        wanted = f"Textmill is ready: http://127.0.0.1:{self.port}\n"
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if line == wanted:
-                assert time.monotonic() - self.started < limit_seconds, self.lines
-                return
-        raise AssertionError("never ready:\n" + "".join(self.lines))
-
-    def finish(self) -> int:
-        """Read to the end and give the exit status."""
-        assert self.process.stdout is not None
-        self.lines += list(self.process.stdout)
-        return self.process.wait()
-
-    def read(self, path: str) -> Any:
-        url = f"http://127.0.0.1:{self.port}{path}"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            return json.loads(answer.read())
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +33,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """A folder and a port of the test's own."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("TEXTMILL_")}
-    return {
-        **inherited,
-        "TEXTMILL_HOME": str(tmp_path / "home"),
-        "TEXTMILL_KERNELS": str(KERNEL_DIR),
-        "TEXTMILL_PORT": str(free_port()),
-        "TEXTMILL_SLOTS": "2",
-    }
+    return up_environment(tmp_path / "home")
 
 
 @pytest.fixture
@@ -99,11 +46,7 @@ def start(
 
         def up() -> Up:
             running = Up(environment | {"TEXTMILL_MODELS": str(models)})
-            assert running.process.stdout is not None
-            stack.callback(running.process.stdout.close)
-            stack.callback(running.process.wait)
-            stack.callback(running.process.kill)
-            return running
+            return stack.enter_context(running.killed_at_the_end())
 
         yield up
 
@@ -120,13 +63,6 @@ def await_gone(pids: list[int], limit_seconds: float) -> None:
     while left := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, f"still running: {[described(pid) for pid in left]}"
         time.sleep(0.05)  # they are nobody's children any more: there is no event to wait for
-
-
-def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, *arguments]
-    return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def test_it_serves_a_job_stops_cleanly_and_starts_again_in_seconds(

@@ -1,4 +1,4 @@
-"""Faults done to the models file and the weights, and a worker whose clock is wrong."""
+"""Faults of the models file and the weights, and a worker with a wrong clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processes import is_alive, send
 
 BROKEN = "[[models]]\nname="
 HOUR = 3_600
-MEET_SECONDS = 45.0  # a new worker needs some seconds to come to its models
+MEET_SECONDS = 45.0  # a new worker reads its models after some seconds
 _CLOCK = '''"""Shifts the clock of this process by a number of seconds."""
 
 import time
@@ -30,7 +30,7 @@ time.clock_gettime = lambda which: _gettime(which) + (SHIFT if which == time.CLO
 
 
 def break_models_file(moment: Moment) -> None:
-    """Spoil the file, and kill one of two workers: the new one finds it spoiled."""
+    """Break the file and kill one of two workers, so that the new one reads the broken file."""
     moment.site.models_file.write_text(BROKEN)
     _kill_one(moment)
 
@@ -40,7 +40,7 @@ def mend_models_file(moment: Moment) -> None:
 
 
 def truncate_weights(moment: Moment) -> None:
-    """Half of the file is gone, in place, and a worker has to load it."""
+    """Truncate the file to half, and kill a worker, so that the new one has to load it."""
     weights = moment.site.model / "model.safetensors"
     _keep(moment, weights)
     os.truncate(weights, weights.stat().st_size // 2)
@@ -55,7 +55,7 @@ def remove_weights(moment: Moment) -> None:
 
 
 def replace_weights(moment: Moment) -> None:
-    """Other weights of the same shape, renamed over the present ones."""
+    """Rename other weights of the same shape over the current ones."""
     fresh = moment.site.model / "fresh.tmp"
     shutil.copyfile(_others_than(moment), fresh)
     moment.pids = moment.site.worker_pids()
@@ -64,7 +64,7 @@ def replace_weights(moment: Moment) -> None:
 
 
 def overwrite_weights(moment: Moment) -> None:
-    """The same, but into the file that the workers may have mapped."""
+    """Write other weights into the same file, which the workers may have mapped."""
     others = _others_than(moment).read_bytes()
     moment.pids = moment.site.worker_pids()
     moment.strike()
@@ -73,27 +73,27 @@ def overwrite_weights(moment: Moment) -> None:
 
 
 def await_new_workers(moment: Moment) -> None:
-    """Every worker has to notice, and to begin anew with what is there now."""
+    """Wait until every worker has restarted with the new weights."""
     gone = moment.pids
     moment.until(lambda: not any(map(is_alive, gone)), "a worker kept the old weights", 120.0)
     moment.site.await_healthy()
 
 
 def _others_than(moment: Moment) -> Path:
-    """Weights that are not those of the site at present: it goes to and fro between two."""
+    """The other of two sets of weights between which the site alternates."""
     present = (moment.site.model / "model.safetensors").read_bytes()
     usual, other = (model_of(seed) / "model.safetensors" for seed in (USUAL_SEED, OTHER_SEED))
     return other if usual.read_bytes() == present else usual
 
 
 def restore_weights(moment: Moment) -> None:
-    """As they were, with their instant."""
+    """Restore the weights and their modification time."""
     while moment.undo:
         moment.undo.pop()()
 
 
 def _keep(moment: Moment, file: Path) -> None:
-    """Put the file back, with its instant, when the fault is healed."""
+    """Restore the file and its modification time when the fault is healed."""
     kept = moment.site.folder / "kept.safetensors"
     shutil.copy2(file, kept)
 
@@ -106,7 +106,7 @@ def _keep(moment: Moment, file: Path) -> None:
 
 
 def _kill_one(moment: Moment) -> None:
-    """Kill a worker, and wait for the one in its place to have met what is broken."""
+    """Kill a worker, and wait until its replacement has read the broken files."""
     before = moment.site.worker_pids()
     pid = moment.random.choice(before)
     moment.strike(pid)
@@ -116,14 +116,14 @@ def _kill_one(moment: Moment) -> None:
     while time.monotonic() < deadline and moment.site.is_up:
         fresh |= set(moment.site.worker_pids()) - set(before)
         if any(not is_alive(pid) for pid in fresh):
-            moment.notes.append("the worker in the dead one's place has ended")
+            moment.notes.append("the replacement of the dead worker has ended")
             return
         time.sleep(0.25)
     moment.notes.append("`up` has ended" if not moment.site.is_up else "the new worker stays alive")
 
 
 def shift_clock(seconds: int) -> Callable[[Moment], None]:
-    """Replace one worker by one whose clock is wrong."""
+    """Replace one worker by one with a wrong clock."""
 
     def inject(moment: Moment) -> None:
         folder = moment.site.folder / f"clock{seconds}"
@@ -143,7 +143,7 @@ def right_clock(moment: Moment) -> None:
 
 
 def faults() -> list[Fault]:
-    """The registry's part."""
+    """The faults of this module."""
     stays = Bounds(recovery_seconds=5.0, all_answered=True)
     answered = Bounds(all_answered=True)
     return [
@@ -158,7 +158,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "weights-truncated",
-            "weights cut in half in place and a worker killed",
+            "weights truncated to half and a worker killed",
             truncate_weights,
             restore_weights,
             hold=(3.0, 8.0),
@@ -176,7 +176,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "weights-replaced",
-            "other weights renamed over the old ones while jobs run",
+            "weights replaced by renaming while jobs run",
             replace_weights,
             await_new_workers,
             hold=(1.0, 5.0),
@@ -185,7 +185,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "weights-overwritten",
-            "other weights written into the old file while jobs run",
+            "weights overwritten in place while jobs run",
             overwrite_weights,
             await_new_workers,
             hold=(1.0, 5.0),

@@ -1,4 +1,4 @@
-"""The small models of the harness, built once a process."""
+"""The small models of the harness, built once in each process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, NUM_LAYERS = 192, 10  # about 1 ms a token
 
 @functools.cache
 def model_of(seed: int) -> Path:
-    """The folder of the model with that seed; all have the same shape. Do not change it."""
+    """The folder of the model with this seed; all models have the same shape. Do not modify it."""
     from tests.tiny_models import build_patient_llama
 
     folder = Path(tempfile.mkdtemp(prefix="textmill-faults-model-"))

@@ -1,4 +1,4 @@
-"""One fault at one moment: load, fault, healing, the end of every job, and the verdict."""
+"""One fault at one moment: load, fault, healing, end of all jobs, verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from textmill.core.errors import TextmillError
 Texts = dict[str | None, dict[str, str]]
 BEFORE_SECONDS = (0.3, 2.0)  # of load, before the fault
 AFTER_SECONDS = 1.5  # of load, after the healing
-END_SECONDS = 150.0  # three leases and then some; what has not ended by then is lost
+END_SECONDS = 150.0  # more than three leases; a job that has not ended by then is lost
 CATCH_SECONDS = 60.0
 LOOK_SECONDS = 0.004
 MAX_LINES = 12  # of explanation
@@ -31,7 +31,7 @@ FINAL = "('succeeded', 'failed', 'canceled')"
 
 
 class MomentError(Exception):
-    """The fault could not be done, so the moment shows nothing."""
+    """The fault could not be injected, so the moment is not valid."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Fault:
     """One kind of fault.
 
     Attributes:
-        name: what ``--only`` takes.
+        name: as in ``--only``.
         description: for the table.
-        inject: does it, and says when and to whom.
+        inject: injects the fault, and records its time and the affected processes.
         heal: undoes it.
-        hold: from and to how many seconds lie between the two.
-        quick_hold: the same in the sample of the test suite.
+        hold: minimum and maximum of the seconds between injection and healing.
+        quick_hold: the same for the sample in the test suite.
         site: the kind of site that it needs.
-        databases: where it exists.
-        bounds: what must hold beside the zeros.
-        is_quick: whether the test suite's sample has it.
-        submits: whether the load submits by itself from the start.
+        databases: those that can have this fault.
+        bounds: limits in addition to the zeros.
+        is_quick: whether it is part of the sample in the test suite.
+        submits: whether the load submits jobs from the start.
         jobs_per_second: the load.
     """
 
@@ -69,10 +69,10 @@ class Fault:
 
 @dataclass
 class Moment:
-    """What a fault may use while it is done."""
+    """The objects that a fault may use while it is injected."""
 
     fault: Fault
-    site: Any  # a Site; each fault knows which kind it asked for
+    site: Any  # a Site of the kind that the fault names
     client: Client
     load: Load
     random: random.Random
@@ -81,25 +81,25 @@ class Moment:
     lost_pids: list[int] = field(default_factory=list)
     may_fail: dict[str, frozenset[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)  # what the fault itself saw go wrong
+    failures: list[str] = field(default_factory=list)  # problems that the fault itself observed
     undo: list[Callable[[], None]] = field(default_factory=list)
-    pids: list[int] = field(default_factory=list)  # for a fault to remember
+    pids: list[int] = field(default_factory=list)  # state of the fault
     num_baits: int = 0
 
     def strike(self, *pids: int) -> None:
-        """The fault is now; these processes are gone with it."""
+        """Record that the fault happens now and ends these processes."""
         self.fault_at = time.time()
         self.lost_pids += pids
 
     def pause(self, least: float, most: float) -> None:
-        """Some random time."""
+        """Wait for a random time."""
         time.sleep(self.random.uniform(least, most))
 
     def until(self, condition: Callable[[], object], what: str, seconds: float = 60.0) -> Any:
-        """Poll other processes' state; gives what the condition gave.
+        """Poll a condition on other processes until it is true; return its value.
 
         Raises:
-            MomentError: it did not come to that in time.
+            MomentError: the condition was not true in time.
         """
         deadline = time.monotonic() + seconds
         while not (found := condition()):
@@ -109,7 +109,7 @@ class Moment:
         return found
 
     def submit_bait(self, *, follows: bool = False) -> str:
-        """A long text; its id."""
+        """Submit a job with a long completion; return its id."""
         self.num_baits += 1
         job_id = self.load.submit(bait(self.num_baits % NUM_BAITS), follows=follows)
         if job_id is None:
@@ -117,18 +117,18 @@ class Moment:
         return job_id
 
     def catch(self) -> tuple[int, str]:
-        """A worker in the middle of a text: its process, and the job's id."""
+        """Find a worker that is generating: its process and the job's id."""
         deadline = time.monotonic() + CATCH_SECONDS
         while time.monotonic() < deadline:
             job_id = self.submit_bait()
-            pids = self.site.worker_pids()  # once: it goes through all processes
+            pids = self.site.worker_pids()  # once, because it lists all processes
             while (row := self.row(job_id)) is not None and row[0] in {"queued", "running"}:
                 if row[0] == "running":
                     holder = next((pid for pid in pids if f"-{pid}-" in row[1]), None)
                     if holder is not None and is_alive(holder):
                         return int(holder), job_id
                 time.sleep(5 * LOOK_SECONDS)
-        raise MomentError("no worker was caught in the middle of a text")
+        raise MomentError("no worker was found while it was generating")
 
     def row(self, job_id: str) -> tuple[str, str] | None:
         """A job's status and its worker's id."""
@@ -138,7 +138,7 @@ class Moment:
         return None if row is None else (row.status, row.worker_id or "")
 
     def await_death(self, pids: Sequence[int], seconds: float = 60.0) -> int:
-        """The first of some processes to die."""
+        """The first of some processes to end."""
         return int(
             self.until(
                 lambda: next((p for p in pids if not is_alive(p)), None), "none died", seconds
@@ -148,7 +148,7 @@ class Moment:
 
 @dataclass
 class Result:
-    """A moment's verdict."""
+    """The verdict on one moment."""
 
     fault: str
     database: str
@@ -176,14 +176,14 @@ class Result:
 
 
 def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: bool) -> Result:
-    """Do a fault once, and judge what came of it.
+    """Inject a fault once and judge the effects.
 
     Args:
-        site: a healthy one, of the kind that the fault asks for.
+        site: a healthy one, of the kind that the fault needs.
         fault: the fault.
-        seed: of everything that is random here.
-        texts: the undisturbed texts; those of a revision that is not there yet are added.
-        is_quick: whether the short form is wanted.
+        seed: of all random choices.
+        texts: the undisturbed completions; those of a missing revision are added.
+        is_quick: whether to use the short form.
     """
     started = time.monotonic()
     generator = random.Random(seed)
@@ -214,7 +214,7 @@ def run_moment(site: Site, fault: Fault, seed: int, texts: Texts, *, is_quick: b
 
 
 def _statuses(evidence: Evidence) -> str:
-    """How the submissions were answered: a fault that changes nothing shows here."""
+    """The counts of answers to submissions, which show whether a fault had an effect."""
     found = Counter(str(e.status) for e in evidence.exchanges if e.what == "submit")
     return "submissions: " + ", ".join(f"{n} × {status}" for status, n in sorted(found.items()))
 
@@ -224,7 +224,7 @@ def _known_names(texts: Texts) -> set[str]:
 
 
 def _disturb(moment: Moment) -> list[str]:
-    """Load, fault, hold, healing; what went wrong."""
+    """Load, inject, hold and heal; return what went wrong."""
     fault = moment.fault
     failures: list[str] = []
     moment.load.start(submits=fault.submits)
@@ -235,7 +235,7 @@ def _disturb(moment: Moment) -> list[str]:
     try:
         fault.inject(moment)
         moment.pause(*hold)
-    except Exception as error:  # the edge of a fault: it must be healed, and the rest judged
+    except Exception as error:  # an edge: the fault must be healed, and the moment judged
         failures.append(_sentence(error))
     try:
         fault.heal(moment)
@@ -245,7 +245,7 @@ def _disturb(moment: Moment) -> list[str]:
 
 
 def _await_first(moment: Moment, failures: list[str]) -> None:
-    """Wait until a job was accepted: a moment without one shows nothing."""
+    """Wait until a job is accepted; a moment without jobs is not valid."""
     try:
         moment.until(lambda: moment.load.ids, "nothing was accepted before the fault")
     except MomentError as error:
@@ -260,7 +260,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _calm_down(moment: Moment) -> list[str]:
-    """Wait for the product to be healthy and for every job to end; what did not come to pass."""
+    """Wait until the product is healthy and every job has ended; return what did not happen."""
     failures = []
     site = moment.site
     time.sleep(AFTER_SECONDS)
@@ -268,11 +268,11 @@ def _calm_down(moment: Moment) -> list[str]:
     try:
         site.await_healthy()
     except SiteError as error:
-        failures.append(f"the product did not come back by itself: {error}"[:3000])
+        failures.append(f"the product did not recover by itself: {error}"[:3000])
         try:
             site.stop()
             site.start()
-        except Exception as failure:  # the verdict counts what is left
+        except Exception as failure:  # the verdict counts the open jobs
             failures.append(_sentence(failure))
     await_ends(site, END_SECONDS)
     moment.load.finish(60.0)
@@ -281,7 +281,7 @@ def _calm_down(moment: Moment) -> list[str]:
 
 
 def await_ends(site: Site, seconds: float) -> bool:
-    """Wait until no job is open; whether it came to that."""
+    """Wait until no job is open; return whether that happened in time."""
     query = text("SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')")
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -313,7 +313,7 @@ def evidence_of(moment: Moment, entries: list[journals.Entry], texts: Texts) -> 
 
 
 def _rows(site: Site, ids: set[str]) -> tuple[list[Row], list[Event]]:
-    """The rows of the moment's jobs, and all of their events."""
+    """The rows of the moment's jobs and all their events."""
     columns = "id, status, text, attempt, error_code, model_revision, created_at, finished_at"
     job_events = "job_id, from_status, to_status, at, actor"
     with site.engine.connect() as connection:
@@ -326,7 +326,7 @@ def _rows(site: Site, ids: set[str]) -> tuple[list[Row], list[Event]]:
 
 
 def _learn_more(moment: Moment, rows: Sequence[Row], texts: Texts) -> None:
-    """The undisturbed texts of weights that came with the fault, while they are still served."""
+    """Generate the undisturbed completions of the fault's weights while these are still served."""
     missing = {row.revision for row in rows if row.status == "succeeded"} - set(texts)
     known = {body.name: body for body in known_bodies()}
     wanted = [known[name] for name in sorted(_known_names(texts)) if name in known]
@@ -335,7 +335,7 @@ def _learn_more(moment: Moment, rows: Sequence[Row], texts: Texts) -> None:
 
 
 def learn(site: Site, bodies: Sequence[Body], only: str | None = None) -> Texts:
-    """What an undisturbed product writes: each body once, while nothing else happens."""
+    """Generate each body's completion once, without disturbance."""
     journal = Journal(site.folder / f"learned-{time.time_ns()}.jsonl")
     client = Client(site.port, journal)
     names = {}
@@ -352,5 +352,5 @@ def learn(site: Site, bodies: Sequence[Body], only: str | None = None) -> Texts:
         if row.status == "succeeded" and only in {None, row.revision}:
             texts.setdefault(row.revision, {})[names[row.id]] = row.text
     if sum(map(len, texts.values())) < len(bodies) and only is None:
-        raise SiteError(f"an undisturbed product did not write its texts:\n{site.tails()}")
+        raise SiteError(f"an undisturbed product did not complete its jobs:\n{site.tails()}")
     return texts

@@ -1,7 +1,7 @@
-"""A TCP proxy that spoils connections: late, into a hole, reset, or with the replies lost.
+"""A TCP proxy that disturbs connections: it delays, drops, resets, or loses the replies.
 
-One thread a direction of a connection; a mode holds for all connections from the moment at which it
-is set. Knows nothing of Redis or PostgreSQL: a word that a client sends may be the trigger.
+Each direction of a connection has a thread. A mode applies to all connections as soon as it is set.
+Knows nothing of Redis or PostgreSQL, but a word in a request can be the trigger.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with RST instead of FIN
 
 
 class Mode(enum.Enum):
-    """What becomes of the bytes."""
+    """How the proxy treats the bytes."""
 
     PASS = "pass"
-    DELAY = "delay"  # each piece waits, in both directions
-    HOLE = "hole"  # nothing passes, and nobody hears of it
-    RESET = "reset"  # connections are reset, new ones too
-    LOSE_REPLIES = "lose replies"  # requests arrive; at the first reply the connection is closed
-    LOSE_AFTER_WORD = "lose after a word"  # the same, from a request on that contains the word
+    DELAY = "delay"  # each piece is delayed, in both directions
+    HOLE = "hole"  # nothing passes, without an error
+    RESET = "reset"  # connections are reset, also new ones
+    LOSE_REPLIES = "lose replies"  # requests pass; the connection is closed at the first reply
+    LOSE_AFTER_WORD = "lose after a word"  # the same after a request with the word
 
 
 @dataclass(eq=False)
@@ -54,7 +54,7 @@ class _Link:
 
 
 class TcpProxy:
-    """Listens on a port of its own and connects every client to one server."""
+    """Listens on its own port and connects every client to one server."""
 
     def __init__(self, target_port: int, host: str = "127.0.0.1") -> None:
         self.port = free_port()
@@ -72,7 +72,7 @@ class TcpProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def set(self, mode: Mode, *, delay_seconds: float = 0.0, word: bytes = b"") -> None:
-        """Change what happens from here on; links that fell into the hole are reset after it."""
+        """Set the mode; connections whose bytes were dropped are reset afterwards."""
         with self._lock:
             was, self._mode = self._mode, mode
             self._delay_seconds, self._word = delay_seconds, word
@@ -117,7 +117,7 @@ class TcpProxy:
         self._opened.wait()
         try:
             server = socket.create_connection(self._target, timeout=CONNECT_SECONDS)
-        except OSError:  # the server is away: the client sees a connection that breaks at once
+        except OSError:  # the server is unreachable: the client's connection breaks immediately
             _reset(client)
             return
         server.settimeout(None)
@@ -147,7 +147,7 @@ class TcpProxy:
         self._drop(link)
 
     def _passes(self, link: _Link, piece: bytes, is_request: bool) -> bool:
-        """Hold a piece for as long as the mode asks; false where the connection is to end."""
+        """Delay a piece according to the mode; return false if the connection is to be closed."""
         mode = self._mode
         if mode is Mode.DELAY:
             time.sleep(self._delay_seconds)

@@ -1,8 +1,8 @@
-"""Ends what a killed harness left behind: its processes, its disks and its folders.
+"""Cleans up after a killed harness: ends its processes and removes its disks and folders.
 
-A program of its own, started beside the harness, that waits for the end of its input. The harness
-writes ``+FOLDER`` for every folder that it makes and ``-FOLDER`` when it has cleaned up itself. A
-process belongs to a folder that its command line or its environment names.
+The harness starts this program beside itself; it waits for the end of its input. The harness writes
+``+FOLDER`` for every folder that it creates, and ``-FOLDER`` after it has cleaned up itself. A
+process belongs to the folder that its command line or its environment names.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class Reaper:
         self._process: subprocess.Popen[bytes] | None = None
 
     def watch(self, folder: Path) -> None:
-        """End what belongs to a folder, and remove it, should this process die."""
+        """Clean up this folder if this process dies."""
         self._tell(f"+{folder}")
 
     def forget(self, folder: Path) -> None:
-        """The folder is gone."""
+        """The folder was removed and needs no cleaning up."""
         self._tell(f"-{folder}")
 
     def _tell(self, line: str) -> None:
@@ -38,7 +38,7 @@ class Reaper:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", __file__],
                     stdin=subprocess.PIPE,
-                    start_new_session=True,  # a signal for the harness's group is not for it
+                    start_new_session=True,  # signals to the harness's group must not reach it
                 )
             assert self._process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
@@ -50,7 +50,7 @@ REAPER = Reaper()
 
 
 def main() -> None:
-    """Wait for the end of the input, then end what is left."""
+    """Wait for the end of the input, then clean up what is left."""
     folders: set[str] = set()
     for line in sys.stdin:
         folder = line[1:].rstrip("\n")

@@ -25,7 +25,7 @@ def all_faults() -> list[Fault]:
 
 
 def make_site(kind: str, database: str) -> Site:
-    """A site of a kind, not yet started."""
+    """A site of this kind, not yet started."""
     model = model_of(USUAL_SEED)
     if kind == "up":
         return UpSite(database, model)
@@ -39,7 +39,7 @@ def make_site(kind: str, database: str) -> Site:
 
 
 def reason_to_skip(fault: Fault) -> str | None:
-    """Why a fault cannot be done on this machine."""
+    """Why a fault cannot be injected on this machine."""
     if fault.site == "small-disk" and not can_mount():
-        return "needs root, to mount a disk of its own"
+        return "needs root, to mount a disk"
     return None

@@ -1,4 +1,4 @@
-"""Writes ``docs/reliability.md`` from results, and prints a row as soon as a fault is done."""
+"""Writes ``docs/reliability.md`` from results, and prints a row for each complete fault."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ INTRODUCTION = """\
 # Reliability under faults
 
 An accepted job reaches exactly one final state; its computation may be repeated. This page counts
-how the product keeps that promise while it is disturbed. `tests/faults/` starts real processes
-(web, two workers, Redis, SQLite or PostgreSQL), submits jobs at random moments, does a fault to
-them, heals it and waits until every job has ended. Then it compares three accounts: a journal of
-the accepted ids, which the clients sync to disk outside of the database; the rows of `jobs` and
-`job_events`; and the event streams that clients followed. The harness writes this page; do not edit
-it.
+how the product keeps that promise under faults. `tests/faults/` starts real processes (web, two
+workers, Redis, SQLite or PostgreSQL), submits jobs at random moments, injects a fault, heals it and
+waits until every job has ended. Then it compares three records: a journal of the accepted ids,
+which the clients sync to disk outside the database; the rows of `jobs` and `job_events`; and the
+event streams that clients followed. The harness writes this page; do not edit it.
 
 ```
 make faults                                       # every fault, 20 moments a database: hours
@@ -48,29 +47,28 @@ make faults ARGS="--list"
 make soak ARGS="--minutes 30"
 ```
 
-`make test` does the quick faults at two moments each, and holds them to the same bounds.
+`make test` injects the quick faults at two moments each, with the same bounds.
 """
 COLUMNS = {
     "accepted": "jobs that were answered with 202",
-    "by rule": "jobs that succeeded, that were canceled or deleted as asked, or that failed as the "
-    "fault's rule says (the poisonous prompt)",
-    "else": "jobs that ended otherwise, or whose account in `job_events` cannot be",
+    "by rule": "jobs that succeeded, were canceled or deleted as requested, or failed as the "
+    "fault requires (the poisonous prompt)",
+    "else": "jobs that ended otherwise, or whose record in `job_events` is impossible",
     "lost": "accepted jobs without an end",
     "twice": "jobs with more than one end",
     "again": "jobs that were decoded more than once, which is allowed",
-    "wrong": "finished texts that differ from what an undisturbed product writes for the same "
-    "request",
+    "wrong": "completions that differ from those of an undisturbed product for the same request",
     "5xx": "answers of 500 and above other than 503; 429 and 503 without `Retry-After` count too",
-    "no answer": "requests whose connection was refused or broke, since web was down, or that the "
+    "no answer": "requests whose connection was refused or broke because web was down, or that the "
     "client gave up after 60 s",
-    "gaps": "event streams with a gap, a repeat, another text or no end, over all their "
+    "gaps": "event streams with a gap, a repetition, another text or no end, over all their "
     "connections",
-    "logs": "lines of any log that hold a prompt or a visitor's cookie",
-    "first": "seconds from the fault to the first completion after it, the longest of all moments",
-    "recovery": "seconds until every job that a dead process held is back in the queue and the "
-    "first of them runs again; where none was held, as `first`",
+    "logs": "log lines that contain a prompt or a visitor's cookie",
+    "first": "seconds from the fault to the first completion after it, maximum of all moments",
+    "recovery": "seconds until every job of a dead process is back in the queue and the "
+    "first of them runs again; if it had none, as `first`",
     "wait": "the longest time from a job's acceptance to its end, in seconds",
-    "slowest": "the slowest answer, in seconds; streams and long polls are left out",
+    "slowest": "the slowest answer, in seconds; without streams and long polls",
 }
 HEADER = (
     "| fault | database | moments | accepted | by rule | else | lost | twice | again | wrong | 5xx "
@@ -84,7 +82,7 @@ def now() -> datetime.datetime:
 
 
 def machine() -> dict[str, Any]:
-    """Where the run was made, as far as a figure depends on it."""
+    """The machine, as far as a figure depends on it."""
     return {
         "date": now().isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -125,7 +123,7 @@ def _flags() -> set[str]:
 
 
 class ResultFile:
-    """The results of a run, appended as they come: a stopped run has what it has."""
+    """The results of a run, appended one by one, so that a stopped run keeps its results."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -142,11 +140,11 @@ class ResultFile:
             file.write(json.dumps(document) + "\n")
 
     def read(self) -> tuple[dict[str, Any], list[Result]]:
-        """The header, with what later lines add to it, and the results."""
+        """The header, with the additions of later lines, and the results."""
         header: dict[str, Any] = {}
         results = []
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if not line.endswith("\n"):  # the run was stopped in the middle of it
+            if not line.endswith("\n"):  # the run was stopped while it was written
                 continue
             document = json.loads(line)
             if "fault" in document:
@@ -160,7 +158,7 @@ class ResultFile:
 
 
 def summed(results: Iterable[Result]) -> Counts:
-    """The counts of several moments."""
+    """The sum of several moments."""
     total: Counts | None = None
     for result in results:
         if total is None:
@@ -189,7 +187,7 @@ def table_row(fault: Fault, database: str, results: Sequence[Result]) -> str:
     ]
     times = [counts.first_completion, counts.recovery, counts.worst_wait, counts.slowest]
     failed = sum(bool(result.violations) for result in results)
-    held = "held" if not failed else f"**not held** in {failed} of {counts.moments}"
+    held = "held" if not failed else f"**exceeded** in {failed} of {counts.moments}"
     cells = [
         f"`{fault.name}`: {fault.description}",
         database,
@@ -201,7 +199,7 @@ def table_row(fault: Fault, database: str, results: Sequence[Result]) -> str:
 
 
 def bounds_text(bounds: Bounds) -> str:
-    """The bounds of a fault beside the zeros."""
+    """The bounds of a fault in addition to the zeros."""
     parts = ["zeros"]
     if bounds.recovery_seconds is not None:
         parts.append(f"recovery ≤ {bounds.recovery_seconds:g} s")
@@ -222,7 +220,7 @@ def faults_section(header: dict[str, Any], results: Sequence[Result]) -> str:
     if len(results) < wanted or header.get("selection"):
         selection = header.get("selection") or "it was stopped"
         part = f"{len(results)} of {wanted} moments"
-        lines += [f"**Not the whole table** ({selection}): {part}.", ""]
+        lines += [f"**Incomplete table** ({selection}): {part}.", ""]
     lines += [
         "Bounds of every row (`zeros`): else, lost, twice, wrong, 5xx, gaps and logs are 0.",
         "",
@@ -249,11 +247,11 @@ def _made(header: dict[str, Any]) -> str:
 
 def _sum_line(total: Counts, results: Sequence[Result]) -> str:
     failed = sum(bool(result.violations) for result in results)
-    verdict = f"{failed} moments broke a bound." if failed else "All bounds were held."
+    verdict = f"{failed} moments exceeded a bound." if failed else "All bounds were held."
     if not results:
         verdict = "Nothing was shown."
     return (
-        f"Together: {total.moments} moments, {total.accepted} accepted jobs, {total.lost} lost, "
+        f"Total: {total.moments} moments, {total.accepted} accepted jobs, {total.lost} lost, "
         f"{total.twice} ended twice, {total.wrong} with a wrong text. {verdict}"
     )
 
@@ -264,16 +262,16 @@ def _broken(results: Sequence[Result]) -> list[str]:
         if result.violations:
             reasons = "; ".join(v.splitlines()[0] for v in result.violations)
             lines.append(f"- `{result.fault}` on {result.database}, seed {result.seed}: {reasons}")
-    return ["", "### Bounds that were not held", "", *lines] if lines else []
+    return ["", "### Exceeded bounds", "", *lines] if lines else []
 
 
 def _skipped(header: dict[str, Any]) -> list[str]:
     lines = [f"- `{name}`: {reason}" for name, reason in header.get("skipped", {}).items()]
-    return ["", "### Not done on this machine", "", *lines] if lines else []
+    return ["", "### Not tested on this machine", "", *lines] if lines else []
 
 
 def skipped_faults(faults: Sequence[Fault]) -> dict[str, str]:
-    """The faults that cannot be done here, with the reason."""
+    """The faults that cannot be injected here, with the reasons."""
     return {f.name: reason for f in faults if (reason := reason_to_skip(f)) is not None}
 
 

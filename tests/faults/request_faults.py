@@ -1,4 +1,4 @@
-"""What clients do at the worst moment: cancel and delete, at the very end too, and floods."""
+"""Requests at the worst moment: cancel and delete, also at the end of a job, and floods."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.faults.verdict import Bounds
 
 NUM_ANYWHERE = 10
 NEAR_SECONDS = 0.005
-LEAD_SECONDS = 0.004  # what a request takes to reach the database
+LEAD_SECONDS = 0.004  # from the request to the database
 WANTED_NEAR = 3
 MAX_TRIES = 40
 TIMES_CAPACITY = 10
 FLOOD_THREADS = 24
-FLOOD_LIMIT = 30  # what the queue of the site that is flooded may hold
+FLOOD_LIMIT = 30  # the queue limit of the flooded site
 
 
 def cancel(moment: Moment, job_id: str) -> int | None:
@@ -47,7 +47,7 @@ def delete_at_end(moment: Moment) -> None:
 
 
 def _anywhere(moment: Moment, *, is_delete: bool) -> None:
-    """At once, a random time later, and when the job has ended: queued, running, final."""
+    """Immediately, after a random time, and after the end: queued, running, final."""
     moment.strike()
     seen: Counter[str] = Counter()
 
@@ -68,7 +68,7 @@ def _anywhere(moment: Moment, *, is_delete: bool) -> None:
 
 
 def _at_end(moment: Moment, *, is_delete: bool) -> None:
-    """Aim at the moment at which a text ends, by how long the ones before it took."""
+    """Aim at the end of a job, from the durations of the previous ones."""
     moment.strike()
     num_near = num_tries = 0
     durations: list[float] = []
@@ -80,14 +80,14 @@ def _at_end(moment: Moment, *, is_delete: bool) -> None:
 
 
 def _aim(moment: Moment, body: Body, durations: list[float], *, is_delete: bool) -> bool:
-    """One try; whether the request met the end of the job.
+    """Make one attempt; return whether the request coincided with the end of the job.
 
-    A deleted job does not say when it would have ended, so there the aim itself counts.
+    The end of a deleted job is unknown, so for deletions every attempt that was aimed counts.
     """
     job_id = moment.load.submit(body)
     if job_id is None:
         raise MomentError("a job was not accepted")
-    if len(durations) < 2:  # the first ones only tell how long it takes
+    if len(durations) < 2:  # the first jobs only measure the duration
         durations.append(_duration(moment, job_id))
         return False
     started = moment.until(lambda: _times(moment, job_id)[0], "the job did not start") / 1000
@@ -100,7 +100,7 @@ def _aim(moment: Moment, body: Body, durations: list[float], *, is_delete: bool)
         return status == 204 and asked - NEAR_SECONDS <= aim <= answered + NEAR_SECONDS
     _, ended_ms = moment.until(lambda: _ended(moment, job_id), "the job did not end")
     row = moment.row(job_id)
-    if row is not None and row[0] == "succeeded":  # now it is known how long it took
+    if row is not None and row[0] == "succeeded":  # the duration is known now
         durations.append(ended_ms / 1000 - started)
     else:  # too early: aim later
         durations.append(max(durations) + NEAR_SECONDS)
@@ -126,7 +126,7 @@ def _times(moment: Moment, job_id: str) -> tuple[int, int]:
 
 
 def flood(moment: Moment) -> None:
-    """Ten times what the queue may hold, as fast as the clients can."""
+    """Submit ten times the queue's limit, as fast as the clients can."""
     moment.strike()
     count = TIMES_CAPACITY * FLOOD_LIMIT
     bodies = [moment.load.next_body() for _ in range(count)]
@@ -143,19 +143,19 @@ def flood(moment: Moment) -> None:
 
 
 def faults() -> list[Fault]:
-    """The registry's part."""
+    """The faults of this module."""
     answered = Bounds(all_answered=True)
     return [
         Fault(
             "cancel-anywhere",
-            "jobs canceled while they wait, run and have ended",
+            "jobs canceled while queued, while running and after the end",
             cancel_anywhere,
             bounds=answered,
             is_quick=True,
         ),
         Fault(
             "delete-anywhere",
-            "jobs deleted while they wait, run and have ended",
+            "jobs deleted while queued, while running and after the end",
             delete_anywhere,
             bounds=answered,
         ),
@@ -175,7 +175,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "overload",
-            "ten times as many submissions as the queue may hold",
+            "ten times as many submissions as the queue's limit",
             flood,
             site="small-queue",
             bounds=answered,

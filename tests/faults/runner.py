@@ -1,4 +1,4 @@
-"""Runs faults at many moments: a few sites side by side, each used for as long as it is sound."""
+"""Runs faults at many moments: a few sites in parallel, each used as long as it is healthy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.faults.registry import SITES, make_site, reason_to_skip
 from tests.faults.site import Site
 from tests.faults.verdict import Counts
 
-SLOW_BODIES = 8  # texts that PyTorch writes, ten times slower than the kernels
-MAX_STARTS = 4  # of a site in one lane without a single sound moment between
+SLOW_BODIES = 8  # completions by PyTorch, ten times slower than the kernels
+MAX_STARTS = 4  # consecutive failures of sites in one lane
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One moment to be done."""
+    """One moment to run."""
 
     fault: Fault
     database: str
@@ -28,7 +28,7 @@ class Task:
 
 
 class Library:
-    """The undisturbed texts, learnt once and shared by all sites of one arithmetic."""
+    """The undisturbed completions, generated once for all sites with the same arithmetic."""
 
     def __init__(self, num_bodies: int = NUM_BODIES) -> None:
         self._num_bodies = num_bodies
@@ -36,7 +36,7 @@ class Library:
         self._lock = threading.Lock()
 
     def texts_of(self, site: Site, kind: str) -> Texts:
-        """The texts; the first site that asks writes them, while the others wait."""
+        """The completions; the first site generates them while the others wait."""
         arithmetic = "torch" if kind == "up-torch" else "kernels"  # they may round differently
         count = min(self._num_bodies, SLOW_BODIES) if arithmetic == "torch" else self._num_bodies
         with self._lock:
@@ -47,15 +47,15 @@ class Library:
 
 @dataclass
 class Run:
-    """All moments of a run, and what came of them.
+    """All moments of a run and their results.
 
     Attributes:
-        tasks: what is to be done, in any order.
-        on_result: gets every result, from any lane, one at a time.
-        num_lanes: sites that run side by side.
-        is_quick: whether the short forms are wanted.
-        library: the undisturbed texts.
-        versions: of the servers that were met on the way.
+        tasks: the moments, in any order.
+        on_result: receives every result, from any lane, one at a time.
+        num_lanes: number of sites that run in parallel.
+        is_quick: whether to use the short forms.
+        library: the undisturbed completions.
+        versions: of the servers that were used.
     """
 
     tasks: Sequence[Task]
@@ -69,7 +69,7 @@ class Run:
     _is_stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Do everything; one kind of site on one database after the other."""
+        """Run all moments, one kind of site on one database after the other."""
         try:
             for database in dict.fromkeys(task.database for task in self.tasks):
                 for kind in SITES:
@@ -82,7 +82,7 @@ class Run:
             self.stop()
 
     def stop(self) -> None:
-        """End what runs; results that come later are dropped."""
+        """Stop all lanes; later results are dropped."""
         self._is_stopped.set()
         with self._lock:
             sites = list(self._sites)
@@ -100,11 +100,11 @@ class Run:
         for lane in lanes:
             lane.start()
         for lane in lanes:
-            while lane.is_alive():  # in pieces, so that a signal is heard
+            while lane.is_alive():  # in short waits, so that a signal is handled
                 lane.join(0.5)
 
     def _lane(self, kind: str, database: str, waiting: queue.SimpleQueue[Task]) -> None:
-        """Take moments until none is left; a site that is not sound is replaced."""
+        """Run moments until none is left; an unhealthy site is replaced."""
         site: Site | None = None
         num_failures = 0
         while not self._is_stopped.is_set() and num_failures < MAX_STARTS:
@@ -116,7 +116,7 @@ class Run:
                 site = site or self._start(kind, database)
                 texts = self.library.texts_of(site, kind)
                 result = run_moment(site, task.fault, task.seed, texts, is_quick=self.is_quick)
-            except Exception as error:  # the edge of a moment: the others are to be done
+            except Exception as error:  # an edge: the other moments must run
                 result = failed_result(task, error)
             num_failures = num_failures + 1 if result.is_site_spoiled else 0
             self._tell(result)
@@ -152,7 +152,7 @@ class Run:
 
 
 def failed_result(task: Task, error: Exception) -> Result:
-    """What is to be said of a moment that never came to a verdict."""
+    """The result of a moment without a verdict."""
     return Result(
         fault=task.fault.name,
         database=task.database,
@@ -168,7 +168,7 @@ def failed_result(task: Task, error: Exception) -> Result:
 def plan(
     faults: Sequence[Fault], databases: Sequence[str], num_moments: int, seed: int
 ) -> list[Task]:
-    """The moments of a run; each has a seed of its own, which follows from the run's."""
+    """The moments of a run; each has its own seed, derived from the run's."""
     return [
         Task(fault, database, zlib.crc32(f"{seed} {database} {fault.name} {number}".encode()))
         for database in databases

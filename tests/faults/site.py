@@ -1,8 +1,8 @@
-"""The product as it runs under faults: with containers around its processes, or under ``up``.
+"""The product under faults: as separate processes, or under ``textmill up``.
 
-Two ways of running the same processes. ``PlainSite`` starts web and workers one by one and starts
-again what ended, as a container runtime does; it tells the product nothing. ``UpSite`` runs
-``textmill up``, whose supervisor sees its children die.
+``PlainSite`` starts web and workers one by one and restarts those that end, as a container runtime
+does, without informing the product. ``UpSite`` runs ``textmill up``, whose supervisor detects the
+end of its children.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from textmill.core.failpoints import VARIABLE as FAILPOINTS_VARIABLE
 from textmill.migrations.upgrade import upgrade
 
 NUM_WORKERS = 2
-START_SECONDS = 240.0  # two cores may be busy with much else
+START_SECONDS = 240.0  # two cores may be busy with other work
 STOP_SECONDS = 40.0
-RESTART_SECONDS = 1.0  # what a container runtime waits before it starts a process again
-_MIGRATING = threading.Lock()  # Alembic runs one migration a process at a time
+RESTART_SECONDS = 1.0  # before a container runtime restarts a process
+_MIGRATING = threading.Lock()  # Alembic runs one migration at a time in a process
 SETTINGS = {
     "TEXTMILL_SLOTS": "4",
     "TEXTMILL_DRAIN_SECONDS": "2",
@@ -46,11 +46,11 @@ SETTINGS = {
 
 
 class SiteError(Exception):
-    """The product did not start or did not come back; the message has the ends of its logs."""
+    """The product did not start or recover; the message contains the ends of its logs."""
 
 
 class Site:
-    """What the two ways have in common: folder, database, failpoints, and the look from outside."""
+    """The common part of both kinds: folder, database, failpoints, and observation from outside."""
 
     is_supervised = False
 
@@ -62,18 +62,18 @@ class Site:
         *,
         disk_mib: int = 0,
     ) -> None:
-        """Make the folder, the database and a copy of the model; run nothing.
+        """Create the folder, the database and a copy of the model; start nothing.
 
         Args:
             database: ``sqlite`` or ``postgresql``.
-            model: the folder of a model; the site has a copy of its own, to be spoiled.
-            settings: settings of the product, over the usual ones.
-            disk_mib: the size of a disk for the database alone; 0 for none.
+            model: the folder of a model; the site uses a copy, which faults may damage.
+            settings: settings of the product that override the usual ones.
+            disk_mib: the size of a separate disk for the database; 0 for none.
         """
         self.database = database
         self.folder = Path(tempfile.mkdtemp(prefix="textmill-faults-"))
         REAPER.watch(self.folder)
-        self.folder.chmod(0o755)  # the PostgreSQL server's user passes through
+        self.folder.chmod(0o755)  # the PostgreSQL server's user needs access
         self.home = self.folder / "home"
         self.home.mkdir()
         self.failpoints = self.folder / "failpoints"
@@ -111,19 +111,19 @@ class Site:
     # ---- to be said by the two ---------------------------------------------------------------
 
     def start(self) -> None:
-        """Run everything, and wait until it is healthy.
+        """Start all processes and wait until the site is healthy.
 
         Raises:
-            SiteError: it did not come to that.
+            SiteError: it was not healthy in time.
         """
         raise NotImplementedError
 
     def worker_pids(self) -> list[int]:
-        """The workers' processes that run now."""
+        """The running worker processes."""
         raise NotImplementedError
 
     def web_pids(self) -> list[int]:
-        """The web's processes that run now."""
+        """The running web processes."""
         raise NotImplementedError
 
     def server_pids(self) -> list[int]:
@@ -138,7 +138,7 @@ class Site:
 
     @property
     def engine(self) -> Engine:
-        """The database as the verdict reads it: past every proxy."""
+        """The database as the verdict reads it, without a proxy."""
         if self._engine is None:
             options = {"timeout": 10} if self.database == "sqlite" else {"connect_timeout": 5}
             self._engine = create_engine(
@@ -162,7 +162,7 @@ class Site:
         name = f"{point}.always" if always else point
         made = self.folder / f"{name}.new"
         made.write_text(subject)
-        made.rename(self.failpoints / name)  # whole at once: a process may look at any moment
+        made.rename(self.failpoints / name)  # atomically: a process may read it at any moment
 
     def disarm(self) -> None:
         """Disarm all failpoints."""
@@ -170,42 +170,42 @@ class Site:
             file.unlink(missing_ok=True)
 
     def is_armed(self, point: str) -> bool:
-        """Whether nobody has reached a point yet."""
+        """Whether no process has reached a failpoint yet."""
         return (self.failpoints / point).exists()
 
     def is_healthy(self) -> bool:
-        """Whether web is ready and every worker has said that it is there."""
+        """Whether web is ready and every worker has sent a heartbeat."""
         pids = self.worker_pids()
         if len(pids) < NUM_WORKERS or self._status("/readyz") != 200:
             return False
         try:
             with self.engine.connect() as connection:
                 seen = connection.execute(text("SELECT id FROM workers")).scalars().all()
-        except Exception:  # whatever a database says in the middle of a fault
+        except Exception:  # a database may raise any error during a fault
             return False
         return all(any(f"-{pid}-" in name for name in seen) for pid in pids)
 
     def await_healthy(self, seconds: float = START_SECONDS) -> None:
-        """Wait until everything is as it should be.
+        """Wait until the site is healthy.
 
         Raises:
-            SiteError: it did not come to that.
+            SiteError: it was not healthy in time.
         """
         deadline = time.monotonic() + seconds
         while not self.is_healthy():
             if time.monotonic() > deadline:
                 raise SiteError(f"not healthy within {seconds:g} s:\n{self.tails()}")
-            time.sleep(0.25)  # other processes' readiness is no event of ours
+            time.sleep(0.25)  # other processes' readiness cannot be awaited as an event
 
     def log_files(self) -> list[Path]:
-        """Every log of every process."""
+        """The logs of all processes."""
         logs = [*self.folder.glob("*.log"), *self.home.glob("*.log"), *self.home.glob("logs/*")]
         if self.postgres is not None:
             logs.append(self.postgres.log)
         return [log for log in logs if log.is_file()]
 
     def marked_lines(self) -> list[str]:
-        """Lines of logs that hold a prompt or a visitor's cookie."""
+        """Log lines that contain a prompt or a visitor's cookie."""
         found = []
         for log in self.log_files():
             for line in log.read_text(errors="replace").splitlines():
@@ -219,8 +219,8 @@ class Site:
         )
 
     def close(self) -> None:
-        """End everything and remove the folder."""
-        with contextlib.suppress(Exception):  # whatever is left, the rest must go too
+        """End all processes and remove the folder."""
+        with contextlib.suppress(Exception):  # an error must not stop the cleaning up
             self.stop()
         if self._engine is not None:
             self._engine.dispose()
@@ -243,7 +243,7 @@ class Site:
 
 
 class PlainSite(Site):
-    """Web and two workers, each a process that is started again when it ends."""
+    """Web and two workers, each a process that is restarted when it ends."""
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class PlainSite(Site):
         self.redis.start()
         self.redis_proxy: TcpProxy | None = None
         self.database_proxy: TcpProxy | None = None
-        self.extra: list[subprocess.Popen[bytes]] = []  # a fault's own; not started again
+        self.extra: list[subprocess.Popen[bytes]] = []  # started by a fault; not restarted
         extra = {FAILPOINTS_VARIABLE: str(self.failpoints)}
         if is_proxied:
             extra |= self._make_proxies()
@@ -317,7 +317,7 @@ class PlainSite(Site):
         ]
 
     def replace_worker(self, **environment: str) -> subprocess.Popen[bytes]:
-        """Put a worker with an environment of its own in the place of the youngest one."""
+        """Replace the youngest worker by one with additional environment variables."""
         with self._lock:
             gone = self.stack.workers.pop()
             fresh = self._add_worker(**environment)
@@ -343,13 +343,13 @@ class PlainSite(Site):
         REAPER.forget(Path(self.redis.folder))
 
     def _add_worker(self, **environment: str) -> subprocess.Popen[bytes]:
-        """A worker on a machine of its own: no other one sees it die."""
+        """A worker on its own machine, so that no other worker detects its end."""
         self._num_homes += 1
         home = self.home / f"worker-{self._num_homes}"
         return self.stack.add_worker(TEXTMILL_HOME=str(home), **environment)
 
     def _keep(self) -> None:
-        """Start again what ended; a short pause keeps a crash loop from taking the machine."""
+        """Restart processes that ended; a short pause limits the load of a crash loop."""
         while not self._closing.wait(RESTART_SECONDS / 2):
             with self._lock:
                 ended = [w for w in self.stack.workers if w.poll() is not None]
@@ -423,11 +423,11 @@ class UpSite(Site):
         return [*own, *(self.postgres.pids() if self.postgres is not None else [])]
 
     def all_pids(self) -> list[int]:
-        """Everything below the supervisor."""
+        """All descendants of the supervisor."""
         return descendants(self.process.pid) if self.process is not None else []
 
     def kill_supervisor(self) -> list[int]:
-        """SIGKILL the supervisor; what ran below it."""
+        """Kill the supervisor with SIGKILL; return its descendants."""
         pids = self.all_pids()
         if self.process is not None:
             self.process.kill()
@@ -450,14 +450,14 @@ class UpSite(Site):
 
 
 def _mount(folder: Path, mib: int) -> None:
-    """A disk of that size, in memory."""
+    """Mount a disk of this size, in memory."""
     options = f"size={mib}m,mode=0755"
     command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
 
 
 def _await_end(process: subprocess.Popen[bytes]) -> None:
-    """Wait for a process that was asked to end; kill it where it does not."""
+    """Wait for a process that was asked to end; kill it if it does not."""
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

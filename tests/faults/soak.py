@@ -1,8 +1,8 @@
-"""``python -m tests.faults.soak``: half an hour of random faults, and what has grown by then.
+"""``python -m tests.faults.soak``: half an hour of random faults, then a check of what has grown.
 
-Memory, open files and keys are compared between two moments at which everything is quiet: after the
+Memory, open files and keys are compared between two idle moments: after the
 warm-up, which is the first half of the time and kills processes too, and at the end. The second
-half does only faults that leave web and workers alive, so the same processes are measured twice.
+half injects only faults that leave web and workers alive, so the same processes are measured twice.
 
 The warm-up ends when everything that has a bound has reached it (``Half.fill_pools``): web's
 threads, their heaps and its connections, while the database does not answer; and when the streams
@@ -46,7 +46,7 @@ from tests.processes import num_open_files, resident_kib
 
 MINUTES = 30.0
 MAX_GROWTH = 0.05
-SPARE_KIB = 2_048  # a twentieth of a small process is noise
+SPARE_KIB = 2_048  # 5 % of a small process is noise
 SPARE_FILES = {"redis": 9}  # a connection more or less for each pool of its three clients
 SPARE_FILES_ELSE = 3
 SPARE_KEYS = 20  # streams that an emptied Redis or a deletion brought back live for 15 minutes
@@ -57,24 +57,24 @@ NUM_FILLS = 3  # of the pools; the third adds nothing any more
 FILLS = {"sqlite": "sqlite-locked", "postgresql": "postgres-hole"}
 FILL_SECONDS = 2.5  # longer than the circuit breaker of the database takes to open
 NUM_AT_ONCE = 96  # requests; web has 32 threads
-MAX_LASTING_KEYS = 20  # in Redis when everything is quiet: streams expire, tickets are consumed
+MAX_LASTING_KEYS = 20  # in Redis when idle: streams expire, tickets are consumed
 KILLS = ("lone-worker-", "rolling-restart")
 LEFT_OUT = {"machine-paused", "zombie", "clock-ahead", "clock-behind"}
 
 
 @dataclass
 class Snapshot:
-    """What is held at one quiet moment."""
+    """The resources in use at an idle moment."""
 
     memory_kib: dict[str, dict[int, int]] = field(default_factory=dict)  # role → process → KiB
     open_files: dict[str, dict[int, int]] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
     num_keys: int = 0
-    num_lasting_keys: int = 0  # those that never expire
+    num_lasting_keys: int = 0  # keys that never expire
 
 
 def take_snapshot(site: PlainSite) -> Snapshot:
-    """Look at every process, every table and at Redis."""
+    """Measure every process, every table and Redis."""
     roles: dict[str, list[int]] = {
         "web": site.web_pids(),
         "worker": site.worker_pids(),
@@ -99,12 +99,12 @@ def take_snapshot(site: PlainSite) -> Snapshot:
 
 
 def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
-    """A sentence for everything that grew more than it may.
+    """A sentence for each resource that grew beyond its limit.
 
     Args:
         before: after the warm-up.
         after: at the end.
-        num_rows: jobs that were accepted between the two and not deleted.
+        num_rows: number of jobs that were accepted in between and not deleted.
     """
     found = []
     num_seen = 0
@@ -119,9 +119,9 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
             files, now_files = before.open_files[role][pid], after.open_files[role][pid]
             spare = SPARE_FILES.get(role, SPARE_FILES_ELSE)
             if now_files > max(files * (1 + MAX_GROWTH), files + spare):
-                found.append(f"{role} holds {now_files} open files instead of {files}")
+                found.append(f"{role} has {now_files} open files instead of {files}")
     if not num_seen:
-        found.append("no process lived long enough to be measured twice")
+        found.append("no process ran long enough to be measured twice")
     num_jobs = after.rows["jobs"] - before.rows["jobs"]
     if num_jobs != num_rows:
         found.append(f"{num_jobs} more rows in jobs instead of {num_rows}")
@@ -135,7 +135,7 @@ def growth(before: Snapshot, after: Snapshot, num_rows: int) -> list[str]:
 
 
 def eligible(database: str) -> tuple[list[Fault], list[Fault]]:
-    """The faults that may be mixed on one site: those that kill, and those that do not."""
+    """The faults that may be combined on one site: those that kill processes, and the others."""
     usable = [
         fault
         for fault in all_faults()
@@ -150,7 +150,7 @@ def eligible(database: str) -> tuple[list[Fault], list[Fault]]:
 
 @dataclass
 class Half:
-    """One half of the time on one site, under load from its begin to its end."""
+    """One half of the time on one site, under constant load."""
 
     site: PlainSite
     faults: list[Fault]
@@ -163,7 +163,7 @@ class Half:
     num_rows: int = 0  # jobs that were accepted and not deleted
 
     def run(self) -> Counts:
-        """Load, random faults, quiet; the verdict over all of it."""
+        """Load, random faults, idle time; return the verdict on all of it."""
         generator = random.Random(self.seed)
         path = self.site.folder / f"soak-{self.seed}.jsonl"
         client = Client(self.site.port, Journal(path))
@@ -217,15 +217,15 @@ class Half:
     def _attempt(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # the soak goes on, and says so at the end
+        except Exception as error:  # the soak continues and reports this at the end
             self.failures.append(f"{type(error).__name__} {error}"[:1000])
 
 
 def soak(database: str, minutes: float, seed: int) -> tuple[str, list[str]]:
-    """Run it on one database.
+    """Run the soak on one database.
 
     Returns:
-        The page's section about it, and the bounds that were not held.
+        The page's section about it, and the exceeded bounds.
     """
     kills, others = eligible(database)
     site = make_site("proxied", database)
@@ -279,10 +279,10 @@ def _section(
         "",
         f"{counts.accepted} accepted jobs under {sum(done.values())} faults: {counts.lost} lost, "
         f"{counts.twice} ended twice, {counts.wrong} with a wrong text, {counts.otherwise} ended "
-        f"otherwise, {counts.gaps} streams with gaps or repeats, "
+        f"otherwise, {counts.gaps} streams with gaps or repetitions, "
         f"{counts.other_5xx + counts.impolite} wrong answers, {counts.log_hits} prompts in logs.",
         "",
-        "| held when everything is quiet | start | warm | end |",
+        "| in use when idle | start | warm | end |",
         "|---|--:|--:|--:|",
         *_table(snapshots),
         "",
@@ -342,7 +342,7 @@ def main(arguments: list[str]) -> int:
         report.write_section("soak", head + "\n".join(sections))
         print(f"written: {report.DOCUMENT}")
     else:
-        print(f"{report.DOCUMENT.name} is left as it is: this was only a part.")
+        print(f"{report.DOCUMENT.name} is unchanged, because this was an incomplete run.")
     return 1 if broken else 0
 
 
@@ -355,4 +355,4 @@ if __name__ == "__main__":
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
         print("stopped", flush=True)
-        os._exit(130)  # clients may wait for answers that will never come
+        os._exit(130)  # clients may wait for answers that never come

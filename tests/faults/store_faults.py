@@ -1,4 +1,4 @@
-"""Faults done to Redis, to PostgreSQL, to the SQLite file and to the disk."""
+"""Faults of Redis, PostgreSQL, the SQLite file and the disk."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def freeze_redis(moment: Moment) -> None:
 
 
 def fill_redis(moment: Moment) -> None:
-    """One byte of memory with ``noeviction``: every write is refused."""
+    """Limit Redis to one byte of memory with ``noeviction``, so that it refuses every write."""
     moment.strike()
     with _redis(moment) as client:
         client.config_set("maxmemory", 1)
@@ -84,12 +84,12 @@ def _redis(moment: Moment) -> contextlib.closing[redis.Redis]:
 
 
 def _again_and_again(moment: Moment, call: Callable[[], None], every_seconds: float) -> None:
-    """Call until the fault is healed."""
+    """Repeat a call until the fault is healed."""
     over = threading.Event()
 
     def run() -> None:
         while not over.wait(every_seconds):
-            with contextlib.suppress(Exception):  # the server is busy with what is done to it
+            with contextlib.suppress(Exception):  # the server may be busy or restarting
                 call()
 
     thread = threading.Thread(target=run, daemon=True)
@@ -108,12 +108,12 @@ def _again_and_again(moment: Moment, call: Callable[[], None], every_seconds: fl
 def spoil(
     which: str, mode: Mode, *, delay_seconds: float = 0.0, word: bytes = b""
 ) -> Callable[[Moment], None]:
-    """Put the proxy before Redis or the database into a mode."""
+    """Set the mode of the proxy in front of Redis or the database."""
 
     def inject(moment: Moment) -> None:
         proxy: TcpProxy | None = getattr(moment.site, f"{which}_proxy")
         if proxy is None:
-            raise MomentError("there is no proxy on the way")
+            raise MomentError("the site has no such proxy")
         was = proxy.num_spoiled
         moment.strike()
         proxy.set(mode, delay_seconds=delay_seconds, word=word)
@@ -121,7 +121,7 @@ def spoil(
         def heal() -> None:
             proxy.set(Mode.PASS)
             if mode is not Mode.DELAY and proxy.num_spoiled == was:
-                moment.failures.append("the proxy had nothing to spoil")
+                moment.failures.append("no connection used the proxy")
 
         moment.undo.append(heal)
 
@@ -158,7 +158,7 @@ def freeze_postgres(moment: Moment) -> None:
 
 
 def make_read_only(moment: Moment) -> None:
-    """As after a failover that left the clients at the standby."""
+    """Make the server read-only, as after a failover that left the clients at the standby."""
 
     def switch(action: str) -> None:
         _execute(moment, f"ALTER SYSTEM {action}")
@@ -185,7 +185,7 @@ def _execute(moment: Moment, statement: str) -> None:
 
 
 def lock_sqlite(moment: Moment) -> None:
-    """Another program holds the write lock."""
+    """Hold the write lock in another program."""
     locker = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LOCKER, str(moment.site.home / "textmill.db")],
         stdin=subprocess.PIPE,
@@ -199,12 +199,12 @@ def lock_sqlite(moment: Moment) -> None:
     moment.undo.append(release)
     assert locker.stdout is not None
     if locker.stdout.readline() != b"locked\n":
-        raise MomentError("the lock could not be had")
+        raise MomentError("the lock could not be acquired")
     moment.strike()
 
 
 def fill_disk(moment: Moment) -> None:
-    """No byte is left where the database is."""
+    """Fill the database's disk completely."""
     filler = moment.site.small_disk / "filler"
     moment.strike()
 
@@ -216,7 +216,7 @@ def fill_disk(moment: Moment) -> None:
                         break
 
     grow()
-    _again_and_again(moment, grow, 0.2)  # what the product frees is taken too
+    _again_and_again(moment, grow, 0.2)  # space that the product frees is filled too
 
     def free() -> None:
         filler.unlink()
@@ -225,16 +225,16 @@ def fill_disk(moment: Moment) -> None:
             postgres.stop()
             postgres.start()
 
-    moment.undo.insert(0, free)  # after the filling has ended
+    moment.undo.insert(0, free)  # after the filling thread has ended
 
 
 def can_mount() -> bool:
-    """Whether a disk of a chosen size can be had here."""
+    """Whether a disk can be mounted on this machine."""
     return os.geteuid() == 0 and sys.platform == "linux"
 
 
 def faults() -> list[Fault]:
-    """The registry's part."""
+    """The faults of this module."""
 
     def fault(
         name: str,
@@ -250,7 +250,7 @@ def faults() -> list[Fault]:
     proxied: dict[str, Any] = {"site": "proxied"}
     lost_commit = spoil("database", Mode.LOSE_AFTER_WORD, word=b"COMMIT")
     return [
-        fault("redis-killed", "Redis killed, started again empty", kill_redis, start_redis),
+        fault("redis-killed", "Redis killed and restarted empty", kill_redis, start_redis),
         fault("redis-wiped", "Redis emptied (FLUSHALL)", wipe_redis, hold=(0.0, 1.0)),
         fault(
             "redis-frozen",
@@ -263,7 +263,7 @@ def faults() -> list[Fault]:
         fault("redis-dropped", "connections to Redis dropped in a loop", drop_redis_connections),
         fault(
             "redis-slow",
-            "0.3 s on the way to Redis and on the way back",
+            "a delay of 0.3 s to Redis and back",
             spoil("redis", Mode.DELAY, delay_seconds=0.3),
             **proxied,
         ),
@@ -275,13 +275,13 @@ def faults() -> list[Fault]:
         ),
         fault(
             "redis-reset",
-            "connections to Redis reset, new ones too",
+            "connections to Redis reset, also new ones",
             spoil("redis", Mode.RESET),
             **proxied,
         ),
         fault(
             "redis-replies-lost",
-            "Redis gets the requests, its replies are lost",
+            "Redis receives the requests, its replies are lost",
             spoil("redis", Mode.LOSE_REPLIES),
             is_quick=True,
             quick_hold=(2.0, 3.0),
@@ -289,7 +289,7 @@ def faults() -> list[Fault]:
         ),
         fault(
             "postgres-stopped",
-            "PostgreSQL stopped at once, started again",
+            "PostgreSQL stopped immediately and restarted",
             stop_postgres,
             databases=POSTGRESQL,
             quick_hold=(2.0, 3.0),
@@ -320,7 +320,7 @@ def faults() -> list[Fault]:
         ),
         fault(
             "postgres-reset",
-            "connections to PostgreSQL reset, new ones too",
+            "connections to PostgreSQL reset, also new ones",
             spoil("database", Mode.RESET),
             databases=POSTGRESQL,
             **proxied,
@@ -342,5 +342,5 @@ def faults() -> list[Fault]:
             quick_hold=(6.5, 7.5),
             **long,
         ),
-        fault("disk-full", "no room on the database's disk", fill_disk, site="small-disk"),
+        fault("disk-full", "no space on the database's disk", fill_disk, site="small-disk"),
     ]

@@ -1,4 +1,4 @@
-"""Judges a job's event stream, over as many connections as it took."""
+"""Judges a job's event stream over all its connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ID = re.compile(r"(\d+)-(\d+)(-done)?")
 
 @dataclass(slots=True)
 class StreamJudge:
-    """Takes the events of one job in the order in which they came."""
+    """Receives the events of one job in the order of their arrival."""
 
     job_id: str
     last_id: str | None = None
@@ -25,9 +25,9 @@ class StreamJudge:
     is_text_whole: bool = True
 
     def take(self, event_id: str, name: str, data: dict[str, Any]) -> None:
-        """One event."""
+        """Add one event."""
         if self.is_ended:
-            self.num_repeats += 1  # after the last event nothing may come
+            self.num_repeats += 1  # nothing may follow the last event
             return
         self.last_id = event_id
         if name == "reset":
@@ -49,7 +49,7 @@ class StreamJudge:
         self.text += text
 
     def report(self) -> StreamReport:
-        """What is to be said of the stream so far."""
+        """The report on the stream so far."""
         return StreamReport(
             job_id=self.job_id,
             num_gaps=self.num_gaps,

@@ -1,4 +1,4 @@
-"""The proxy before a server that answers every line: each mode does what its name says."""
+"""Each mode of the proxy, in front of a server that answers every line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def connect(proxy: TcpProxy) -> socket.socket:
 
 
 def ask(connection: socket.socket, line: bytes = b"hello\n") -> bytes:
-    """The reply; empty where the connection was closed or reset."""
+    """The reply; empty if the connection was closed or reset."""
     try:
         connection.sendall(line)
         return connection.recv(1000)
@@ -97,7 +97,7 @@ def test_a_reset_ends_open_and_new_connections(proxy: TcpProxy, server: _Server)
         assert ask(connection)
         proxy.set(Mode.RESET)
         assert ask(connection, b"more\n") == b""
-    with contextlib.suppress(ConnectionError), connect(proxy) as fresh:  # it may break at once
+    with contextlib.suppress(ConnectionError), connect(proxy) as fresh:  # it may break immediately
         assert ask(fresh, b"new\n") == b""
     assert b"new\n" not in server.heard
     assert proxy.num_spoiled >= 2

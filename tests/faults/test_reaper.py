@@ -43,7 +43,7 @@ def test_what_a_killed_harness_left_is_ended_and_nothing_else(tmp_path: Path) ->
     harness.stdout.close()
     deadline = time.monotonic() + 30
     while (gone.exists() or is_alive(left)) and time.monotonic() < deadline:
-        time.sleep(0.02)  # the reaper is nobody's child any more
+        time.sleep(0.02)  # the reaper is no longer a child of this process
     try:
         assert not gone.exists()
         assert not is_alive(left)

@@ -1,4 +1,4 @@
-"""Results, table and page: what a run leaves behind, and what it must not overwrite."""
+"""The results, the table and the page of a run, and what it must not overwrite."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_row_shows_the_counts_and_whether_the_bounds_were_held() -> None:
     assert held.endswith(": held |")
     broken = replace(result(lost=1), violations=["1 lost"])
     row = report.table_row(FAULTS["redis-wiped"], "sqlite", [result(), broken])
-    assert "**not held** in 1 of 2" in row
+    assert "**exceeded** in 1 of 2" in row
     section = report.faults_section({"seed": 1, "wanted": 2}, [result(), broken])
     assert "seed 1: 1 lost" in section
     assert "1 lost" in section
@@ -75,8 +75,8 @@ def test_a_row_shows_the_counts_and_whether_the_bounds_were_held() -> None:
 
 
 def test_a_part_of_the_table_says_that_it_is_one() -> None:
-    assert "Not the whole table" in report.faults_section({"wanted": 20}, [result()])
-    assert "Not the whole table" not in report.faults_section({"wanted": 1}, [result()])
+    assert "Incomplete table" in report.faults_section({"wanted": 20}, [result()])
+    assert "Incomplete table" not in report.faults_section({"wanted": 1}, [result()])
     assert "All bounds were held" not in report.faults_section({"wanted": 1}, [])
 
 
@@ -118,7 +118,7 @@ def test_only_a_whole_run_writes_the_page(
 
 
 def _pretend(run: Run) -> None:
-    """Every moment was sound."""
+    """Every moment kept the bounds."""
     for task in run.tasks:
         counts = Counts(accepted=1, by_rule=1, recovery=1.0)
         run.on_result(Result(task.fault.name, task.database, task.seed, counts, [], [], 1.0))
@@ -174,7 +174,7 @@ def test_what_stayed_the_same_did_not_grow() -> None:
         (snapshot(jobs=15, keys=90), "never expire"),
         (snapshot(jobs=15, keys=26), "26 keys in Redis instead of 5"),
         (replace(snapshot(), rows={"jobs": 15, "workers": 9}), "rows in workers"),
-        (replace(snapshot(jobs=15), memory_kib={"web": {8: 1}}), "no process lived"),
+        (replace(snapshot(jobs=15), memory_kib={"web": {8: 1}}), "no process ran"),
     ],
 )
 def test_whatever_grew_is_told(after: Snapshot, word: str) -> None:

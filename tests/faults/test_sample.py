@@ -1,7 +1,8 @@
-"""Two random moments of each quick fault on both databases, held to the bounds of the whole table.
+"""Two random moments of each quick fault on both databases, with the bounds of the whole table.
 
-``make faults`` does every fault at twenty moments. Here the sites run side by side, and the two
-moments at which no process sees a worker die share one lease. Each failure's message has the seed.
+``make faults`` injects every fault at twenty moments. Here the sites run in parallel, and the two
+moments at which no process detects a worker's end share one lease. Each failure's message contains
+the seed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ NUM_MOMENTS = 2
 NUM_BODIES = 6
 LONE = "lone-worker-decoding"
 BETWEEN_SECONDS = 2.0
-LONE_DATABASE = "postgresql"  # a lease is long: one database is enough here
+LONE_DATABASE = "postgresql"  # a lease takes 30 s, so one database must suffice here
 QUICK = [fault for fault in all_faults() if fault.is_quick]
 SEED = int(os.environ.get("TEXTMILL_TEST_SEED", random.randrange(10**6)))
 CASES = [
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def results() -> Iterator[dict[tuple[str, str], list[Result]]]:
-    """All moments of the sample, done side by side."""
+    """All moments of the sample, run in parallel."""
     found: dict[tuple[str, str], list[Result]] = {case: [] for case in CASES}
     library = Library(NUM_BODIES)
 
@@ -64,14 +65,14 @@ def results() -> Iterator[dict[tuple[str, str], list[Result]]]:
 
 
 def tasks_of(kind: str, database: str) -> list[Task]:
-    """The moments of one site; a proxy that is told nothing lets everything pass."""
+    """The moments of one site; a proxy without a mode lets everything pass."""
     usual = [fault for fault in QUICK if fault.name != LONE]
     chosen = [replace(f, site="proxied") if f.site == "plain" else f for f in usual]
     return plan([f for f in chosen if f.site == kind], [database], NUM_MOMENTS, SEED)
 
 
 def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
-    """Two workers die within one lease, the second one when the first is back."""
+    """Kill two workers within one lease, the second one when the first has restarted."""
     usual = next(fault for fault in QUICK if fault.name == LONE)
     site = make_site(usual.site, LONE_DATABASE)
     turn = threading.Lock()
@@ -79,7 +80,7 @@ def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
     def in_turn(moment: Moment) -> None:
         with turn:
             usual.inject(moment)
-            time.sleep(BETWEEN_SECONDS)  # until the container runtime has seen it
+            time.sleep(BETWEEN_SECONDS)  # until the site has noticed it
             site.await_healthy()
 
     fault = replace(usual, inject=in_turn)
@@ -93,7 +94,7 @@ def run_lone(library: Library, keep: Callable[[Result], None]) -> None:
         texts = library.texts_of(site, fault.site)
         with ThreadPoolExecutor(NUM_MOMENTS) as pool:
             list(pool.map(run, [task.seed for task in tasks]))
-    except Exception as error:  # the edge of this thread: the test that asks for it fails
+    except Exception as error:  # the edge of this thread; the test that reads the result fails
         keep(failed_result(tasks[0], error))
     finally:
         site.close()

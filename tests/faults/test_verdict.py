@@ -1,4 +1,4 @@
-"""The judgement on made-up evidence: whatever is wrong with it must be counted."""
+"""The verdict on invented evidence: every error in it must be counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY = Entry("accepted", "a", "body", "key")
 
 
 def sound(**changes: Any) -> Evidence:
-    """Evidence of one job that ended as it should."""
+    """Evidence of one job that ended correctly."""
     usual: dict[str, Any] = {
         "entries": [ENTRY],
         "rows": [ROW],
@@ -61,7 +61,7 @@ def test_sound_evidence_is_not_complained_about() -> None:
     ("name", "changes"),
     [
         ("lost", {"rows": [], "events": []}),
-        ("lost", {"rows": []}),  # a row that nobody asked to delete
+        ("lost", {"rows": []}),  # a row whose deletion was not requested
         ("lost", {"rows": [replace(ROW, status="running")], "events": [QUEUED, CLAIMED]}),
         ("lost", {"rows": [replace(ROW, status="queued")], "events": [QUEUED]}),
         ("twice", {"events": [QUEUED, CLAIMED, SUCCEEDED, SUCCEEDED]}),
@@ -74,8 +74,14 @@ def test_sound_evidence_is_not_complained_about() -> None:
         ("otherwise", {"rows": [replace(ROW, attempt=2)]}),
         ("otherwise", {"events": [CLAIMED, SUCCEEDED]}),
         ("otherwise", {"events": [QUEUED, SUCCEEDED]}),
-        ("otherwise", {"entries": [ENTRY, Entry("canceled", "a")]}),  # 202, and then it succeeded
-        ("otherwise", {"entries": [ENTRY, Entry("deleted", "a")]}),  # 204, and it is still there
+        (
+            "otherwise",
+            {"entries": [ENTRY, Entry("canceled", "a")]},
+        ),  # answered with 202
+        (
+            "otherwise",
+            {"entries": [ENTRY, Entry("deleted", "a")]},
+        ),  # answered with 204
         ("other_5xx", {"exchanges": [Exchange("page", 0, 0.1, 500)]}),
         ("other_5xx", {"exchanges": [Exchange("page", 0, 0.1, 502)]}),
         ("impolite", {"exchanges": [Exchange("submit", 0, 0.1, 503)]}),
@@ -90,7 +96,7 @@ def test_sound_evidence_is_not_complained_about() -> None:
 def test_every_wrong_is_counted_and_complained_about(name: str, changes: dict[str, Any]) -> None:
     evidence = sound(**changes)
     assert getattr(judge(evidence), name) >= 1
-    if name not in {"impolite", "log_hits"}:  # the exchange and the line are shown elsewhere
+    if name not in {"impolite", "log_hits"}:  # these two are listed elsewhere
         assert explain(evidence) != []
     assert any(ZEROS[name] in complaint for complaint in complaints(evidence))
 
@@ -101,7 +107,7 @@ def test_every_zero_can_be_violated() -> None:
 
 
 def test_nothing_accepted_shows_nothing() -> None:
-    assert complaints(Evidence()) == ["nothing was accepted, so nothing was shown"]
+    assert complaints(Evidence()) == ["no job was accepted, so the moment is not valid"]
 
 
 def test_a_key_that_was_repeated_is_one_job() -> None:
@@ -195,7 +201,7 @@ def test_jobs_of_other_workers_say_nothing_of_the_recovery() -> None:
     other.insert(1, Event("b", "queued", "running", 100, "host-17-abc"))  # not the pid 7
     late = [replace(other[2], at=3_000)]
     counts = judge(sound(events=[*other[:2], *late], fault_at=1.0, lost_pids=(7,)))
-    assert counts.recovery == pytest.approx(2.0)  # nothing was held: the first completion
+    assert counts.recovery == pytest.approx(2.0)  # without interrupted jobs: the first completion
 
 
 def test_the_counts_of_moments_add_up_and_seconds_keep_the_largest() -> None:

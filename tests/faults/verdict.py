@@ -1,6 +1,6 @@
-"""The judgement: what was promised, against what the database, the clients and the logs say.
+"""The verdict: compares the promises with the database, the clients' records and the logs.
 
-Pure functions of evidence. Knows nothing of processes, HTTP or the faults.
+Pure functions of the evidence. Knows nothing of processes, HTTP or the faults.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LEGAL = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A job's row as it is after the fault."""
+    """A job's row after the fault."""
 
     id: str
     status: str
@@ -52,7 +52,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A request and its answer; ``status`` is ``None`` where no whole answer came."""
+    """A request and its answer; ``status`` is ``None`` without a complete answer."""
 
     what: str
     at: float  # seconds since 1970
@@ -63,7 +63,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
-    """What a follower of one job saw, over all its connections."""
+    """The events that a follower of one job received over all its connections."""
 
     job_id: str
     num_gaps: int = 0
@@ -75,19 +75,19 @@ class StreamReport:
 
 @dataclass(slots=True)
 class Evidence:
-    """All that one moment left behind.
+    """The evidence of one moment.
 
     Attributes:
         entries: the journal.
         rows: the jobs.
-        events: ``job_events``, in their order.
-        exchanges: every request but streams and long polls.
-        streams: one report a job that was followed.
-        texts: revision → body → the undisturbed text.
-        may_fail: body → error codes with which it may end by rule.
-        log_hits: lines of logs that hold a prompt or a visitor's cookie.
+        events: ``job_events``, in order.
+        exchanges: all requests except streams and long polls.
+        streams: one report for each job that was followed.
+        texts: revision → body → the undisturbed completion.
+        may_fail: body → error codes that the fault allows.
+        log_hits: log lines that contain a prompt or a visitor's cookie.
         fault_at: seconds since 1970.
-        lost_pids: the processes that the fault took; their jobs are what must recover.
+        lost_pids: the processes that the fault ended; their jobs must recover.
     """
 
     entries: Sequence[Entry] = ()
@@ -104,20 +104,20 @@ class Evidence:
 
 @dataclass(slots=True)
 class Counts:
-    """What is counted. Numbers of several moments add up; seconds keep the largest."""
+    """The counts. Those of several moments are added; of times, the maximum is kept."""
 
     moments: int = 1
     accepted: int = 0
-    by_rule: int = 0  # succeeded; failed as the fault's rule says; canceled or deleted as asked
-    otherwise: int = 0  # ended, but not so; or an account in job_events that cannot be
+    by_rule: int = 0  # succeeded, failed as the fault allows, canceled or deleted as requested
+    otherwise: int = 0  # ended otherwise, or an impossible record in job_events
     lost: int = 0
     twice: int = 0
     again: int = 0  # decoded more than once
     wrong: int = 0
     other_5xx: int = 0
-    unanswered: int = 0  # the connection was refused or broke, or the client's time was up
+    unanswered: int = 0  # the connection was refused or broke, or the client's time-out passed
     impolite: int = 0  # 429 or 503 without Retry-After
-    gaps: int = 0  # streams with a gap, a repeat, another text or no end
+    gaps: int = 0  # streams with a gap, a repetition, another text or no end
     log_hits: int = 0
     slowest: float = 0.0
     first_completion: float | None = None
@@ -125,7 +125,7 @@ class Counts:
     worst_wait: float = 0.0
 
     def add(self, other: Counts) -> None:
-        """Take another moment in."""
+        """Add the counts of another moment."""
         for item in fields(self):
             mine, its = getattr(self, item.name), getattr(other, item.name)
             if isinstance(mine, int) and isinstance(its, int):
@@ -140,13 +140,13 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What must hold beside the zeros that hold always.
+    """Limits in addition to the counts that must always be zero.
 
     Attributes:
-        recovery_seconds: from the fault until every job that it interrupted waits again and the
-            first of them runs again (where none was interrupted: until a job completes).
+        recovery_seconds: from the fault until every interrupted job is queued again and the first
+            of them runs again (if none was interrupted, until a job completes).
         answer_seconds: the slowest answer.
-        all_answered: whether every request must have got an answer.
+        all_answered: whether every request must have received an answer.
         none_again: whether no job may be decoded more than once.
     """
 
@@ -157,24 +157,24 @@ class Bounds:
 
 
 ZEROS = {
-    "otherwise": "ended otherwise than by rule",
+    "otherwise": "ended otherwise",
     "lost": "lost",
     "twice": "ended twice",
     "wrong": "with a wrong text",
     "other_5xx": "5xx answers other than 503",
     "impolite": "429 or 503 without Retry-After",
-    "gaps": "streams with gaps or repeats",
+    "gaps": "streams with gaps or repetitions",
     "log_hits": "prompts or cookies in a log",
 }
 
 
 def violations(counts: Counts, bounds: Bounds) -> list[str]:
-    """A sentence for every bound that was not held."""
+    """A sentence for each exceeded bound."""
     found = [
         f"{getattr(counts, name)} {what}" for name, what in ZEROS.items() if getattr(counts, name)
     ]
     if counts.accepted == 0:
-        found.append("nothing was accepted, so nothing was shown")
+        found.append("no job was accepted, so the moment is not valid")
     if bounds.all_answered and counts.unanswered:
         found.append(f"{counts.unanswered} requests without an answer")
     if bounds.none_again and counts.again:
@@ -210,7 +210,7 @@ def judge(evidence: Evidence) -> Counts:
 
 
 def explain(evidence: Evidence) -> list[str]:
-    """A line for every job and stream with something wrong, to find its cause by."""
+    """A line for each job and stream with an error, for finding the cause."""
     lines = []
     rows = {row.id: row for row in evidence.rows}
     paths = _paths(evidence.events)
@@ -235,12 +235,12 @@ def explain(evidence: Evidence) -> list[str]:
 
 
 def accepted(entries: Iterable[Entry]) -> list[Entry]:
-    """The jobs that were answered with 202, each once, however often its key was repeated."""
+    """The jobs that were answered with 202, each once, even if its key was repeated."""
     return list({e.job_id: e for e in entries if e.kind == "accepted"}.values())
 
 
 def is_broken(report: StreamReport) -> bool:
-    """Whether a watcher saw something else than the job's text from beginning to end."""
+    """Whether a watcher received anything other than the job's text from beginning to end."""
     return bool(
         report.num_gaps or report.num_repeats or not report.is_text_whole or not report.is_ended
     )
@@ -278,7 +278,7 @@ def _judge_job(
 
 
 def _is_by_rule(row: Row, asked: set[str], may_fail: frozenset[str]) -> bool:
-    if "deleted" in asked:  # it was answered with 204, and the row is still there
+    if "deleted" in asked:  # the answer was 204, but the row exists
         return False
     if "canceled" in asked:
         return row.status == "canceled"
@@ -290,9 +290,9 @@ def _is_by_rule(row: Row, asked: set[str], may_fail: frozenset[str]) -> bool:
 
 
 def _is_text_right(row: Row, body: str, texts: Mapping[str | None, Mapping[str, str]]) -> bool:
-    """A finished text is the undisturbed one; a canceled one is a beginning of it.
+    """Whether a completed text is the undisturbed one, or a canceled text a beginning of it.
 
-    A text that was canceled in the middle of a character may show a U+FFFD for it.
+    A text that was canceled in the middle of a character may end in U+FFFD.
     """
     if row.status == "succeeded":
         return texts.get(row.revision, {}).get(body) == row.text
@@ -343,15 +343,15 @@ def _judge_answers(counts: Counts, exchanges: Iterable[Exchange]) -> None:
 
 
 def first_completion(events: Iterable[Event], since: float) -> float | None:
-    """Seconds from an instant to the first job that succeeded after it."""
+    """Seconds from an instant until the next job succeeded."""
     ends = [e.at / 1000 - since for e in events if e.to_status == "succeeded"]
     return min((seconds for seconds in ends if seconds > 0), default=None)
 
 
 def recovery(events: Sequence[Event], since: float, pids: Sequence[int]) -> float | None:
-    """Seconds until what the dead processes held waits again and the first of it runs again.
+    """Seconds until the jobs of the dead processes are queued again and the first one runs again.
 
-    Where they held nothing: until a job completes. ``None``: it never came to that.
+    If there were none: until a job completes. ``None``: that never happened.
     """
     back: list[float] = []
     anew: list[float] = []
@@ -362,7 +362,7 @@ def recovery(events: Sequence[Event], since: float, pids: Sequence[int]) -> floa
         after = path[held_at + 1 :]
         back.append(after[0].at / 1000 - since if after else float("inf"))
         anew += [e.at / 1000 - since for e in after if e.to_status == "running"][:1]
-        if after and after[0].to_status in FINAL:  # canceled, say: there is nothing to run again
+        if after and after[0].to_status in FINAL:  # for example canceled: it need not run again
             anew.append(back[-1])
     if not back:
         return first_completion(events, since)
@@ -370,7 +370,7 @@ def recovery(events: Sequence[Event], since: float, pids: Sequence[int]) -> floa
 
 
 def _interrupted_at(path: Sequence[Event], since: float, pids: Sequence[int]) -> int | None:
-    """Where in a job's path a process that is gone held it; ``None`` where none did."""
+    """The index of the event with which a dead process claimed the job; ``None`` if none did."""
     before = [index for index, event in enumerate(path) if event.at / 1000 <= since]
     if not before or path[before[-1]].to_status != "running":
         return None
@@ -379,7 +379,7 @@ def _interrupted_at(path: Sequence[Event], since: float, pids: Sequence[int]) ->
 
 
 def _worst_wait(evidence: Evidence, rows: Mapping[str, Row]) -> float:
-    """From 202 to the end, by the database's clock."""
+    """The longest time from acceptance to end in seconds, by the database's clock."""
     waits = [
         (row.finished_at - row.created_at) / 1000
         for entry in accepted(evidence.entries)

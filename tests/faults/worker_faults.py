@@ -1,4 +1,4 @@
-"""Faults done to workers, web, the supervisor and the whole machine."""
+"""Faults of workers, web, the supervisor and the whole machine."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SUPERVISED = Bounds(recovery_seconds=5.0)
 UNSUPERVISED = Bounds(recovery_seconds=40.0)
 NUM_IN_POISONED_RUN = 12
 NUM_WATCHERS = 6
-GONE_SECONDS = 30.0  # in which everything below a killed supervisor has to end
+GONE_SECONDS = 30.0  # until the descendants of a killed supervisor must have ended
 
 
 # ---- a worker is killed ---------------------------------------------------------------------
 
 
 def kill_idle(moment: Moment) -> None:
-    """The load begins with the fault."""
+    """Start the load with the fault."""
     pids = moment.site.worker_pids()
     moment.pause(0.2, 2.0)
     _kill(moment, moment.random.choice(pids))
@@ -34,18 +34,18 @@ def kill_idle(moment: Moment) -> None:
 
 
 def kill_decoding(moment: Moment) -> None:
-    """A long text makes sure that there is something to interrupt."""
+    """Submit a long job, so that there is something to interrupt."""
     for _ in range(10):
         pid, job_id = moment.catch()
         moment.pause(0.0, 0.3)
         if moment.row(job_id) is not None and is_alive(pid):
             _kill(moment, pid)
             return
-    raise MomentError("no worker was caught in the middle of a text")
+    raise MomentError("no worker was found while it was generating")
 
 
 def kill_at(point: str) -> Fault:
-    """Whoever reaches a failpoint next kills itself."""
+    """Kill the process that reaches a failpoint next."""
 
     def inject(moment: Moment) -> None:
         pids = moment.site.worker_pids()
@@ -75,7 +75,7 @@ def _worker_faults() -> list[Fault]:
         watched = replace(
             base,
             name=f"worker-{name}",
-            description=f"worker killed {when}; its supervisor sees it",
+            description=f"worker killed {when}; its supervisor detects it",
             site="up",
             bounds=SUPERVISED,
             is_quick=name == "decoding",
@@ -83,7 +83,7 @@ def _worker_faults() -> list[Fault]:
         alone = replace(
             base,
             name=f"lone-worker-{name}",
-            description=f"worker killed {when}; nobody sees it",
+            description=f"worker killed {when}; no process detects it",
             bounds=UNSUPERVISED,
             is_quick=name == "decoding",
         )
@@ -95,7 +95,7 @@ def _worker_faults() -> list[Fault]:
 
 
 def freeze_worker(moment: Moment) -> None:
-    """Stop a worker that writes, and not within a transaction, which would lock the database."""
+    """Stop a generating worker outside a transaction, which would lock the database."""
     for _ in range(40):
         pid, job_id = moment.catch()
         send([pid], signal.SIGSTOP)
@@ -106,11 +106,11 @@ def freeze_worker(moment: Moment) -> None:
             moment.strike(pid)
             return
         send([pid], signal.SIGCONT)
-    raise MomentError("always stopped in the middle of a transaction")
+    raise MomentError("every stop was within a transaction")
 
 
 def _holds_database(moment: Moment) -> bool:
-    """Whether somebody who stands still holds the database's locks."""
+    """Whether a stopped process holds locks of the database."""
     site = moment.site
     if site.database == "postgresql":
         query = text(
@@ -132,13 +132,13 @@ def _holds_database(moment: Moment) -> bool:
 
 
 def undo_all(moment: Moment) -> None:
-    """Whatever the fault has left to be undone."""
+    """Undo the fault."""
     while moment.undo:
         moment.undo.pop()()
 
 
 def freeze_machine(moment: Moment) -> None:
-    """Everything stops within a few milliseconds, as when a lid is closed."""
+    """Stop all processes within a few milliseconds, as when a laptop is suspended."""
     moment.catch()
     pids = [*moment.site.product_pids(), *moment.site.server_pids()]
     supervisor = getattr(moment.site, "process", None)
@@ -149,7 +149,7 @@ def freeze_machine(moment: Moment) -> None:
 
 
 def wake_machine(moment: Moment) -> None:
-    """From here on it must recover."""
+    """Resume all processes; the recovery is measured from here."""
     undo_all(moment)
     moment.strike()
 
@@ -158,7 +158,7 @@ def wake_machine(moment: Moment) -> None:
 
 
 def kill_web_before_ticket(moment: Moment) -> None:
-    """Between the commit of a submission and its ticket."""
+    """Kill web between the commit of a submission and its ticket."""
     pids = moment.site.web_pids()
     moment.site.arm("before_ticket")
     moment.until(lambda: not moment.site.is_armed("before_ticket"), "nothing was submitted")
@@ -166,7 +166,7 @@ def kill_web_before_ticket(moment: Moment) -> None:
 
 
 def kill_web_in_streams(moment: Moment) -> None:
-    """While several watchers are told what is being written."""
+    """Kill web while several watchers receive events."""
     for _ in range(NUM_WATCHERS):
         moment.submit_bait(follows=True)
     moment.catch()
@@ -177,7 +177,7 @@ def kill_web_in_streams(moment: Moment) -> None:
 
 
 def kill_supervisor(moment: Moment) -> None:
-    """Everything below it has to end; then it is started again."""
+    """Kill the supervisor; its descendants must end; then it is restarted."""
     moment.catch()
     moment.strike()
     left = moment.site.kill_supervisor()
@@ -194,7 +194,7 @@ def kill_supervisor(moment: Moment) -> None:
 
 
 def start_supervisor(moment: Moment) -> None:
-    """As a person would."""
+    """Restart the supervisor, as its operator would."""
     moment.site.start()
 
 
@@ -203,7 +203,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def restart_in_turn(moment: Moment) -> None:
-    """SIGTERM to web and to each worker, one after another, each when the last is back."""
+    """Send SIGTERM to web and each worker in turn, each after the previous restart."""
     moment.strike()
     for kind in ("web", "worker", "worker"):
         pids = moment.site.web_pids()[:1] if kind == "web" else moment.site.worker_pids()[:1]
@@ -216,7 +216,7 @@ def restart_in_turn(moment: Moment) -> None:
 
 
 def poison_one(moment: Moment) -> None:
-    """Twelve at once, one of which kills whoever reads it."""
+    """Submit twelve prompts, one of which kills the worker that reads it."""
     bad = poison(moment.random.randrange(100))
     moment.may_fail[bad.name] = frozenset({"worker_lost"})
     moment.site.arm("prefill", POISON, always=True)
@@ -241,12 +241,12 @@ def _final(moment: Moment, job_id: str) -> str:
 
 
 def faults() -> list[Fault]:
-    """The registry's part."""
+    """The faults of this module."""
     return [
         *_worker_faults(),
         Fault(
             "zombie",
-            "worker stopped beyond its lease (35 s), then going on",
+            "worker stopped beyond its lease (35 s), then resumed",
             freeze_worker,
             undo_all,
             hold=(35.0, 38.0),
@@ -255,7 +255,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "machine-paused",
-            "everything stopped for 40 s, then going on; counted from then",
+            "everything stopped for 40 s, then resumed; measured from then",
             freeze_machine,
             wake_machine,
             hold=(40.0, 42.0),
@@ -278,7 +278,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "supervisor-killed",
-            "supervisor killed; everything below it ends; started again",
+            "supervisor killed; its descendants end; restarted",
             kill_supervisor,
             start_supervisor,
             site="up",
@@ -290,7 +290,7 @@ def faults() -> list[Fault]:
         ),
         Fault(
             "poison",
-            "one prompt of twelve kills whoever reads it",
+            "one prompt of twelve kills the worker that reads it",
             poison_one,
             lambda moment: moment.site.disarm(),
             site="up",

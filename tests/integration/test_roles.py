@@ -81,3 +81,9 @@ def test_the_web_role_migrates_and_starts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = run(environment, "-m", "textmill", "web", "--help")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_doctor_of_a_web_machine_leaves_the_workers_checks_out(tmp_path: Path) -> None:
+    done = run(environment_of(tmp_path, "web"), "-m", "textmill", "doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "n/a   model     concerns the role worker, not installed here" in done.stdout

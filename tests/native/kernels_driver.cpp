@@ -15,8 +15,10 @@
 #include <string>
 #include <vector>
 
+#include "activations.h"
 #include "decoder.h"
 #include "interface.h"
+#include "packed_linear.h"
 #include "status.h"
 #include "thread_pool.h"
 
@@ -90,25 +92,29 @@ void expect_true(bool is_met, const std::string& what) { expect(is_met, true, wh
 
 // ---- digest ----------------------------------------------------------------------------------
 
-// FNV-1a of all logits and tokens of try_steps: compilers that agree to the last bit print the same.
+// FNV-1a of all results of try_steps: compilers and instruction sets that agree to the last bit print the
+// same.
 uint64_t digest = 14695981039346656037ull;
 
 template <class T>
 void add_to_digest(const std::vector<T>& values) {
-    for (const T& value : values) {
-        unsigned char bytes[sizeof(T)];
-        std::memcpy(bytes, &value, sizeof(T));
-        for (unsigned char byte : bytes) digest = (digest ^ byte) * 1099511628211ull;
-    }
+    std::vector<unsigned char> bytes(values.size() * sizeof(T));
+    std::memcpy(bytes.data(), values.data(), bytes.size());
+    for (unsigned char byte : bytes) digest = (digest ^ byte) * 1099511628211ull;
 }
 
 // ---- a small model ---------------------------------------------------------------------------
 
+// Almost normal numbers with a standard deviation of about 0.3. The distributions of the standard library
+// give other numbers with every library.
 std::vector<float> numbers(size_t count, unsigned seed) {
     std::mt19937 source(seed);
-    std::normal_distribution<float> normal(0.0f, 0.3f);
     std::vector<float> made(count);
-    for (auto& x : made) x = normal(source);
+    for (auto& x : made) {
+        int sum = 0;
+        for (int i = 0; i < 4; ++i) sum += int(source() >> 16) - 32768;
+        x = float(sum) / 131072.0f;
+    }
     return made;
 }
 
@@ -232,7 +238,8 @@ SamplingParameters parameters_of(int kind, const std::vector<int32_t>& seen) {
     return own;
 }
 
-std::vector<int32_t> sample(void* decoder, const Step& rows, int& code) {
+std::vector<int32_t> sample(void* decoder, const Step& rows, int& code,
+                            std::vector<Trace>* described = nullptr) {
     static const std::vector<int32_t> seen = {0, 5, 300}, none;
     const int count = int(rows.slots.size());
     std::vector<SamplingParameters> parameters;
@@ -241,6 +248,7 @@ std::vector<int32_t> sample(void* decoder, const Step& rows, int& code) {
     std::vector<Trace> traces(count);
     code = textmill_sample(decoder, count, rows.logits.data(), parameters.data(), tokens.data(),
                            traces.data());
+    if (described) *described = traces;
     return tokens;
 }
 
@@ -267,14 +275,23 @@ void try_steps(bool is_int8, int activation) {
         deep.wanted.clear();
         expect(deep.run(decoder), OK, name + ", no logits wanted");
         int code;
-        const auto found = sample(decoder, first, code);
+        std::vector<Trace> traces;
+        const auto found = sample(decoder, first, code, &traces);
         expect(code, OK, name + ", sample");
+        std::vector<float> logarithms(first.logits.size());
+        expect(textmill_log_softmax(decoder, 20, first.logits.data(), logarithms.data()), OK,
+               name + ", log_softmax");
+        double total = 0.0;
+        for (int i = 0; i < model.spec.vocabulary; ++i) total += std::exp(double(logarithms[i]));
+        expect_true(std::fabs(total - 1.0) < 1e-5, name + ": the probabilities add up to 1");
         for (int token : found) expect_true(token >= 0 && token < 301, name + ", a token");
         if (wanted.empty()) {
             wanted = first.logits;
             tokens = found;
             add_to_digest(wanted);
             add_to_digest(tokens);
+            add_to_digest(traces);
+            add_to_digest(logarithms);
         }
         expect_true(wanted == first.logits, name + ": the same logits by any number of threads");
         expect_true(tokens == found, name + ": the same tokens by any number of threads");
@@ -293,6 +310,62 @@ void try_steps(bool is_int8, int activation) {
     }
 }
 
+// The transform of numbers (a multiple of HADAMARD_SIZE), which is its own inverse up to a factor.
+std::vector<float> transformed(std::vector<float> x) {
+    for (size_t i = 0; i < x.size(); i += HADAMARD_SIZE) {
+        Floats v[4];
+        for (int j = 0; j < 4; ++j) v[j] = load(&x[i + j * LANES]);
+        hadamard(v);
+        for (int j = 0; j < 4; ++j) store(&x[i + j * LANES], v[j]);
+    }
+    return x;
+}
+
+// Products whose sums in 16 bits are as large as the rule for weights permits: after the transform all
+// weights and inputs have one magnitude, and signs that add up. The digest compares the sums with those of
+// the instruction sets that sum in 32 bits.
+void try_largest_products() {
+    constexpr int DEPTH = 2 * HADAMARD_SIZE;
+    const auto signs = [](int kind, unsigned seed) {
+        const auto random = numbers(DEPTH, seed);
+        std::vector<float> made(DEPTH);
+        for (int i = 0; i < DEPTH; ++i) {
+            const bool is_first = i % 4 < 2;  // of the four that are summed in 16 bits
+            const bool is_negative = kind == 0 ? false : kind == 1 ? true : kind == 2 ? is_first
+                                     : kind == 3 ? i % 2 : random[i] < 0.0f;
+            made[i] = is_negative ? -1.0f : 1.0f;
+        }
+        return made;
+    };
+    for (int weight_kind = 0; weight_kind < 5; ++weight_kind)
+        for (int input_kind = 0; input_kind < 5; ++input_kind) {
+            std::vector<float> weights;
+            std::vector<double> wanted(COLUMNS, 0.0);
+            const auto inputs = signs(input_kind, 7);
+            for (int output = 0; output < COLUMNS; ++output) {
+                const auto row = signs(weight_kind, output);
+                for (int i = 0; i < DEPTH; ++i) wanted[output] += double(row[i]) * inputs[i];
+                for (float x : transformed(row)) weights.push_back(x);
+            }
+            PackedLinear linear(DEPTH, COLUMNS, false, true);
+            linear.pack({0, linear.num_blocks()}, weights.data(), nullptr);
+            std::vector<float> scratch(DEPTH), results(COLUMNS);
+            std::vector<uint8_t> bytes(DEPTH);
+            float scale;
+            quantize(transformed(inputs).data(), DEPTH, scratch.data(), bytes.data(), &scale);
+            Inputs given;
+            given.stride = DEPTH;
+            given.int8 = bytes.data();
+            given.scales = &scale;
+            linear.multiply(given, 1, {0, 1},
+                            {results.data(), size_t(COLUMNS), COLUMNS, false, LINEAR});
+            for (int output = 0; output < COLUMNS; ++output)
+                expect_true(std::fabs(results[output] / HADAMARD_SIZE - wanted[output]) < 0.02 * DEPTH,
+                            "the largest products");
+            add_to_digest(results);
+        }
+}
+
 void try_weights_that_are_not_numbers() {
     for (bool is_int8 : {false, true}) {
         Model model(small_spec(is_int8, SWIGLU, 2));
@@ -309,6 +382,11 @@ void try_weights_that_are_not_numbers() {
         expect_true(std::fabs(rows.logits[301 + 2]) < 1e-30f, "weights that are next to nothing");
         int code;
         expect(sample(decoder, rows, code)[0], NO_TOKEN, "NaN has no token");
+        std::vector<float> logarithms(rows.logits.size());
+        expect(textmill_log_softmax(decoder, 3, rows.logits.data(), logarithms.data()), OK,
+               "odd weights");
+        expect_true(std::isnan(logarithms[0]) && std::isnan(logarithms[301 - 1]),
+                    "NaN has no probabilities");
         textmill_free(decoder);
     }
 }
@@ -487,6 +565,12 @@ void try_bad_sampling() {
            "no room for a trace");
     own.is_traced = 0;
     expect(textmill_sample(decoder, 1, rows.logits.data(), &own, &token, nullptr), OK, "no trace");
+    std::vector<float> out(301);
+    expect(textmill_log_softmax(nullptr, 1, rows.logits.data(), out.data()), NULL_POINTER, "no decoder");
+    expect(textmill_log_softmax(decoder, 1, nullptr, out.data()), NULL_POINTER, "no logits");
+    expect(textmill_log_softmax(decoder, 1, rows.logits.data(), nullptr), NULL_POINTER, "no result");
+    expect(textmill_log_softmax(decoder, -1, rows.logits.data(), out.data()), BAD_COUNT, "no rows");
+    expect(textmill_log_softmax(decoder, 0, nullptr, nullptr), OK, "no rows");
     textmill_free(decoder);
 }
 
@@ -588,7 +672,7 @@ void try_failures_in_threads() {
 // The system refuses more threads. Only without sanitizers, which reserve addresses.
 void try_no_threads() {
 #if defined(__linux__)
-    if (IS_SANITIZED) return;
+    if (IS_SANITIZED || std::getenv("TEXTMILL_EMULATED")) return;  // an emulator needs addresses too
     std::fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {
@@ -608,6 +692,7 @@ void try_no_threads() {
 int main() {
     for (bool is_int8 : {false, true})
         for (int activation : {int(GELU), int(SWIGLU)}) try_steps(is_int8, activation);
+    try_largest_products();
     try_weights_that_are_not_numbers();
     try_bad_specs();
     try_bad_weights();

@@ -19,7 +19,8 @@ import pytest
 
 from tests.kernels import KERNEL_DIR
 from textmill.engine import kernels
-from textmill.engine.kernels.build import one_unit, processor
+from textmill.engine.kernels.build import one_unit
+from textmill.engine.kernels.instruction_sets import available_sets
 
 SOURCES = Path(kernels.__file__).parent
 DRIVER = Path(__file__).parent / "kernels_driver.cpp"
@@ -38,15 +39,11 @@ OPTIONS = (
 COMPILERS = {"g++": ("-Wno-maybe-uninitialized",), "clang++": ()}
 UNDEFINED = "-fsanitize=address,undefined,float-cast-overflow"
 ADDRESSES = ("-O0", "-g1", UNDEFINED, "-fno-sanitize-recover=all")
-BASELINE = "-march=x86-64" if platform.machine() == "x86_64" else "-march=armv8-a"
+SETS = available_sets()
 WAYS = {
-    "plain": ("-O1", "-march=native"),
-    "addresses": (*ADDRESSES, "-march=native"),
-    "addresses, baseline": (*ADDRESSES, BASELINE),
-    "threads": ("-O1", "-g1", "-march=native", "-fsanitize=thread"),
-}
-if "avx512f" in processor():  # where native is AVX-512, AVX2 is other code
-    WAYS["addresses, AVX2"] = (*ADDRESSES, "-march=x86-64-v3")
+    "plain": ("-O1", *SETS[0].options),
+    "threads": ("-O1", "-g1", *SETS[0].options, "-fsanitize=thread"),
+} | {f"addresses, {item.name}": (*ADDRESSES, *item.options) for item in SETS}
 
 
 def found_compiler(name: str) -> str:
@@ -119,7 +116,7 @@ def test_every_source_compiles_on_its_own(compiler: str, source: str) -> None:
             found_compiler(compiler),
             *OPTIONS,
             *COMPILERS[compiler],
-            "-march=native",
+            *SETS[0].options,
             "-fsyntax-only",
             str(SOURCES / source),
         ],

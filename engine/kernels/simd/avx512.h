@@ -1,4 +1,4 @@
-// Primitives for x86-64 with AVX-512, and with VNNI where the processor has it.
+// Primitives for x86-64 with AVX-512F, BW, VL and DQ, and with VNNI where the target has it.
 #pragma once
 
 #include <immintrin.h>
@@ -7,45 +7,55 @@
 
 namespace textmill {
 
-// a * b + c, rounded once.
-inline Floats multiply_add(Floats a, Floats b, Floats c) {
-    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+using generic::ACTIVATION_OFFSET;
+
+TEXTMILL_INLINE FloatRegister multiply_add(FloatRegister a, FloatRegister b, FloatRegister c) {
+    return (FloatRegister)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 }
 
-inline Floats round_to_even(Floats x) {
-    return (Floats)_mm512_roundscale_ps((__m512)x,
-                                        _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+TEXTMILL_INLINE FloatRegister round_to_even(FloatRegister x) {
+    return (FloatRegister)_mm512_roundscale_ps((__m512)x,
+                                               _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 // Bounded above only: scale_for_exp discards the lanes below the range. NaN stays NaN.
-inline Floats clamp_for_exp(Floats x) {
-    return (Floats)_mm512_min_ps((__m512)broadcast(88.0f), (__m512)x);
+TEXTMILL_INLINE FloatRegister clamp_for_exp(FloatRegister x) {
+    return (FloatRegister)_mm512_min_ps(_mm512_set1_ps(88.0f), (__m512)x);
 }
 
-inline Floats scale_for_exp(Floats fraction, Floats n, Floats x) {
+TEXTMILL_INLINE FloatRegister scale_for_exp(FloatRegister fraction, FloatRegister n,
+                                            FloatRegister x) {
     const __mmask16 is_kept =
-        _mm512_cmp_ps_mask((__m512)x, (__m512)broadcast(-87.0f), _CMP_NLT_UQ);
-    return (Floats)_mm512_maskz_scalef_ps(is_kept, (__m512)fraction, (__m512)n);
+        _mm512_cmp_ps_mask((__m512)x, _mm512_set1_ps(-87.0f), _CMP_NLT_UQ);
+    return (FloatRegister)_mm512_maskz_scalef_ps(is_kept, (__m512)fraction, (__m512)n);
 }
 
-#if defined(__AVX512VNNI__)
-constexpr bool HAS_INT8_DOT = true;
-
-inline Ints dot4(Ints sum, const uint8_t* weights, const int8_t* x) {
+TEXTMILL_INLINE __m512i broadcast4(const uint8_t* x) {
     int32_t four;
     std::memcpy(&four, x, sizeof four);
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(weights),
-                                     _mm512_set1_epi32(four));
+    return _mm512_set1_epi32(four);
 }
+
+TEXTMILL_INLINE IntRegister dot8(IntRegister sum, const int8_t* weights, size_t stride,
+                                 const uint8_t* x) {
+    const __m512i first = _mm512_loadu_si512(weights);
+    const __m512i second = _mm512_loadu_si512(weights + stride);
+#if defined(__AVX512VNNI__)
+    const __m512i four = _mm512_dpbusd_epi32((__m512i)sum, broadcast4(x), first);
+    return (IntRegister)_mm512_dpbusd_epi32(four, broadcast4(x + 4), second);
 #else
-using generic::dot4;
-using generic::HAS_INT8_DOT;
+    const __m512i products = _mm512_add_epi16(_mm512_maddubs_epi16(broadcast4(x), first),
+                                              _mm512_maddubs_epi16(broadcast4(x + 4), second));
+    return (IntRegister)_mm512_add_epi32(
+        (__m512i)sum, _mm512_madd_epi16(products, _mm512_set1_epi16(1)));
 #endif
-
-inline void store_int8(int8_t* to, Ints n) {
-    _mm512_mask_cvtepi32_storeu_epi8(to, 0xffff, (__m512i)n);
 }
 
-inline void pause_spinning() { _mm_pause(); }
+// See generic.h. The sums of a tile fill most of the registers.
+struct Tile {
+    static constexpr int OUTPUTS = 32, INT8_TOKENS = 12, FLOAT32_TOKENS = 12;
+};
+
+TEXTMILL_INLINE void pause_spinning() { _mm_pause(); }
 
 }  // namespace textmill

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
@@ -32,7 +33,7 @@ def look_everywhere(client: FlaskClient, word: str) -> None:
         assert int(answer.headers["Retry-After"]) > 0
         assert word in answer.text, path
     for path in (JOBS, RUNS):
-        body = {"prompt": "a"} | ({"variants": [{}]} if path == RUNS else {})
+        body: dict[str, Any] = {"prompt": "a"} | ({"variants": [{}]} if path == RUNS else {})
         assert word in problem(client.post(path, json=body), 503)["detail"]
     problem(client.post(f"{JOBS}/{UNKNOWN}/cancel"), 503)
     problem(client.delete(f"{JOBS}/{UNKNOWN}"), 503)

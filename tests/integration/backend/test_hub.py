@@ -195,9 +195,12 @@ def test_after_a_restart_of_redis_the_streams_are_live_again(
     async def work(hub: Hub) -> list[Any]:
         watch = EventStream(hub, spec_of(site, job_id))
         said: list[Any] = []
-        telling = asyncio.create_task(
-            events_of(watch, lambda e: bool(said.append(e)) or rebuild(e) == "ab")
-        )
+
+        def is_over(events: Any) -> bool:
+            said.append(events)
+            return rebuild(events) == "ab"
+
+        telling = asyncio.create_task(events_of(watch, is_over))
         while not hub._is_redis_up or not said:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(own_redis.stop)

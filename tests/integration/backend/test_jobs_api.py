@@ -218,6 +218,21 @@ def test_what_is_left_out_is_reported_with_its_reason_everywhere(
     assert 'id="problems" hidden' in site.client.get("/queue").text
 
 
+def test_reasons_for_visitors_name_no_folder_of_the_server(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.beat()
+    reason = "The weights in /srv/secret/tiny are incomplete."
+    report(site.services.store.engine, Subject("here", "model", "other"), reason, 60.0)
+    broken = "The models file /srv/secret/models.toml is not valid TOML."
+    monkeypatch.setattr(type(site.services.queue._catalog), "problem", broken)
+    for path in ("/readyz", "/api/v1/queue", "/queue"):
+        shown = site.client.get(path).text
+        assert "secret" not in shown, path
+        assert "tiny are incomplete" in shown
+        assert "models.toml is not valid TOML" in shown
+
+
 def test_a_read_only_database_is_503_everywhere_and_says_which_part(site: Site) -> None:
     site.beat()
     engine = site.services.store.engine

@@ -129,7 +129,7 @@ def test_a_cancellation_that_was_accepted_is_kept_whatever_happens_at_that_momen
                 bench.store.request_cancel(job.id)
                 answers.append(True)
 
-        calls = [cancel, lambda job=job: end(bench, job)]  # type: ignore[misc]
+        calls = [cancel, lambda job=job: end(bench, job)]
         together(2, lambda number, calls=calls: calls[number]())  # type: ignore[misc]
         if bench.job(job.id).status == "running":  # the sweep passed over a row that was locked
             bench.lose(job.id)

@@ -154,7 +154,7 @@ def test_who_listens_hears_which_jobs_were_written_to(redis_url: str, protocol: 
 
     async def listen() -> list[dict[str, str]]:
         reader = EventReader(bus.redis_url)
-        heard = []
+        heard: list[dict[str, str]] = []
         async for written in reader.written():
             heard.append(dict(written))
             if len(heard) == 1:  # subscribed; what follows is heard

@@ -27,21 +27,21 @@ def history(database: Engine) -> Engine:
     now = int(time.time() * 1000)
     row = {
         "owner_id": "anna", "model": "m", "prompt": "p" * 100, "strategy": "greedy",
-        "parameters": {}, "has_trace": False, "status": "succeeded", "share_rank": 1, "attempt": 1,
-        "lost_count": 0, "not_before": 0, "deadline_at": now + 10**9, "text": "t",
+        "parameters": {}, "has_trace": False, "status": "succeeded", "virtual_start": 1,
+        "attempt": 1, "lost_count": 0, "not_before": 0, "deadline_at": now + 10**9, "text": "t",
         "search_text": "p", "search_rules": 1, "num_completion_tokens": 1, "created_at": now,
         "finished_at": now,
     }  # fmt: skip
-    rows = [row | {"id": f"ended-{n}", "share_rank": n} for n in range(NUM_ENDED)]
+    rows = [row | {"id": f"ended-{n}", "virtual_start": n} for n in range(NUM_ENDED)]
     waiting = {"status": "queued", "search_rules": None, "finished_at": None}
-    rows += [row | waiting | {"id": f"w-{n}", "share_rank": n} for n in range(NUM_WAITING)]
+    rows += [row | waiting | {"id": f"w-{n}", "virtual_start": n} for n in range(NUM_WAITING)]
     with writing(database) as connection:
         connection.execute(insert(JOBS), rows)
         connection.execute(text("ANALYZE"))
     return database
 
 
-def plan(engine: Engine, query: Select[Any], values: dict[str, Any]) -> str:
+def plan(engine: Engine, query: Select[*tuple[Any, ...]], values: dict[str, Any]) -> str:
     """How the database would execute a query, as it says itself."""
     explain = "EXPLAIN QUERY PLAN " if engine.dialect.name == "sqlite" else "EXPLAIN "
 

@@ -33,7 +33,7 @@ def settings_of(redis_url: str) -> Settings:
 
 def waiting(redis_url: str, model: str) -> int:
     with make_redis(redis_url) as client:
-        return int(client.llen(queue_name(model)))  # type: ignore[arg-type]
+        return int(client.llen(queue_name(model)))
 
 
 @contextmanager

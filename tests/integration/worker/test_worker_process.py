@@ -20,7 +20,7 @@ from textmill.core.database.tables import Job, JobEvent
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.settings import Settings
-from textmill.core.workers import seen_workers
+from textmill.core.workers import SeenWorker, seen_workers
 from textmill.worker.model_loading import load_models
 from textmill.worker.process import WorkerProcess
 from textmill.worker.stop_signal import StopSignal
@@ -120,7 +120,7 @@ def test_a_worker_says_what_it_holds_finds_its_jobs_and_leaves_no_trace_of_itsel
     assert seen_workers(store.engine) == []
 
 
-def _await_workers(store: JobStore, num: int) -> list[object]:
+def _await_workers(store: JobStore, num: int) -> list[SeenWorker]:
     deadline = time.monotonic() + WAIT_SECONDS
     while len(found := seen_workers(store.engine)) != num:
         assert time.monotonic() < deadline

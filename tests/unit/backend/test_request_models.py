@@ -212,7 +212,8 @@ def test_every_parameter_is_accepted_up_to_its_bounds(
     if high is not None:
         assert resolved(body(high))[parameter.name] == high
         assert fields_of(body(high + step)) == [parameter.name]
-    for bad in (math.nan, math.inf, -math.inf, True, False, "1", [1], {}, 10**400):
+    others: list[object] = [math.nan, math.inf, -math.inf, True, False, "1", [1], {}, 10**400]
+    for bad in others:
         assert fields_of(body(bad)) == [parameter.name], bad
 
 
@@ -288,8 +289,8 @@ def test_stop_strings_are_bounded() -> None:
     assert resolved({"prompt": "a", "stop": ["😀" * 64] * 8})["stop"] == ["😀" * 64] * 8
     for bad in (["a"] * 9, "a", {"a": 1}):
         assert fields_of({"prompt": "a", "stop": bad}) == ["stop"]
-    for bad in ("", "a" * 65, "\0", "\ud800", 1, None):
-        assert fields_of({"prompt": "a", "stop": ["ok", bad]}) == ["stop.1"]
+    for item in ("", "a" * 65, "\0", "\ud800", 1, None):
+        assert fields_of({"prompt": "a", "stop": ["ok", item]}) == ["stop.1"]
 
 
 # ---- what depends on the model ----------------------------------------------------------------
@@ -398,9 +399,12 @@ def test_random_seeds_are_exact_in_javascript_and_larger_ones_are_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bounds: list[int] = []
-    monkeypatch.setattr(
-        "textmill.backend.request_models.secrets.randbelow", lambda n: bounds.append(n) or n - 1
-    )
+
+    def largest(bound: int) -> int:
+        bounds.append(bound)
+        return bound - 1
+
+    monkeypatch.setattr("textmill.backend.request_models.secrets.randbelow", largest)
     assert resolved({"prompt": "a"})["seed"] == 2**53 - 1
     assert set(bounds) == {2**53}
     assert resolved({"prompt": "a", "seed": MAX_SEED})["seed"] == MAX_SEED

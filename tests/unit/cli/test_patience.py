@@ -32,7 +32,7 @@ def patience(time: Time, notices: list[str] | None = None) -> Patience:
 
 def test_it_goes_on_for_its_time_and_raises_the_last_failure(time: Time) -> None:
     notices: list[str] = []
-    failures = []
+    failures: list[Unreachable] = []
 
     def fail() -> None:
         failures.append(Unreachable(f"failure {len(failures)}"))

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from textmill.cli import private_state
 from textmill.cli.private_state import exposed, keep_private
 
 
@@ -80,7 +79,7 @@ def test_a_link_in_place_of_a_folder_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_what_belongs_to_another_user_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(private_state.os, "geteuid", lambda: os.getuid() + 1)
+    monkeypatch.setattr("textmill.cli.private_state.os.geteuid", lambda: os.getuid() + 1)
     problems = keep_private(home, database_of(home))
     assert any(str(database_of(home)) in problem for problem in problems)
     assert all("chmod" in problem for problem in problems)

@@ -66,9 +66,9 @@ def test_a_file_of_the_state_folder_that_leads_nowhere_is_not_passed_over(tmp_pa
 
 def test_a_change_is_seen_at_once(path: Path) -> None:
     live = LiveCatalog(settings(path.parent, path))
-    assert live.current.names == ("a",)
+    assert list(live.current.names) == ["a"]
     write(path, "a", "b")
-    assert live.current.names == ("a", "b")
+    assert list(live.current.names) == ["a", "b"]
     assert live.current is live.current  # the same state is the same object
 
 

@@ -123,6 +123,8 @@ GOOD = 'name = "a"\nsource = "x"\n'
         (f"[[models]]\n{GOOD}dtype = 8", "dtype must be given"),
         (f"[[models]]\n{GOOD}default = 'yes'", "default must be true or false"),
         (f"[[models]]\n{GOOD}adapter = 1", "adapter must be given"),
+        (f"[[models]]\n{GOOD}adapter = '~textmill-nobody/a'", "model 1: The home folder of"),
+        ("[[models]]\nname = 'a'\nsource = '~textmill-nobody/m'", "model 1: The home folder of"),
         (f"[[models]]\n{GOOD}description = 1", "description must be given"),
         (f"[[models]]\n{GOOD}[[models]]\n{GOOD}", "two models named 'a'"),
         (

@@ -19,7 +19,12 @@ from sqlalchemy.exc import OperationalError
 
 from textmill.core.errors import SettingsError, StorageUnavailable
 from textmill.core.logs import configure_logs
-from textmill.core.redaction import mask_credentials, reason_of, traceback_of
+from textmill.core.redaction import (
+    mask_credentials,
+    reason_of,
+    traceback_of,
+    without_paths,
+)
 from textmill.core.settings import Settings
 
 MARK = "Seven purple elephants"
@@ -45,11 +50,11 @@ def _refused_by_sqlite() -> None:
         connection.execute(text("SELECT * FROM nothing WHERE x = :x"), {"x": MARK})
 
 
-ERRORS = {
+ERRORS: dict[str, Callable[[], object]] = {
     "sqlalchemy": _refused_by_sqlite,
     "pydantic": lambda: Body.model_validate({"number": MARK}),
     "int": lambda: int(MARK),
-    "key": lambda: {}[MARK],
+    "key": lambda: dict[str, str]()[MARK],
     "encoding": lambda: (MARK + "\ud800").encode(),
     "json": lambda: json.loads("{" + MARK),
 }
@@ -150,3 +155,28 @@ def test_every_way_into_the_log_leaves_values_and_passwords_out(logged: io.Strin
     assert MARK not in logged.getvalue()
     assert "s3cret" not in logged.getvalue()
     assert "redis://***@host/0" in logged.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "The weights in /srv/m/tiny miss x.",
+            "The weights in …/tiny miss x.",
+        ),
+        (
+            "The file /home/a/m.toml: bad (line 1).",
+            "The file …/m.toml: bad (line 1).",
+        ),
+        ("/srv/our models/x.gguf cannot be read.", "…/x.gguf cannot be read."),
+        ("[Errno 2] No such file: '/var/x/y'", "[Errno 2] No such file: '…/y'"),
+        ("~ada/models/x and ~/y", "…/x and …/y"),
+        ("/a/b cannot be read. Remove /c/d; load it", "…/b cannot be read. Remove …/d; load it"),
+        ("ended (textmill: /x/y/z: bad); restarting", "ended (textmill: …/z: bad); restarting"),
+        ("https://huggingface.co/a/b is away", "https://huggingface.co/a/b is away"),
+        ("org/model has 3/4 of its tensors", "org/model has 3/4 of its tensors"),
+        ("lower it / raise it", "lower it / raise it"),
+    ],
+)
+def test_visitors_see_no_folder_of_the_server(text: str, shown: str) -> None:
+    assert without_paths(text) == shown

@@ -91,7 +91,21 @@ def test_a_bad_value_is_refused_by_name(name: str, value: str) -> None:
         Settings.from_environment({f"TEXTMILL_{name}": value})
 
 
-@given(st.sampled_from(["PORT", "SLOTS", "WORKERS", "DRAIN_SECONDS", "SERVE", "HOST"]), st.text())
+@pytest.mark.parametrize("name", ["HOME", "MODELS", "KERNELS"])
+def test_a_path_in_the_home_folder_of_an_unknown_user_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environment({f"TEXTMILL_{name}": "~textmill-nobody/x"})
+    assert str(caught.value).startswith(f"TEXTMILL_{name} is '~textmill-nobody/x'; it must be ")
+    assert str(caught.value).endswith(
+        "The home folder of '~textmill-nobody' is unknown;"
+        " write the path '~textmill-nobody/x' in full."
+    )
+
+
+@given(
+    st.sampled_from(["PORT", "SLOTS", "WORKERS", "DRAIN_SECONDS", "SERVE", "HOST", "HOME"]),
+    st.text(),
+)
 def test_no_value_breaks_the_reading_but_for_a_setting_error(name: str, value: str) -> None:
     try:
         Settings.from_environment({f"TEXTMILL_{name}": value})

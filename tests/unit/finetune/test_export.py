@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from textmill.core.catalog import models_file
 from textmill.core.catalog.finetunings import as_document, stored_finetuning
 from textmill.engine.models import provenance
 from textmill.engine.models.provenance import Provenance, read_provenance
@@ -107,7 +108,7 @@ def test_a_worker_reads_every_field_that_is_written(
 
 def test_the_worker_reads_the_same_file_names() -> None:
     written = (export.FINETUNE_FILE, export.CURVE_FILE, export.CARD_FILE)
-    read = (provenance.FINETUNE_FILE, provenance.CURVE_FILE, provenance.CARD_FILE)
+    read = (models_file.FINETUNE_FILE, provenance.CURVE_FILE, provenance.CARD_FILE)
     assert written == read
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def trimming() -> Tokenizer:
     return tokenizer
 
 
-KINDS = {
+KINDS: dict[str, Callable[[], Tokenizer]] = {
     "byte level": byte_level,
     "byte level, trimmed": trimming,
     "composing": composing,

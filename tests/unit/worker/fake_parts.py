@@ -32,7 +32,7 @@ def make_job(number: int = 1, **values: Any) -> JobRecord:
         "parameters": {"max_new_tokens": 4, "seed": 1, "stop": [], "repetition_penalty": 1.0},
         "has_trace": False,
         "status": "running",
-        "share_rank": number,
+        "virtual_start": number,
         "attempt": 1,
         "lost_count": 0,
         "not_before": 0,

@@ -171,6 +171,14 @@ def test_an_error_sends_the_job_back_to_be_tried_alone_and_the_third_fails_it(
     assert (outcome.error_code, outcome.error_message) == ("internal", "broken")
 
 
+def test_a_visitor_sees_no_path_and_nothing_that_a_library_quotes(bench: RunnerBench) -> None:
+    error = RuntimeError("cannot map '/srv/secret/a prompt' in /srv/secret/kernels.so")
+    bench.start(make_job(2, lost_count=2))
+    end(bench, "job-2", reason="error", error=error)
+    ((_, outcome),) = bench.store.finished
+    assert outcome.error_message == "cannot map … in …/kernels.so"
+
+
 def test_a_permanent_error_fails_at_once_with_its_code(bench: RunnerBench) -> None:
     bench.start(make_job())
     end(bench, reason="error", error=Permanent("No."))
@@ -313,7 +321,7 @@ def test_an_outcome_that_no_database_can_store_fails_its_job_and_holds_up_no_oth
 ) -> None:
     finish = bench.store.finish
 
-    def refuse(job: JobRecord, outcome: Outcome) -> bool:
+    def refuse(job: JobRecord, outcome: Outcome) -> Outcome | None:
         if outcome.text:
             raise error
         return finish(job, outcome)
@@ -416,9 +424,12 @@ def test_a_drain_with_the_database_away_gives_up_in_time(
 ) -> None:
     idle_for: list[float] = []
     wait = bench.runner.wait_until_idle
-    monkeypatch.setattr(
-        bench.runner, "wait_until_idle", lambda s: (idle_for.append(s), wait(min(s, 0.05)))[1]
-    )
+
+    def wait_shortly(seconds: float) -> bool:
+        idle_for.append(seconds)
+        return wait(min(seconds, 0.05))
+
+    monkeypatch.setattr(bench.runner, "wait_until_idle", wait_shortly)
     bench.start(make_job())
     bench.store.is_away = True
     bench.engine.end("job-1", result())

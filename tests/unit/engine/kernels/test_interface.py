@@ -23,7 +23,11 @@ def test_the_built_library_has_the_interface_that_python_expects() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("VERSION", 99, "version 1 where this version of Textmill expects version 99"),
+        (
+            "VERSION",
+            99,
+            f"version {interface.VERSION} where this version of Textmill expects version 99",
+        ),
         ("_SIZES", {**interface._SIZES, "Trace": 300}, r"Trace 256 where .* expects Trace 300"),
         (
             "_FUNCTIONS",
@@ -55,5 +59,5 @@ def test_a_library_that_cannot_describe_its_interface_is_refused() -> None:
             def __new__(cls) -> Any:
                 return None
 
-    with pytest.raises(InterfaceMismatch, match="version 1"):
+    with pytest.raises(InterfaceMismatch, match=f"version {interface.VERSION}"):
         declare(Silent())  # type: ignore[arg-type]

@@ -1,21 +1,10 @@
-"""One thread: tiny products gain nothing from two, and lose much on a busy machine."""
+"""The marker of tests that load the default model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Known here too, so that these tests run from any configuration."""
+    """Register the marker for these tests, whichever file configures pytest."""
     config.addinivalue_line("markers", "real_model: loads the default model; tens of seconds")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

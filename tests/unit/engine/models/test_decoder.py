@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,13 +21,13 @@ from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.runner import (
     PREFILL_CHUNK_TOKENS,
     KernelRunner,
-    SlotRunner,
     TorchRunner,
 )
 
 NUM_SLOTS = 9
 PREFIX_BYTES = 1 << 20
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
+TestedRunner = TorchRunner | KernelRunner
 kinds = pytest.mark.parametrize("kind", ["torch", "kernels", "int8"])
 exact_kinds = pytest.mark.parametrize("kind", ["torch", "kernels"])
 
@@ -47,7 +48,7 @@ def decoder_from(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     return Decoder(spec, weights, NUM_SLOTS)
 
 
-def runner_from(folder: Path, kind: str) -> SlotRunner:
+def runner_from(folder: Path, kind: str) -> TestedRunner:
     if kind == "torch":
         return TorchRunner(decoder_from(folder), prefix_bytes=PREFIX_BYTES)
     return KernelRunner(native_from(folder, is_int8=kind == "int8"), prefix_bytes=PREFIX_BYTES)
@@ -84,10 +85,11 @@ def reference(folder: Path, ids: list[int]) -> Tensor:
     """transformers' logits after every token, (length, vocabulary)."""
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.inference_mode():
-        return model(torch.tensor([ids])).logits[0]
+        logits: Tensor = model(torch.tensor([ids])).logits[0]
+    return logits
 
 
-def decoded(runner: SlotRunner, rows: list[PlainEntry], texts: list[list[int]]) -> list[Tensor]:
+def decoded(runner: TestedRunner, rows: list[PlainEntry], texts: list[list[int]]) -> list[Tensor]:
     """Feed given tokens to entries that end at different times; logits after each token."""
     logits: list[list[Tensor]] = [[] for _ in rows]
     for row in rows:
@@ -103,7 +105,7 @@ def decoded(runner: SlotRunner, rows: list[PlainEntry], texts: list[list[int]]) 
             logits[i].append(step[place].clone())
 
 
-def prefill_chunk(runner: SlotRunner, row: PlainEntry) -> None:
+def prefill_chunk(runner: TestedRunner, row: PlainEntry) -> None:
     taken = runner.chunk_tokens(0)
     runner.prefill([(row, min(row.num_cached + taken, len(row.ids) - 1))])
 
@@ -314,7 +316,7 @@ def test_bfloat16_is_near_float32(family: str) -> None:
     ],
     ids=["llama3-rope", "biases", "own head_dim, untied", "no groups"],
 )
-def test_variants_of_llama_are_served_alike(options: dict[str, object], tmp_path: Path) -> None:
+def test_variants_of_llama_are_served_alike(options: dict[str, Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = LlamaConfig(
         **{

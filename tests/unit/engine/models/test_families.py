@@ -11,8 +11,9 @@ import torch
 from transformers import GPT2Config, GPTNeoConfig, LlamaConfig
 
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
-from textmill.engine.models.decoder import DecoderSpec, Rope
+from textmill.engine.models.decoder import DecoderSpec
 from textmill.engine.models.families import describe, load_weights
+from textmill.engine.models.rotary import Rope
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

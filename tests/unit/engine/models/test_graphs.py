@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
 from tests.unit.engine.models.test_decoder import (
@@ -19,20 +21,43 @@ from tests.unit.engine.models.test_decoder import (
     reference,
 )
 from textmill.engine.models.attention import fused
-from textmill.engine.models.cuda_graphs import GraphRunner, bucket_of, buckets
+from textmill.engine.models.cuda_graphs import GraphRunner, Recorder, bucket_of, buckets
 from textmill.engine.models.decoder import Decoder, on_device
 from textmill.engine.models.families import describe, load_weights
 
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
 
 
-def graph_runner(folder: Path, dtype: torch.dtype = torch.float32) -> GraphRunner:
+class FailingRecorder:
+    """Records a number of steps, then fails as CUDA does."""
+
+    def __init__(self, num_good: int) -> None:
+        self.num_good = num_good
+        self.num_calls = 0
+        self.num_plays = 0
+
+    def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
+        self.num_calls += 1
+        compute()  # what is recorded is also computed, at least in part
+        if self.num_calls > self.num_good:
+            raise RuntimeError("CUDA error: operation not permitted\nwhen stream is capturing")
+
+        def play() -> None:
+            self.num_plays += 1
+            compute()
+
+        return play
+
+
+def graph_runner(
+    folder: Path, dtype: torch.dtype = torch.float32, record: Recorder | None = None
+) -> GraphRunner:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
     weights = load_weights(spec, load_file(folder / "model.safetensors"), dtype)
     weights = on_device(weights, torch.device("cpu"))
     decoder = Decoder(spec, weights, NUM_SLOTS, attention=fused)
-    return GraphRunner(decoder, NUM_SLOTS, prefix_bytes=PREFIX_BYTES)
+    return GraphRunner(decoder, NUM_SLOTS, prefix_bytes=PREFIX_BYTES, record=record)
 
 
 @families
@@ -79,6 +104,41 @@ def test_one_step_is_made_for_each_bucket_of_live_positions() -> None:
     runner.prefill([(row, 4)])
     runner.decode([row])
     assert runner.num_steps == 3
+
+
+@pytest.mark.parametrize("num_good", [0, 1, 2, 3], ids="{} recorded before".format)
+@pytest.mark.parametrize("is_warm", [False, True], ids=["when needed", "before ready"])
+def test_a_step_that_cannot_be_recorded_runs_directly_with_the_same_logits(
+    num_good: int, is_warm: bool
+) -> None:
+    folder, text = tiny_model("llama"), random_ids(140, 5)  # needs the shapes 64, 128 and 256
+    wanted = decoded(graph_runner(folder), [PlainEntry(text[:2], 3)], [text[2:]])[0]
+    recorder = FailingRecorder(num_good)
+    with capture_logs() as logs:
+        runner = graph_runner(folder, record=recorder)
+        if is_warm:
+            runner.warm_up()
+        found = decoded(runner, [PlainEntry(text[:2], 3)], [text[2:]])[0]
+    assert torch.equal(found, wanted)
+    assert runner.num_steps == 3
+    assert recorder.num_calls == min(num_good + 1, 3)  # not tried again
+    assert (recorder.num_plays > 0) == (num_good > 0)  # earlier recordings stay in use
+    assert [entry["event"] for entry in logs] == ["step_not_recorded"] * (num_good < 3)
+    for entry in logs:
+        assert entry["positions"] == 64 * 2**num_good
+        assert "\n" not in entry["reason"]
+
+
+def test_a_step_that_cannot_be_computed_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = graph_runner(tiny_model("llama"), record=FailingRecorder(0))
+
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(runner, "_compute", broken)
+    row = PlainEntry(random_ids(5, 4), 0)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        runner.decode([row])
 
 
 @pytest.mark.parametrize(

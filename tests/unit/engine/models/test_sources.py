@@ -154,7 +154,7 @@ def test_an_adapter_is_merged(family: str, target: str, tmp_path: Path) -> None:
             fan_in_fan_out=family == "gpt2",
         ),
     )
-    tuned.save_pretrained(tmp_path / "adapter")
+    tuned.save_pretrained(str(tmp_path / "adapter"))
     wanted = reference(tuned)
     assert not torch.allclose(wanted, plain, atol=1e-3)
     model = loaded(tiny_model(family), tmp_path / "cache", tmp_path / "adapter")
@@ -285,7 +285,7 @@ def test_a_gguf_file_is_converted_once_for_all_its_adapters(
         LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM"),
     )
     for name in ("one", "two"):
-        tuned.save_pretrained(tmp_path / name)
+        tuned.save_pretrained(str(tmp_path / name))
     said: list[str] = []
     adapted = [
         prepare(str(path), str(tmp_path / name), tmp_path / "cache", said.append)

@@ -17,9 +17,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from tests.unit.engine.sampling.draw_weights import draw_weights
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import padded_rows
-from textmill.engine.sampling.logits_filters import filtered_softmax
 
 NEUTRAL = DecodingParameters("sampling", max_new_tokens=1, seed=0)
 SIZES = (2, 3, 17, 63, 64, 65, 400, 1023, 1024, 1025, 3000)
@@ -44,16 +43,6 @@ NEAR = 1e-5
 def parameters(strategy: Any, value: float, temperature: float = 1.0) -> DecodingParameters:
     values: dict[str, Any] = {NAMES[strategy]: value}
     return replace(NEUTRAL, strategy=strategy, temperature=temperature, **values)
-
-
-def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """Weights (rows, vocabulary) float32 of rows with any strategies."""
-    every = torch.arange(scores.shape[-1])[None]
-    size = scores.shape[-1]
-    weights = [
-        filtered_softmax(padded_rows(scores, [i]), [row], size) for i, row in enumerate(rows)
-    ]
-    return torch.cat([own.of(every) for own in weights])
 
 
 def kept(scores: Tensor, rows: list[DecodingParameters]) -> list[list[int]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import FloatTensor, LongTensor, Tensor
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -20,9 +20,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from tests.unit.engine.sampling.draw_weights import draw_weights
 from textmill.core.strategies import DecodingParameters
-from textmill.engine.sampling.blocks import padded_rows
-from textmill.engine.sampling.logits_filters import filtered_softmax
 from textmill.engine.sampling.token_records import SamplingState
 from textmill.engine.sampling.torch_sampler import finite_rows, sample_tokens
 
@@ -33,18 +32,8 @@ def logits_of(seed: int, size: int = SIZE, spread: float = 3.0) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
 
 
-def draw_weights(scores: Tensor, rows: list[DecodingParameters]) -> Tensor:
-    """Weights (rows, vocabulary) float32 of rows with any strategies."""
-    every = torch.arange(scores.shape[-1])[None]
-    size = scores.shape[-1]
-    weights = [
-        filtered_softmax(padded_rows(scores, [i]), [row], size) for i, row in enumerate(rows)
-    ]
-    return torch.cat([own.of(every) for own in weights])
-
-
-def state(strategy: Any, *, seed: int = 1, position: int = 0, **cuts: Any) -> SamplingState:
-    parameters = DecodingParameters(strategy=strategy, max_new_tokens=1, seed=seed, **cuts)
+def state(strategy: Any, *, seed: int = 1, position: int = 0, **options: Any) -> SamplingState:
+    parameters = DecodingParameters(strategy=strategy, max_new_tokens=1, seed=seed, **options)
     return SamplingState(parameters, [1, 2, 3], position)
 
 
@@ -52,7 +41,7 @@ def tokens(logits: Tensor, rows: list[SamplingState]) -> list[int]:
     return [token.id for token in sample_tokens(logits, rows)]
 
 
-CUTS: list[tuple[str, dict[str, Any]]] = [
+LOGITS_FILTERS: list[tuple[str, dict[str, Any]]] = [
     ("sampling", {"temperature": 0.7}),
     ("top_k", {"top_k": 10, "temperature": 0.5}),
     ("top_k", {"top_k": 300}),
@@ -65,7 +54,7 @@ CUTS: list[tuple[str, dict[str, Any]]] = [
     ("sampling", {"repetition_penalty": 1.3}),
     ("top_p", {"top_p": 0.8, "repetition_penalty": 2.0, "temperature": 0.9}),
 ]
-each_cut = pytest.mark.parametrize(("strategy", "cuts"), CUTS)
+each_filter = pytest.mark.parametrize(("strategy", "options"), LOGITS_FILTERS)
 
 
 # ---- identities -------------------------------------------------------------------------------
@@ -73,7 +62,7 @@ each_cut = pytest.mark.parametrize(("strategy", "cuts"), CUTS)
 
 @pytest.mark.parametrize("spread", [0.01, 3.0, 100.0])
 @pytest.mark.parametrize(
-    ("strategy", "cuts"),
+    ("strategy", "options"),
     [
         ("top_k", {"top_k": 1, "temperature": 1.3}),
         ("sampling", {"temperature": 0.0}),
@@ -84,7 +73,7 @@ each_cut = pytest.mark.parametrize(("strategy", "cuts"), CUTS)
     ],
 )
 def test_top_k_of_one_and_temperature_zero_equal_greedy(
-    strategy: str, cuts: dict[str, Any], spread: float
+    strategy: str, options: dict[str, Any], spread: float
 ) -> None:
     for seed in range(40):
         logits = logits_of(seed, spread=spread)
@@ -92,7 +81,7 @@ def test_top_k_of_one_and_temperature_zero_equal_greedy(
             logits = logits.round()
         for penalty in (1.0, 1.5):
             greedy = state("greedy", repetition_penalty=penalty)
-            other = state(strategy, seed=seed, repetition_penalty=penalty, **cuts)
+            other = state(strategy, seed=seed, repetition_penalty=penalty, **options)
             first, second = tokens(torch.stack([logits, logits]), [greedy, other])
             assert first == second
             if penalty == 1.0:
@@ -101,7 +90,7 @@ def test_top_k_of_one_and_temperature_zero_equal_greedy(
 
 @pytest.mark.parametrize("temperature", [0.2, 0.7, 1.0, 2.0])
 @pytest.mark.parametrize(
-    ("strategy", "cuts"),
+    ("strategy", "options"),
     [
         ("top_k", {"top_k": SIZE}),
         ("top_p", {"top_p": 1.0}),
@@ -110,26 +99,26 @@ def test_top_k_of_one_and_temperature_zero_equal_greedy(
     ],
 )
 def test_a_filter_that_cuts_nothing_equals_sampling(
-    strategy: str, cuts: dict[str, Any], temperature: float
+    strategy: str, options: dict[str, Any], temperature: float
 ) -> None:
     logits = logits_of(1)
     for seed in range(100):
         plain = state("sampling", seed=seed, position=seed % 7, temperature=temperature)
-        same = state(strategy, seed=seed, position=seed % 7, temperature=temperature, **cuts)
+        same = state(strategy, seed=seed, position=seed % 7, temperature=temperature, **options)
         first, second = tokens(torch.stack([logits, logits]), [plain, same])
         assert first == second
 
 
-@each_cut
+@each_filter
 def test_a_rows_token_and_weights_do_not_depend_on_its_neighbours(
-    strategy: str, cuts: dict[str, Any]
+    strategy: str, options: dict[str, Any]
 ) -> None:
     own = logits_of(11)
-    row = state(strategy, seed=3, position=5, **cuts)
+    row = state(strategy, seed=3, position=5, **options)
     alone = sample_tokens(own[None], [row])[0].id
     alone_weights = draw_weights(own[None], [row.parameters])[0]
-    others = [state(name, seed=i, **other) for i, (name, other) in enumerate(CUTS)]
-    others += [state("greedy"), state(strategy, seed=9, **cuts)]
+    others = [state(name, seed=i, **other) for i, (name, other) in enumerate(LOGITS_FILTERS)]
+    others += [state("greedy"), state(strategy, seed=9, **options)]
     for place in range(len(others) + 1):
         rows = [*others[:place], row, *others[place:]]
         logits = torch.stack([own if r is row else logits_of(50 + i) for i, r in enumerate(rows)])
@@ -145,10 +134,10 @@ def test_a_row_is_the_same_to_the_last_bit_in_batches_of_every_size(
     size: int, num_threads: int
 ) -> None:
     """Torch divides rows among threads, and rounds some functions differently at a share's end."""
-    mix = [("greedy", {}), *CUTS]
+    mix = [("greedy", {}), *LOGITS_FILTERS]
     rows = [
-        state(name, seed=i, trace=True, **cuts)
-        for i, (name, cuts) in enumerate(mix * (64 // len(mix) + 1))
+        state(name, seed=i, trace=True, **options)
+        for i, (name, options) in enumerate(mix * (64 // len(mix) + 1))
     ][:64]
     logits = torch.stack([logits_of(i, size) for i in range(64)])
     logits[5], logits[6] = logits[5].round(), 0.0
@@ -161,45 +150,46 @@ def test_a_row_is_the_same_to_the_last_bit_in_batches_of_every_size(
         assert together == [alone[i] for i in chosen]
 
 
-@each_cut
+@each_filter
 def test_the_same_seed_and_position_give_the_same_token(
-    strategy: str, cuts: dict[str, Any]
+    strategy: str, options: dict[str, Any]
 ) -> None:
     logits = logits_of(4)[None]
-    drawn = [tokens(logits, [state(strategy, seed=8, position=p, **cuts)])[0] for p in range(30)]
-    again = [tokens(logits, [state(strategy, seed=8, position=p, **cuts)])[0] for p in range(30)]
+    drawn = [tokens(logits, [state(strategy, seed=8, position=p, **options)])[0] for p in range(30)]
+    again = [tokens(logits, [state(strategy, seed=8, position=p, **options)])[0] for p in range(30)]
     assert drawn == again
-    if not (strategy == "top_p" and cuts["top_p"] == 0.1):
+    if not (strategy == "top_p" and options["top_p"] == 0.1):
         assert len(set(drawn)) > 1
 
 
 @pytest.mark.parametrize("strategy", ["sampling", "top_k", "top_p", "min_p", "typical"])
 @pytest.mark.parametrize("temperature", [1e-8, 1e-40, 1e-320])
 def test_a_temperature_near_zero_takes_the_likeliest(strategy: str, temperature: float) -> None:
-    cuts = {
+    values: dict[str, dict[str, Any]] = {
         "top_k": {"top_k": 5},
         "top_p": {"top_p": 0.9},
         "min_p": {"min_p": 0.1},
         "typical": {"typical_p": 0.9},
-    }.get(strategy, {})
+    }
+    options = values.get(strategy, {})
     logits = logits_of(2, spread=50.0)
-    row = state(strategy, temperature=temperature, **cuts)
+    row = state(strategy, temperature=temperature, **options)
     assert tokens(logits[None], [row]) == [int(logits.argmax())]
 
 
 def test_logits_stay_as_they_were() -> None:
-    logits = torch.stack([logits_of(i) for i in range(len(CUTS))])
+    logits = torch.stack([logits_of(i) for i in range(len(LOGITS_FILTERS))])
     before = logits.clone()
-    sample_tokens(logits, [state(name, **cuts) for name, cuts in CUTS])
+    sample_tokens(logits, [state(name, **options) for name, options in LOGITS_FILTERS])
     assert torch.equal(logits, before)
 
 
 def test_what_is_impossible_is_never_drawn() -> None:
     logits = torch.full((SIZE,), -torch.inf)
     logits[[3, 700]] = torch.tensor([1.0, 1.0])
-    for strategy, cuts in CUTS:
+    for strategy, options in LOGITS_FILTERS:
         for seed in range(20):
-            assert tokens(logits[None], [state(strategy, seed=seed, **cuts)])[0] in (3, 700)
+            assert tokens(logits[None], [state(strategy, seed=seed, **options)])[0] in (3, 700)
 
 
 def test_a_row_of_nan_is_told_from_a_sound_one() -> None:
@@ -243,14 +233,16 @@ def reference_weights(logits: Tensor, parameters: DecodingParameters) -> Tensor:
         processors.append(MinPLogitsWarper(parameters.min_p))
     if parameters.typical_p < 1.0:
         processors.append(TypicalLogitsWarper(parameters.typical_p))
-    return processors(torch.tensor([[1, 2, 3]]), logits[None].clone()).softmax(-1)[0]
+    ids = cast("LongTensor", torch.tensor([[1, 2, 3]]))
+    scores = cast("FloatTensor", logits[None].clone())
+    return processors(ids, scores).softmax(-1)[0]
 
 
-@each_cut
-def test_weights_equal_those_of_transformers(strategy: str, cuts: dict[str, Any]) -> None:
+@each_filter
+def test_weights_equal_those_of_transformers(strategy: str, options: dict[str, Any]) -> None:
     for seed in range(20):
         logits = logits_of(seed)
-        row = state(strategy, **cuts).parameters
+        row = state(strategy, **options).parameters
         weights = draw_weights(penalised(logits, row.repetition_penalty)[None], [row])[0]
         ours = weights / weights.sum()
         wanted = reference_weights(logits, row)
@@ -330,25 +322,25 @@ EDGES: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(
     "kind", ["usual", "ties", "equals", "impossible", "certain", "nearly certain"]
 )
-@pytest.mark.parametrize(("strategy", "cuts"), EDGES)
+@pytest.mark.parametrize(("strategy", "options"), EDGES)
 def test_draws_follow_the_definition_at_its_edges(
-    strategy: str, cuts: dict[str, Any], kind: str, temperature: float
+    strategy: str, options: dict[str, Any], kind: str, temperature: float
 ) -> None:
     """For fresh seeds each had a false alarm of 1e-6, all 528 together one of 6e-4."""
     logits = logits_with(kind)
-    row = state(strategy, temperature=temperature, **cuts).parameters
+    row = state(strategy, temperature=temperature, **options).parameters
     wanted = exact_probabilities(logits, row)
     num_draws = 1500 if (wanted > 0).sum() > 1 else 50
     assert_drawn_from(wanted, drawn(logits, row, num_draws), num_draws)
 
 
-@each_cut
+@each_filter
 def test_draws_follow_the_definition_in_a_vocabulary_of_many_blocks(
-    strategy: str, cuts: dict[str, Any]
+    strategy: str, options: dict[str, Any]
 ) -> None:
     """Neighbours are counted together; for fresh seeds each had a false alarm of 1e-6."""
     logits = logits_of(22, size=3001, spread=2.0)
-    penalised_by = {**cuts, "repetition_penalty": 1.0}
+    penalised_by = {**options, "repetition_penalty": 1.0}
     row = state(strategy, **penalised_by).parameters
     assert_drawn_from(exact_probabilities(logits, row), drawn(logits, row, 10_000), 10_000)
 
