@@ -73,6 +73,16 @@ class FieldError:
     message: str
 
 
+MAX_FIELD_ERRORS = 300  # more than a run of variants can have without unknown fields
+MAX_FIELD_CHARACTERS = 200  # of a name, which the client chooses
+
+
+def _shortened(error: FieldError) -> FieldError:
+    if len(error.field) <= MAX_FIELD_CHARACTERS:
+        return error
+    return FieldError(f"{error.field[:MAX_FIELD_CHARACTERS]}…", error.message)
+
+
 class ValidationFailed(ClientError):
     """One or more fields of the request are refused."""
 
@@ -80,9 +90,12 @@ class ValidationFailed(ClientError):
     http_status = 422
 
     def __init__(self, errors: Sequence[FieldError]) -> None:
-        self.errors = list(errors)
+        """``errors`` of a hostile body may be many; the first ``MAX_FIELD_ERRORS`` are kept."""
+        self.errors = [_shortened(error) for error in errors[:MAX_FIELD_ERRORS]]
         names = ", ".join(error.field or "body" for error in self.errors)
-        super().__init__(f"Some fields are invalid: {names}.")
+        num_more = len(errors) - len(self.errors)
+        more = f", and {num_more:,} more" if num_more else ""
+        super().__init__(f"Some fields are invalid: {names}{more}.")
 
 
 class Unavailable(ClientError):

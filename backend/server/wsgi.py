@@ -181,6 +181,8 @@ def environ_of(
 def _add_header(environ: Environ, name: bytes, value: str) -> None:
     if b"_" in name:  # in the environment it would equal the name with a hyphen
         return
+    if name == b"upgrade":  # may be ignored; Werkzeug would look for a WebSocket's address
+        return
     key = _OWN_NAMES.get(name) or "HTTP_" + name.decode("ascii").upper().replace("-", "_")
     if key in environ:
         value = environ[key] + ("; " if key == "HTTP_COOKIE" else ",") + value

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.faults.models import OTHER_SEED, USUAL_SEED, model_of
-from tests.faults.moment import Fault, Moment
+from tests.faults.moment import STARTS_LOAD, Fault, Moment
 from tests.faults.verdict import Bounds
 from tests.processes import is_alive, send
 
@@ -155,6 +155,7 @@ def faults() -> list[Fault]:
             hold=(3.0, 8.0),
             site="up",
             bounds=stays,
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "weights-truncated",
@@ -164,6 +165,7 @@ def faults() -> list[Fault]:
             hold=(3.0, 8.0),
             site="up",
             bounds=stays,
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "weights-removed",
@@ -173,6 +175,7 @@ def faults() -> list[Fault]:
             hold=(3.0, 8.0),
             site="up",
             bounds=stays,
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "weights-replaced",
@@ -182,6 +185,7 @@ def faults() -> list[Fault]:
             hold=(1.0, 5.0),
             site="up",
             bounds=answered,
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "weights-overwritten",
@@ -191,7 +195,7 @@ def faults() -> list[Fault]:
             hold=(1.0, 5.0),
             site="up-torch",
             bounds=answered,
-            jobs_per_second=1.0,
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "clock-ahead",
@@ -199,6 +203,7 @@ def faults() -> list[Fault]:
             shift_clock(HOUR),
             right_clock,
             hold=(4.0, 8.0),
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "clock-behind",
@@ -206,5 +211,6 @@ def faults() -> list[Fault]:
             shift_clock(-HOUR),
             right_clock,
             hold=(4.0, 8.0),
+            jobs_per_second=STARTS_LOAD,
         ),
     ]

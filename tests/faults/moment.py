@@ -26,6 +26,8 @@ AFTER_SECONDS = 1.5  # of load, after the healing
 END_SECONDS = 150.0  # more than three leases; a job that has not ended by then is lost
 CATCH_SECONDS = 60.0
 LOOK_SECONDS = 0.004
+LOOK_AT_ROW_SECONDS = 0.05  # where the moment does not matter: a query costs half a millisecond
+STARTS_LOAD = 1.0  # jobs per second where processes start, which share the processor with the load
 MAX_LINES = 12  # of explanation
 FINAL = "('succeeded', 'failed', 'canceled')"
 
@@ -95,7 +97,13 @@ class Moment:
         """Wait for a random time."""
         time.sleep(self.random.uniform(least, most))
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 60.0) -> Any:
+    def until(
+        self,
+        condition: Callable[[], object],
+        what: str,
+        seconds: float = 60.0,
+        every_seconds: float = LOOK_SECONDS,
+    ) -> Any:
         """Poll a condition on other processes until it is true; return its value.
 
         Raises:
@@ -105,7 +113,7 @@ class Moment:
         while not (found := condition()):
             if time.monotonic() > deadline:
                 raise MomentError(f"{what} within {seconds:g} s")
-            time.sleep(LOOK_SECONDS)
+            time.sleep(every_seconds)
         return found
 
     def submit_bait(self, *, follows: bool = False) -> str:

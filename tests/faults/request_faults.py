@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from sqlalchemy import text
 
 from tests.faults.bodies import Body
-from tests.faults.moment import Fault, Moment, MomentError
+from tests.faults.moment import LOOK_AT_ROW_SECONDS, Fault, Moment, MomentError
 from tests.faults.verdict import Bounds
 
 NUM_ANYWHERE = 10
@@ -98,7 +98,7 @@ def _aim(moment: Moment, body: Body, durations: list[float], *, is_delete: bool)
     answered = time.time()
     if is_delete:
         return status == 204 and asked - NEAR_SECONDS <= aim <= answered + NEAR_SECONDS
-    _, ended_ms = moment.until(lambda: _ended(moment, job_id), "the job did not end")
+    _, ended_ms = _await_end(moment, job_id)
     row = moment.row(job_id)
     if row is not None and row[0] == "succeeded":  # the duration is known now
         durations.append(ended_ms / 1000 - started)
@@ -109,8 +109,16 @@ def _aim(moment: Moment, body: Body, durations: list[float], *, is_delete: bool)
 
 
 def _duration(moment: Moment, job_id: str) -> float:
-    started, ended = moment.until(lambda: _ended(moment, job_id), "the job did not end")
+    started, ended = _await_end(moment, job_id)
     return float((ended - started) / 1000)
+
+
+def _await_end(moment: Moment, job_id: str) -> tuple[int, int]:
+    """When a job started and ended, once it has ended."""
+    found: tuple[int, int] = moment.until(
+        lambda: _ended(moment, job_id), "the job did not end", every_seconds=LOOK_AT_ROW_SECONDS
+    )
+    return found
 
 
 def _ended(moment: Moment, job_id: str) -> tuple[int, int] | None:

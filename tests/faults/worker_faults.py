@@ -11,7 +11,13 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tests.faults.bodies import POISON, poison
-from tests.faults.moment import Fault, Moment, MomentError
+from tests.faults.moment import (
+    LOOK_AT_ROW_SECONDS,
+    STARTS_LOAD,
+    Fault,
+    Moment,
+    MomentError,
+)
 from tests.faults.verdict import Bounds
 from tests.processes import command_of, is_alive, send
 
@@ -230,7 +236,12 @@ def poison_one(moment: Moment) -> None:
     poisoned = ids[place]
     if poisoned is None:
         raise MomentError("the poisonous prompt was not accepted")
-    row = moment.until(lambda: _final(moment, poisoned), "the poisonous job did not end", 200.0)
+    row = moment.until(
+        lambda: _final(moment, poisoned),
+        "the poisonous job did not end",
+        200.0,
+        LOOK_AT_ROW_SECONDS,
+    )
     if row != "failed":
         moment.failures.append(f"the poisonous job ended as {row}")
 
@@ -282,11 +293,13 @@ def faults() -> list[Fault]:
             kill_supervisor,
             start_supervisor,
             site="up",
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "rolling-restart",
             "SIGTERM to web and both workers, one after another, under load",
             restart_in_turn,
+            jobs_per_second=STARTS_LOAD,
         ),
         Fault(
             "poison",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.integration.backend.conftest import (
     problem,
 )
 from textmill.backend.bodies import MAX_BODY_BYTES
+from textmill.core.errors import MAX_FIELD_ERRORS
 
 TOKENIZE = "/api/v1/tokenize"
 
@@ -152,6 +154,24 @@ def test_an_invalid_value_is_422(site: Site, field: dict[str, Any]) -> None:
         name.encode("utf-8", "backslashreplace").decode()
     }
     assert bad_fields(site.client.post(RUNS, json={"prompt": "a", "variants": [{}], **field}))
+
+
+@pytest.mark.usefixtures("nothing_stored")
+@pytest.mark.parametrize("path", [JOBS, RUNS, TOKENIZE])
+@pytest.mark.parametrize(
+    "fields", [{f"field_{n}": 1 for n in range(9_000)}, {"k" * 200_000: 1}, {"stop": [1] * 50_000}]
+)
+def test_a_422_is_shorter_than_its_request(
+    site: Site, path: str, fields: dict[str, object]
+) -> None:
+    """Else a small request makes the server build and send a large answer."""
+    body = json.dumps({"prompt": "a", **fields})
+    answer = site.client.post(path, data=body, content_type="application/json")
+    assert answer.status_code == 422
+    assert len(answer.data) < len(body)
+    assert len(answer.get_json()["errors"]) <= MAX_FIELD_ERRORS
+    if len(fields) > MAX_FIELD_ERRORS:
+        assert re.search(r", and [\d,]+ more\.$", answer.get_json()["detail"])
 
 
 @pytest.mark.usefixtures("nothing_stored")

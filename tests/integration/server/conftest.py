@@ -100,6 +100,7 @@ class App:
             "body": environ["wsgi.input"].read().decode("latin-1"),
             "length": environ.get("CONTENT_LENGTH"),
             "headers": {k: v for k, v in environ.items() if k.startswith("HTTP_X")},
+            "upgrade": environ.get("HTTP_UPGRADE", ""),
         }
         body = json.dumps(shown).encode()
         start("200 OK", [("Content-Type", "application/json"), ("Content-Length", str(len(body)))])

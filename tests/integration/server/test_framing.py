@@ -118,6 +118,7 @@ def test_a_request_that_ends_half_way_is_refused(site: Site, data: bytes) -> Non
         (chunked(b"ab", end=b"0\r\nX-Trailer: 1\r\n\r\n"), {"body": "ab", "headers": {}}),
         (get(headers=b"X_A: 1\r\nX-A: 2\r\nX-A: 3\r\n"), {"headers": {"HTTP_X_A": "2,3"}}),
         (get(headers=b"X-Forwarded-Proto: https\r\n"), {"scheme": "https"}),
+        (get(headers=b"Upgrade: websocket\r\nConnection: Upgrade\r\n"), {"upgrade": ""}),
     ],
 )
 def test_what_keeps_the_rules_reaches_the_application(
