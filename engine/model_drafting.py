@@ -26,7 +26,7 @@ from textmill.engine.speculation.proposer import (
 MAX_SEQUENCES = 4  # with more, the kernels' time is proportional to tokens, and guesses cost it
 # The least probability with which a draft's last token must be expected to hold, by the number of
 # sequences that run: about the time of one more token in a step, as a share of the step's time.
-MIN_CONFIDENCES = (0.2, 0.35, 0.5, 0.6)
+MIN_CONFIDENCES = (0.15, 0.35, 0.5, 0.6)
 
 
 @dataclass(slots=True)

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 NGRAMS_FILE = "ngrams.bin"  # beside a fine-tuning's weights
-WIDTH = 2  # successors of a context; a third one is guessed too seldom to pay for its bytes
+WIDTH = 2  # successors of a context
 MAX_ORDER = 4  # tokens of the longest context
-MAX_ENTRIES = 300_000  # 4 MB; with twice as many, 2 % more guesses hold
+MAX_ENTRIES = 300_000  # 4 MB; twice as many give 0.1 % more tokens a step
 MAX_TABLE_BYTES = 8 << 20
 HEADER = struct.Struct("<8sIIIII")  # mark, vocabulary, order, width, entries, CRC-32 of the rest
 MARK = b"TMNGRAM1"

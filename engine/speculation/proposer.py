@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from textmill.engine.speculation.ngram_table import NgramTable
 
-MAX_DRAFT_TOKENS = 8  # at a half of them accepted, the ninth would count once in 500 steps
+MAX_DRAFT_TOKENS = 8  # a ninth would seldom count: all before it must hold
 MATCH_TOKENS = 3  # shorter repetitions foretell less than the table
-# The shares of repetitions of three, four and more tokens that continued as before: measured on
-# greedy abstracts.
+# How likely repetitions of three, four and more tokens go on as before: first estimates, which
+# ``DraftPace`` corrects for each text.
 MATCH_CONFIDENCES = (0.5, 0.65, 0.8)
 Candidates = Sequence[tuple[int, float]]
 Choose = Callable[[Candidates, int], "Guess"]
