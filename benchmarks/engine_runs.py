@@ -67,7 +67,11 @@ class Bench:
         )
         self._clock: dict[str, float] = {}
         self._time_calls()
-        self._engine = InferenceEngine({"m": self._model}, num_slots=num_slots)
+        self._engine = InferenceEngine(
+            {"m": self._model},
+            num_slots=num_slots,
+            speculates=False,  # rates of plain steps, whatever the text repeats
+        )
         self._engine.start()
         self._engine.warm_up()
         self._number = 0

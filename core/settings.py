@@ -103,6 +103,8 @@ class Settings(BaseSettings):
             "auto, avx512vnni, avx512, avxvnni, avx2 or generic; on ARM auto, i8mm, dotprod or neon"
         ),
     )
+    # "auto": where the compiled kernels compute and few sequences run; texts are the same.
+    speculation: Literal["auto", "off"] = Field("auto", description="auto or off")
     max_queued: Whole = _integer(1000, 1, 10_000_000)
     max_queued_per_owner: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per owner
     # A job that no worker could run for a day fails, with a reason.

@@ -20,11 +20,23 @@ from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.placement import Placement, place
-from textmill.engine.models.provenance import NO_PROVENANCE, Provenance, read_provenance
+from textmill.engine.models.provenance import (
+    NO_PROVENANCE,
+    Provenance,
+    bounded_content,
+    read_provenance,
+)
 from textmill.engine.models.runner import KernelRunner, ModelRunner, TorchRunner
 from textmill.engine.models.shapes import check_tensors
 from textmill.engine.models.sources import prepare, state_of, weight_files
 from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.engine.speculation.ngram_table import (
+    MAX_TABLE_BYTES,
+    NGRAMS_FILE,
+    BadTable,
+    NgramTable,
+    parse,
+)
 
 FAST_SLOTS = 64  # the kernels gain throughput up to here, and each sequence is as fast as a reader
 PLAIN_SLOTS = 16  # in PyTorch on a few cores, more sequences gain little and slow each other down
@@ -63,13 +75,17 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model in memory, with its tokenizer."""
+    """A model in memory, with its tokenizer.
+
+    ``ngrams`` are of the texts that it was fine-tuned on, if its folder has them.
+    """
 
     name: str
     runner: ModelRunner
     tokenizer: TextTokenizer
     info: ModelInfo
     provenance: Provenance = NO_PROVENANCE
+    ngrams: NgramTable | None = None
 
 
 def default_num_slots(kernel_dir: Path | None, instruction_set: str = AUTO) -> int:
@@ -135,7 +151,26 @@ def load(
     )
     # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]
-    return LoadedModel(spec.name, loaded.runner, tokenizer, info, read_provenance(folders, say))
+    return LoadedModel(
+        spec.name,
+        loaded.runner,
+        tokenizer,
+        info,
+        read_provenance(folders, say),
+        _ngrams(folders[0], info.vocabulary_size, say),
+    )
+
+
+def _ngrams(folder: Path, vocabulary_size: int, say: Report) -> NgramTable | None:
+    """The table in a folder; ``None``, and a sentence, if it cannot be used."""
+    content = bounded_content(folder / NGRAMS_FILE, MAX_TABLE_BYTES, say)
+    if content is None:
+        return None
+    try:
+        return parse(content, vocabulary_size)
+    except BadTable as error:
+        say(f"{folder / NGRAMS_FILE} is omitted, because {error}; texts are the same, but slower")
+        return None
 
 
 @dataclass(frozen=True, slots=True)

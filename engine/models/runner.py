@@ -227,12 +227,30 @@ class KernelRunner(SlotRunner):
 
     def decode(self, entries: Sequence[BatchEntry]) -> Tensor:
         """Logits (entries, vocabulary) float32 after the last token of each entry."""
-        logits = self._decoder.forward(
-            [entry.ids[-1] for entry in entries],
-            [len(entry.ids) - 1 for entry in entries],
-            [entry.slot for entry in entries],
-            range(len(entries)),
-        )
+        return self.verify(entries, [()] * len(entries))
+
+    def verify(self, entries: Sequence[BatchEntry], drafts: Sequence[Sequence[int]]) -> Tensor:
+        """Logits after the last token of each entry and after each token of its draft.
+
+        ``num_cached`` does not count drafted tokens, although their keys and values are in the
+        cache: the caller adds those that it keeps, and the others are overwritten by later tokens.
+
+        Args:
+            entries: each with all tokens but the last in the cache.
+            drafts: for each entry the tokens that may follow it, which fit into the context.
+
+        Returns:
+            (entries + drafted tokens, vocabulary) float32, entry by entry.
+        """
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for entry, draft in zip(entries, drafts, strict=True):
+            last = len(entry.ids) - 1
+            tokens += (entry.ids[-1], *draft)
+            positions += range(last, last + 1 + len(draft))
+            slots += [entry.slot] * (1 + len(draft))
+        logits = self._decoder.forward(tokens, positions, slots, range(len(tokens)))
         for entry in entries:
             entry.num_cached = len(entry.ids)
         return logits

@@ -25,6 +25,7 @@ from textmill.engine.models.errors import (
     check_complete,
     in_one_line,
 )
+from textmill.engine.speculation.ngram_table import NGRAMS_FILE
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer
 
 Report = Callable[[str], None]
@@ -189,7 +190,11 @@ def _is_quick(folder: Path) -> bool:
 
 def _identity(path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    stats = [
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
+        for f in files
+        if f.is_file() and f.name != NGRAMS_FILE  # it is no part of the conversion
+    ]
     return repr((str(path.resolve()), stats))
 
 

@@ -137,6 +137,7 @@ def test_a_csv_becomes_an_adapter_that_is_better_and_can_be_served(tmp_path: Pat
         "finetune.toml",
         "finetune.json",
         "loss.svg",
+        "ngrams.bin",
         "README.md",
     }
     figures = json.loads((out / "finetune.json").read_text())
