@@ -44,7 +44,9 @@ def run(model: LoadedModel, prompts: tuple[str, ...], *, speculates: bool, **giv
             request = GenerationRequest("j", "m", prompt, parameters)
             result = engine.submit(request, own.append).result(PATIENCE_SECONDS)
             assert result.error is None
-            trace = None if result.trace is None else [token.as_json() for token in result.trace]
+            trace: Any = (
+                None if result.trace is None else [token.as_json() for token in result.trace]
+            )
             results.append(
                 replace(result, first_token_seconds=None, decode_seconds=0.0, trace=trace)
             )
@@ -181,7 +183,7 @@ def test_a_deadline_ends_a_text_with_a_part_of_the_text() -> None:
 
 def test_sequences_beside_each_other_have_the_same_texts() -> None:
     model = with_table("llama", "int8")
-    options = {"strategy": "top_k", "top_k": 10, "temperature": 0.5}
+    options: dict[str, Any] = {"strategy": "top_k", "top_k": 10, "temperature": 0.5}
     alone = run(model, PROMPTS, speculates=False, **options).results
     engine = InferenceEngine({"m": model}, num_slots=4)
     engine.start()
