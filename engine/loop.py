@@ -1,4 +1,4 @@
-"""The engine: one thread that owns torch, and sequences that join and leave between two steps.
+"""The engine: one thread that owns the models, and sequences that join and leave between two steps.
 
 admit → prefill (in chunks) → one decode step for each model → sample → publish. Knows nothing of
 Celery, SQL or HTTP.
@@ -12,9 +12,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import structlog
-from torch import Tensor
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.beams import BeamSequence
@@ -35,8 +35,7 @@ from textmill.engine.requests import (
     UnknownModel,
 )
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import SampledToken, Sampler, TorchSampler
-from textmill.engine.sampling.torch_sampler import finite_rows
+from textmill.engine.sampling.sampler import SampledToken, Sampler
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
@@ -96,7 +95,7 @@ class InferenceEngine:
         return self._scheduler.num_waiting + len(self._inbox)
 
     def start(self) -> None:
-        """Start the thread that owns torch."""
+        """Start the thread that owns the models."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
@@ -334,9 +333,10 @@ class InferenceEngine:
         else:
             self._advance(sequence, partial(sequence.push, sampled.token, sampled.trace))
 
-    def _advance_beams(self, model: LoadedModel, sequence: BeamSequence, logits: Tensor) -> None:
-        if all(finite_rows(logits)):
-            self._advance(sequence, partial(sequence.advance, logits, model))
+    def _advance_beams(self, model: LoadedModel, sequence: BeamSequence, logits: Any) -> None:
+        sampler = self._samplers[model.name]
+        if sampler.are_finite(logits):
+            self._advance(sequence, partial(sequence.advance, logits, model, sampler))
         else:
             self._end_not_finite(model, sequence)
 
@@ -386,4 +386,8 @@ class InferenceEngine:
 
 
 def _sampler(runner: ModelRunner) -> Sampler:
-    return KernelSampler(runner.sample) if isinstance(runner, KernelRunner) else TorchSampler()
+    if isinstance(runner, KernelRunner):
+        return KernelSampler(runner.sample)
+    from textmill.engine.sampling.plain_sampler import TorchSampler  # noqa: PLC0415 - as placement
+
+    return TorchSampler()
