@@ -31,7 +31,7 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Its size in bytes."""
-        return self.keys.nbytes + self.values.nbytes
+        return int(self.keys.nbytes + self.values.nbytes)
 
 
 class SlotCache:

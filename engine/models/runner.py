@@ -162,7 +162,7 @@ class KernelRunner(SlotRunner):
     def score(self, ids: list[int], slot: int = 0) -> Float32:
         """Logits (len(ids), vocabulary) float32 after each token of ``ids``; overwrites a slot."""
         places = range(len(ids))
-        return self._decoder.forward(ids, places, [slot] * len(ids), places).copy()
+        return np.array(self._decoder.forward(ids, places, [slot] * len(ids), places))
 
     def log_softmax(self, logits: Any) -> Float32:
         """The logarithms of the probabilities, with the same bits on every processor."""
