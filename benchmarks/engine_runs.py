@@ -13,7 +13,7 @@ from textmill.engine import Generation, GenerationRequest, InferenceEngine
 from textmill.engine.models.loading import load
 from textmill.engine.models.runner import KernelRunner
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import TorchSampler
+from textmill.engine.sampling.plain_sampler import TorchSampler
 
 PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import Any
 
 from textmill.engine.beams import BeamSequence
 from textmill.engine.models.batch_entry import BatchEntry
@@ -74,15 +73,13 @@ class DecodeBatch:
             self._entry_drafts += [draft] * len(own)
         self.num_drafted = num_rows - len(self._entries)
 
-    def compute(self, runner: ModelRunner) -> Tensor:
+    def compute(self, runner: ModelRunner) -> Any:
         """The logits of all rows, (rows, vocabulary) float32."""
         if self.num_drafted and isinstance(runner, KernelRunner):
             return runner.verify(self._entries, self._entry_drafts)
         return runner.decode(self._entries)
 
-    def sample(
-        self, logits: Tensor, sampler: Sampler, text_of: Callable[[int], str]
-    ) -> list[Drawn]:
+    def sample(self, logits: Any, sampler: Sampler, text_of: Callable[[int], str]) -> list[Drawn]:
         """Draw the tokens of all sequences but beam searches."""
         rows = [row for s in self.single for row in range(self._rows[s].start, self._rows[s].stop)]
         states = [state for s in self.single for state in self._states(s)]

@@ -1,4 +1,4 @@
-"""The engine: one thread that owns torch, and sequences that join and leave between two steps.
+"""The engine: one thread that owns the models, and sequences that join and leave between two steps.
 
 admit → prefill (in chunks) → one decode step for each model → sample → publish. Knows nothing of
 Celery, SQL or HTTP.
@@ -12,9 +12,9 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import structlog
-from torch import Tensor
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.beams import BeamSequence
@@ -36,8 +36,7 @@ from textmill.engine.requests import (
     UnknownModel,
 )
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import Sampler, TorchSampler
-from textmill.engine.sampling.torch_sampler import finite_rows
+from textmill.engine.sampling.sampler import Sampler
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
@@ -103,7 +102,7 @@ class InferenceEngine:
         return self._scheduler.num_waiting + len(self._inbox)
 
     def start(self) -> None:
-        """Start the thread that owns torch."""
+        """Start the thread that owns the models."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
@@ -315,10 +314,10 @@ class InferenceEngine:
             return
         drafting = self._drafting.get(name)
         drafts = {} if drafting is None else drafting.draft(sequences)
-        batch = DecodeBatch(sequences, drafts)
+        batch, sampler = DecodeBatch(sequences, drafts), self._samplers[name]
         try:
             logits = batch.compute(model.runner)
-            drawn = batch.sample(logits, self._samplers[name], model.tokenizer.text_of)
+            drawn = batch.sample(logits, sampler, model.tokenizer.text_of)
         except Exception as error:  # the engine edge: these sequences fail, the loop goes on
             log.exception("engine_step_failed", job_ids=[s.job_id for s in sequences])
             for sequence in sequences:
@@ -334,7 +333,7 @@ class InferenceEngine:
                 drafting.note(one.sequence, one.num_held)
             self._advance_single(model, one)
         for sequence in batch.beams:
-            self._advance_beams(model, sequence, logits[batch.rows(sequence)])
+            self._advance_beams(model, sampler, sequence, logits[batch.rows(sequence)])
 
     def _advance_single(self, model: LoadedModel, drawn: Drawn) -> None:
         """Append a sequence's next token, with the guesses before it that held."""
@@ -354,9 +353,11 @@ class InferenceEngine:
             model.runner.wipe(sequence.slot, len(sequence.ids) + len(drawn.draft))
             sequence.num_cached = 0
 
-    def _advance_beams(self, model: LoadedModel, sequence: BeamSequence, logits: Tensor) -> None:
-        if all(finite_rows(logits)):
-            self._advance(sequence, partial(sequence.advance, logits, model))
+    def _advance_beams(
+        self, model: LoadedModel, sampler: Sampler, sequence: BeamSequence, logits: Any
+    ) -> None:
+        if sampler.are_finite(logits):
+            self._advance(sequence, partial(sequence.advance, logits, model, sampler))
         else:
             self._end_not_finite(model, sequence)
 
@@ -408,4 +409,8 @@ class InferenceEngine:
 
 
 def _sampler(runner: ModelRunner) -> Sampler:
-    return KernelSampler(runner.sample) if isinstance(runner, KernelRunner) else TorchSampler()
+    if isinstance(runner, KernelRunner):
+        return KernelSampler(runner.sample)
+    from textmill.engine.sampling.plain_sampler import TorchSampler  # noqa: PLC0415 - as placement
+
+    return TorchSampler()

@@ -9,13 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.kernels.instruction_sets import AUTO
 from textmill.engine.models.checkpoint import Checkpoint
-from textmill.engine.models.cuda_graphs import GraphRunner
-from textmill.engine.models.decoder import Decoder, DecoderSpec, DecoderWeights, on_device
 from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
@@ -26,10 +22,12 @@ from textmill.engine.models.provenance import (
     bounded_content,
     read_provenance,
 )
-from textmill.engine.models.runner import KernelRunner, ModelRunner, TorchRunner
+from textmill.engine.models.runner import KernelRunner, ModelRunner
 from textmill.engine.models.shapes import check_tensors
 from textmill.engine.models.sources import prepare, state_of, weight_files
+from textmill.engine.models.threads import num_threads
 from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Float32
 from textmill.engine.speculation.ngram_table import (
     MAX_TABLE_BYTES,
     NGRAMS_FILE,
@@ -185,12 +183,11 @@ def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: 
     say("this family has no native runtime; transformers is used, which is slower")
     if dtype == "int8":
         say("int8 is for natively supported families; float32 is used")
-    chosen = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    runner = GenericRunner(folder, chosen, slots)
+    runner = GenericRunner(folder, "bfloat16" if dtype == "bfloat16" else "float32", slots)
     facts = {
         "family": f"generic:{config.get('model_type')}",
         "path": "generic",
-        "dtype": str(chosen).removeprefix("torch."),
+        "dtype": runner.dtype,
         "kernels_note": "this family is computed by transformers",
         "context_length": runner.context_length,
         "vocabulary_size": runner.vocabulary_size,
@@ -210,7 +207,7 @@ def _native(
     with _loading_errors(folder, slots):
         checkpoint = Checkpoint(weight_files(folder))
         check_tensors(spec, config, checkpoint.entries)
-        weights = load_weights(spec, checkpoint, placement.torch_dtype)
+        weights = load_weights(spec, checkpoint)
         runner, num_parameters = _native_runner(spec, weights, placement, slots, prefix_bytes)
     facts = {
         "family": spec.family,
@@ -227,7 +224,7 @@ def _native(
 
 def _native_runner(
     spec: DecoderSpec,
-    weights: DecoderWeights,
+    weights: DecoderWeights[Float32],
     placement: Placement,
     slots: int,
     prefix_bytes: int,
@@ -240,27 +237,18 @@ def _native_runner(
             slots,
             library=placement.library,
             is_int8=placement.dtype == "int8",
-            num_threads=torch.get_num_threads(),
+            num_threads=num_threads(),
         )
         return KernelRunner(native, prefix_bytes=prefix_bytes), native.num_parameters
-    if placement.device == "cpu":
-        decoder = Decoder(spec, weights, slots)
-        return TorchRunner(decoder, prefix_bytes=prefix_bytes), decoder.num_parameters
-    decoder = Decoder(spec, on_device(weights, torch.device(placement.device)), slots)
-    runner = GraphRunner(decoder, slots, prefix_bytes=prefix_bytes)
-    runner.warm_up()
-    return runner, decoder.num_parameters
+    from textmill.engine.models.torch_loading import torch_runner  # noqa: PLC0415 - see placement
+
+    return torch_runner(spec, weights, placement, slots, prefix_bytes)
 
 
 @contextmanager
 def _loading_errors(folder: Path, slots: int) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ModelUnusable(
-            f"The GPU has too little memory for the model and the key-value cache of {slots}"
-            " sequences. Lower TEXTMILL_SLOTS."
-        ) from error
     except OSError as error:
         raise ModelUnusable(
             f"The weights in {folder} are incomplete ({in_one_line(error)}). Copy the folder again."

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES
@@ -17,6 +16,7 @@ from tests.unit.engine.test_texts import PROMPTS, STRATEGIES, fresh
 from textmill.core.strategies import DecodingParameters
 from textmill.engine import Delta, EngineStatistics, GenerationRequest, InferenceEngine
 from textmill.engine.models.loading import LoadedModel
+from textmill.engine.models.weights import Float32
 from textmill.engine.speculation.building import build
 from textmill.engine.speculation.ngram_table import NgramTable
 
@@ -213,11 +213,11 @@ def test_numbers_that_are_not_finite_after_a_wrong_guess_change_nothing(
     for prompt, result in zip(PROMPTS, plain.results, strict=False):
         expected[prompt] = result.text
 
-    def broken(entries: Any, drafts: Any) -> Tensor:
-        logits: Tensor = verify(entries, drafts).clone()
+    def broken(entries: Any, drafts: Any) -> Float32:
+        logits: Float32 = verify(entries, drafts).copy()
         for entry, draft in zip(entries, drafts, strict=True):
-            if len(draft) > 1 and int(torch.argmax(logits[0])) != draft[0]:
-                logits[-1] = torch.nan
+            if len(draft) > 1 and int(logits[0].argmax()) != draft[0]:
+                logits[-1] = np.nan
                 wiped.append(len(entry.ids))
         return logits
 
