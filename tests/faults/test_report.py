@@ -188,7 +188,7 @@ def test_redis_may_hold_a_few_more_connections_but_not_many() -> None:
 
     before = replace(of_redis(18), rows=snapshot().rows)
     assert growth(before, of_redis(27), 5) == []
-    assert growth(before, of_redis(81), 5) == ["redis holds 81 open files instead of 18"]
+    assert growth(before, of_redis(81), 5) == ["redis has 81 open files instead of 18"]
 
 
 @pytest.mark.parametrize("database", DATABASES)
