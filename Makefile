@@ -12,7 +12,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	&& { echo "$$name"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test coverage faults soak check format bench lock clean distclean environment dev-environment
+.PHONY: help up test coverage faults ziglang soak check format bench lock clean distclean environment dev-environment
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ coverage: dev-environment ## run the unit tests and report their coverage
 
 faults: dev-environment ## inject every fault at 20 random moments, for hours; writes docs/reliability.md
 	@exec $(BIN)/python -m tests.faults $(ARGS)
+
+ziglang: dev-environment ## compile the kernels with the real ziglang, as where there is no compiler
+	@TEXTMILL_TEST_ZIGLANG=1 exec $(BIN)/python -m pytest tests/native/test_ziglang.py $(ARGS)
 
 soak: dev-environment ## run load and random faults for half an hour; reports what grows
 	@exec $(BIN)/python -m tests.faults.soak $(ARGS)
@@ -73,6 +76,7 @@ lock: dev-environment ## write locks/ from pyproject.toml (ARGS=--upgrade for th
 	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group worker --output-file locks/worker.txt
 	$(COMPILE_HASHED) $(ARGS) --constraint locks/full.txt --group dev --output-file locks/dev.txt
 	$(COMPILE_HASHED) $(ARGS) --no-deps --group redis-server --output-file locks/redis.txt
+	$(COMPILE_HASHED) $(ARGS) --no-deps --group compiler --output-file locks/compiler.txt
 	$(COMPILE) --no-deps --group torch --output-file locks/torch.txt
 
 clean: ## remove caches and build products, but not .textmill, which contains the jobs

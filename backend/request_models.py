@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,6 +24,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from textmill.backend.field_errors import field_errors
+from textmill.backend.request_context import ModelLimits, RequestContext
 from textmill.core.errors import FieldError, ValidationFailed
 from textmill.core.strategies import (
     DEFAULT_STRATEGY,
@@ -41,39 +42,6 @@ from textmill.core.strategies import (
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
 MAX_TOKENIZE_CHARACTERS = 65_536
-
-
-class TokenCounting(Protocol):
-    """Counts the tokens of prompts; the second call for the same prompt is free."""
-
-    def __call__(self, text: str) -> int:
-        """Return the number of tokens of a text.
-
-        Raises:
-            TokenizerFault: the model's tokenizer cannot process it.
-        """
-        ...
-
-    def least(self, text: str) -> int:
-        """Return a lower bound without tokenizing; 0 if there is none."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class ModelLimits:
-    """The limits of a model; they are ``None`` until a worker has loaded it."""
-
-    context_length: int | None
-    vocabulary_size: int | None
-    count_tokens: TokenCounting | None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestContext:
-    """The models, by name, with their limits."""
-
-    default_model: str
-    limits: Mapping[str, ModelLimits]
 
 
 def _rejection(message: str) -> PydanticCustomError:
@@ -304,53 +272,6 @@ def _lenient(payload: Mapping[str, Any]) -> tuple[type[JobRequestBase], dict[str
     """Return what to validate if the strategy is unknown: the fields that every strategy has."""
     known = {p.name for spec in STRATEGIES for p in spec.parameters} | {"strategy"}
     return JOB_REQUESTS[DEFAULT_STRATEGY], {k: v for k, v in payload.items() if k not in known}
-
-
-# Messages for Pydantic's error types; its ``ctx`` fills in the braces.
-_MESSAGES = {
-    "missing": "is required",
-    "too_short": "must not be empty",
-    "string_too_short": "must not be empty",
-    "too_long": "must have at most {max_length} items",
-    "string_too_long": "must have at most {max_length} characters",
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "finite_number": "must be a finite number",
-    "string_type": "must be text",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be a JSON object",
-}
-
-
-def field_errors(error: ValidationError, strategy: str | None = None) -> list[FieldError]:
-    """Convert a Pydantic error to messages, one for each field."""
-    found: dict[str, FieldError] = {}
-    for item in error.errors(include_url=False, include_input=False):
-        path = ".".join(_printable(part) for part in item["loc"])
-        template = _MESSAGES.get(item["type"], item["msg"])
-        message = template.format(**item.get("ctx", {})) if template != item["msg"] else template
-        if item["type"] == "extra_forbidden":
-            message = _unknown_field(path, strategy)
-        found.setdefault(path, FieldError(path, message))
-    return list(found.values())
-
-
-def _printable(part: object) -> str:
-    return str(part).encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\0")[:100]
-
-
-def _unknown_field(name: str, strategy: str | None) -> str:
-    spec = STRATEGIES_BY_NAME.get(strategy or "")
-    users = [other.name for other in STRATEGIES if name in other.parameter_names]
-    if spec is not None and users:
-        names = ", ".join(sorted(spec.parameter_names))
-        return f"strategy {spec.name} does not use this field; its parameters are {names}"
-    return "there is no such field"
 
 
 class TokenizeRequest(BaseModel):

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from textmill.backend.field_errors import field_errors
+from textmill.backend.request_context import RequestContext
 from textmill.backend.request_models import (
     JobRequestBase,
-    RequestContext,
-    field_errors,
     integral,
     parse_job_request,
     without_nulls,

@@ -35,14 +35,16 @@ RESULTS = ROOT / "bench-results"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the sections that are named, or all of them.
+    """Run the named sections, or all of them.
 
     Returns:
-        0, or 1 when a section could not be measured; the others are measured all the same.
+        0, or 1 if a section could not be measured; the others are still measured.
     """
     options = _parser().parse_args(arguments)
     calls = SECTIONS | {
-        "engine": functools.partial(engine.measure, peers=options.peers, dtype=options.dtype)
+        "engine": functools.partial(
+            engine.measure, peers=options.peers, dtype=options.dtype, isa=options.isa
+        )
     }
     names = options.sections or list(SECTIONS)
     sections, failures = _measure({name: calls[name] for name in names}, fresh=options.fresh)
@@ -80,7 +82,7 @@ def _measure(
 
 
 def machine() -> dict[str, object]:
-    """Where this was measured: enough to judge a figure, nothing that names the machine."""
+    """Facts about the machine by which a figure can be judged; none identifies the machine."""
     return {
         "at": _now().isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -111,7 +113,7 @@ def _now() -> datetime.datetime:
 
 def _section(name: str) -> str:
     if name not in SECTIONS:
-        raise argparse.ArgumentTypeError(f"there is none named {name!r}: {', '.join(SECTIONS)}")
+        raise argparse.ArgumentTypeError(f"there is no section {name!r}: {', '.join(SECTIONS)}")
     return name
 
 
@@ -129,9 +131,14 @@ def _parser() -> argparse.ArgumentParser:
         type=parse_peer,
         default=[],
         metavar="NAME=PYTHON",
-        help="engines to time beside ours, and the interpreters of their environments",
+        help="other engines to time, and the interpreters of their environments",
     )
     parser.add_argument("--dtype", default="auto", help="precision of the engine section")
+    parser.add_argument(
+        "--isa",
+        default="auto",
+        help="instruction set of the kernels in the engine section, as in TEXTMILL_KERNELS_ISA",
+    )
     return parser
 
 

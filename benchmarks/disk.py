@@ -1,4 +1,4 @@
-"""What one durable write costs on this disk: the floor under every commit."""
+"""The time of one durable write on this disk, a lower bound of every commit's."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from benchmarks.client import milliseconds
 
 NUM_WRITES = 50
-PAGE_BYTES = 4096  # what SQLite's log and PostgreSQL's write at the least
+PAGE_BYTES = 4096  # the least that SQLite's and PostgreSQL's logs write
 
 
 def sync_ms(folder: Path) -> list[float]:
-    """Milliseconds of appending a page to a file and forcing it to the disk, again and again."""
+    """Milliseconds of appending a page to a file and syncing it, for each repetition."""
     path = folder / "sync-probe"
     taken = []
     with path.open("wb", buffering=0) as file:

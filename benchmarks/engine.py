@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.engine_program import BATCHES
 from benchmarks.figures import Section, ratio_of_medians
-from benchmarks.peers import Peer, in_turn, json_lines
+from benchmarks.peers import Peer, in_turn, json_lines, with_all_precisions
 from benchmarks.plain_copy import plain_copy
 from benchmarks.processes import (
     DEFAULT_MODEL_PACKAGE,
@@ -32,7 +32,9 @@ _GOALS = {"vllm": ((16, 32, 64), 2.0), "llama.cpp": ((1,), 1.25)}
 Samples = dict[tuple[str, int], list[float]]
 
 
-def measure(space: Workspace, peers: Sequence[Peer] = (), dtype: str = "auto") -> Section:
+def measure(
+    space: Workspace, peers: Sequence[Peer] = (), dtype: str = "auto", isa: str = "auto"
+) -> Section:
     """Time the engine with both families, in turn with the peers.
 
     Raises:
@@ -45,15 +47,16 @@ def measure(space: Workspace, peers: Sequence[Peer] = (), dtype: str = "auto") -
         "tokens per second of all sequences together, from the first submission to the last result",
         [
             f"128 new tokens each, sampling at 0.7, none ends early; {ROUNDS} rounds in turn",
-            "each round loads the model in a new process, and warms up before the clock starts",
+            "each round loads the model in a new process, and warms up before the measurement",
         ],
     )
     rates: Samples = defaultdict(list)
     lines: dict[str, list[dict[str, object]]] = defaultdict(list)
     neo = _neo_folder(space)
+    peers = with_all_precisions(peers)
     calls = [
-        functools.partial(_ours, space, LLAMA, DEFAULT_SOURCE, dtype, rates, lines),
-        functools.partial(_ours, space, NEO, str(neo), dtype, rates, lines),
+        functools.partial(_ours, space, LLAMA, DEFAULT_SOURCE, (dtype, isa), rates, lines),
+        functools.partial(_ours, space, NEO, str(neo), (dtype, isa), rates, lines),
         *(functools.partial(_theirs, space, peer, rates, lines) for peer in peers),
     ]
     in_turn(calls, ROUNDS)
@@ -65,13 +68,14 @@ def _ours(
     space: Workspace,
     name: str,
     source: str,
-    dtype: str,
+    dtype_and_isa: tuple[str, str],
     rates: Samples,
     lines: dict[str, list[dict[str, object]]],
 ) -> None:
     command = [sys.executable, "-m", "benchmarks.engine_program", source]
-    command += ["--cache", str(space.models), "--dtype", dtype, "--prefill", "--traces", "16,64"]
-    command += ["--beside-long"]
+    dtype, isa = dtype_and_isa
+    command += ["--cache", str(space.models), "--dtype", dtype, "--isa", isa, "--traces", "16,64"]
+    command += ["--prefill", "--long", "--beside-long"]
     for line in json_lines(command, name):
         lines[name].append(dict(line))
         if line["figure"] == "decode":
@@ -81,7 +85,8 @@ def _ours(
 def _theirs(
     space: Workspace, peer: Peer, rates: Samples, lines: dict[str, list[dict[str, object]]]
 ) -> None:
-    for line in peer.run(folder=_peer_folder(space), gguf=_gguf(), batches=BATCHES):
+    gguf = peer.quantized(_gguf(), space.folder)
+    for line in peer.run(folder=_peer_folder(space), gguf=gguf, batches=BATCHES):
         lines[peer.name].append(dict(line))
         if "batch" in line:
             rates[peer.name, int(line["batch"])].append(line["tokens_per_second"])
@@ -93,7 +98,8 @@ def _report(
     lines: dict[str, list[dict[str, object]]],
     peers: Sequence[Peer],
 ) -> None:
-    precision = str(lines[LLAMA][0]["dtype"])
+    first = lines[LLAMA][0]
+    precision = f"{first['dtype']} ({first['instruction_set'] or 'PyTorch'})"
     for name in (LLAMA, NEO):
         for batch in BATCHES:
             section.add(f"{name}, {precision}, {batch}", "tokens/s", rates[name, batch])
@@ -103,6 +109,9 @@ def _report(
         section.add(f"GPT-Neo / Llama, tokens/s by FLOP, {batch}", "x", [ratio], "within 15 %")
     for name in (LLAMA, NEO):
         section.add(f"{name}, prefill of 1,000", "tokens/s", _all(lines[name], "prefill"))
+        section.add(f"{name}, 16 of 1,500 tokens", "tokens/s", _all(lines[name], "long"))
+    kept = ratio_of_medians(_all(lines[LLAMA], "long"), rates[LLAMA, 16])
+    section.add(f"{LLAMA}, 16 of 1,500 tokens / 16 short ones", "x", [kept], "≥ 0.6 x")
     _report_beside_long(section, lines[LLAMA])
     starts = [
         float(str(line["first_token_seconds"]))
@@ -114,6 +123,8 @@ def _report(
     _report_shares(section, lines[LLAMA])
     for peer in peers:
         _report_peer(section, peer, rates, lines)
+    if peers:
+        _report_best(section, rates, lines, peers)
 
 
 def _report_beside_long(section: Section, lines: list[dict[str, object]]) -> None:
@@ -148,9 +159,12 @@ def _report_shares(section: Section, lines: list[dict[str, object]]) -> None:
 def _report_peer(
     section: Section, peer: Peer, rates: Samples, lines: dict[str, list[dict[str, object]]]
 ) -> None:
-    batches, bound = _GOALS.get(peer.name, ((), 0.0))
+    batches, bound = _GOALS.get(peer.program, ((), 0.0))
     for batch in BATCHES:
         section.add(f"{peer.name}, {peer.precision}, {batch}", "tokens/s", rates[peer.name, batch])
+    for label, figure in (("prefill of 1,000", "prefill"), ("16 of 1,500 tokens", "long")):
+        if found := _all(lines[peer.name], figure):
+            section.add(f"{peer.name}, {label}", "tokens/s", found)
     for batch in BATCHES:
         goal = f"≥ {bound:g} x" if batch in batches else ""
         ratio = ratio_of_medians(rates[LLAMA, batch], rates[peer.name, batch])
@@ -161,8 +175,28 @@ def _report_peer(
     section.add(f"{peer.name}, load", "s", loads)
 
 
+def _report_best(
+    section: Section,
+    rates: Samples,
+    lines: dict[str, list[dict[str, object]]],
+    peers: Sequence[Peer],
+) -> None:
+    """Beside the fastest peer of each row."""
+    rows = {
+        f"{batch}": (rates[LLAMA, batch], [rates[p.name, batch] for p in peers])
+        for batch in BATCHES
+    }
+    for label, figure in (("prefill of 1,000", "prefill"), ("16 of 1,500 tokens", "long")):
+        theirs = [_all(lines[peer.name], figure) for peer in peers]
+        rows[label] = (_all(lines[LLAMA], figure), [samples for samples in theirs if samples])
+    for label, (ours, theirs) in rows.items():
+        if theirs:
+            best = max(theirs, key=statistics.median)
+            section.add(f"ours / the best peer, {label}", "x", [ratio_of_medians(ours, best)])
+
+
 def _all(lines: list[dict[str, object]], figure: str) -> list[float]:
-    return [float(str(line["tokens_per_second"])) for line in lines if line["figure"] == figure]
+    return [float(str(line["tokens_per_second"])) for line in lines if line.get("figure") == figure]
 
 
 def _default_folder(space: Workspace) -> Path:

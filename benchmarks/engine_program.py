@@ -32,12 +32,15 @@ def main(arguments: list[str]) -> int:
         started,
         num_slots=max(NUM_SLOTS, *options.batches, *options.traces, 0),
         natural_ends=options.natural_ends,
+        isa=options.isa,
     )
     _print("loaded", **bench.facts())
     for batch in options.batches:
         _print("decode", batch=batch, **bench.decode(batch, options.tokens))
     if options.prefill:
         _print("prefill", tokens_per_second=bench.prefill(PREFILL_TOKENS))
+    if options.long:
+        _print("long", tokens_per_second=bench.long_decode())
     if options.beside_long:
         _print("beside_long", **bench.beside_long())
     for batch in options.traces:
@@ -64,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--traces", type=_batches, default=[], help="batch sizes to measure with traces"
     )
+    parser.add_argument("--isa", default="auto", help="instruction set of the kernels")
     parser.add_argument("--prefill", action="store_true")
+    parser.add_argument("--long", action="store_true", help="sequences with a long context")
     parser.add_argument("--beside-long", action="store_true", help="short prompts beside long ones")
     parser.add_argument("--natural-ends", action="store_true", help="end tokens end a sequence")
     return parser

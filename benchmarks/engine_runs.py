@@ -13,10 +13,11 @@ from textmill.engine import Generation, GenerationRequest, InferenceEngine
 from textmill.engine.models.loading import load
 from textmill.engine.models.runner import KernelRunner
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import TorchSampler
+from textmill.engine.sampling.plain_sampler import TorchSampler
 
 PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
+LONG_BATCH, LONG_CONTEXT, LONG_STEPS = 16, 1500, 32
 PATIENCE_SECONDS = 900.0
 TRACE_ROUNDS = 5
 NUM_LONG, LONG_TOKENS = 4, 4402  # the length of a paper
@@ -35,6 +36,7 @@ class Bench:
         *,
         num_slots: int = NUM_SLOTS,
         natural_ends: bool = False,
+        isa: str = "auto",
     ) -> None:
         """Load, warm up and generate a first token.
 
@@ -45,6 +47,7 @@ class Bench:
             started: the start of the process, by ``time.perf_counter``.
             num_slots: sequences at once.
             natural_ends: whether end tokens end a sequence.
+            isa: the kernels' instruction set, as in ``TEXTMILL_KERNELS_ISA``.
         """
         self._natural_ends = natural_ends
         spec = ModelSpec("m", source, None, dtype, True, "")
@@ -54,6 +57,7 @@ class Bench:
             dtype=dtype,
             num_slots=num_slots,
             kernel_dir=cache / "kernels",
+            instruction_set=isa,
             report=lambda _: None,
         )
         self._info = model.info
@@ -63,7 +67,11 @@ class Bench:
         )
         self._clock: dict[str, float] = {}
         self._time_calls()
-        self._engine = InferenceEngine({"m": self._model}, num_slots=num_slots)
+        self._engine = InferenceEngine(
+            {"m": self._model},
+            num_slots=num_slots,
+            speculates=False,  # rates of plain steps, whatever the text repeats
+        )
         self._engine.start()
         self._engine.warm_up()
         self._number = 0
@@ -76,6 +84,7 @@ class Bench:
         return {
             "dtype": self._info.dtype,
             "family": self._info.family,
+            "instruction_set": self._info.instruction_set,
             "first_token_seconds": self._first_token_seconds,
         }
 
@@ -100,6 +109,28 @@ class Bench:
         seconds = time.perf_counter() - started
         runner.release(entry.slot)
         return num_tokens / seconds
+
+    def long_decode(self) -> float:
+        """Tokens per second of ``LONG_BATCH`` sequences with ``LONG_CONTEXT`` tokens each."""
+        runner = self._model.runner
+        context = min(LONG_CONTEXT, self._info.context_length - LONG_STEPS - 1)
+        entries = [
+            _Entry([5 + (slot * 7 + i) % 3000 for i in range(context + 1)], slot)
+            for slot in range(LONG_BATCH)
+        ]
+        for entry in entries:
+            while entry.num_cached < context:
+                length = min(runner.chunk_tokens(0), context - entry.num_cached)
+                runner.prefill([(entry, entry.num_cached + length)])
+        started = time.perf_counter()
+        for step in range(LONG_STEPS):
+            runner.decode(entries)
+            for entry in entries:
+                entry.ids.append(50 + step)
+        seconds = time.perf_counter() - started
+        for entry in entries:
+            runner.release(entry.slot)
+        return LONG_BATCH * LONG_STEPS / seconds
 
     def beside_long(self) -> dict[str, Any]:
         """Seconds to the first token of short prompts, alone and beside long ones."""
@@ -201,8 +232,7 @@ class Bench:
 
 
 class _Entry:
-    slot = NUM_SLOTS - 1
-
-    def __init__(self, ids: list[int]) -> None:
+    def __init__(self, ids: list[int], slot: int = NUM_SLOTS - 1) -> None:
         self.ids = ids
+        self.slot = slot
         self.num_cached = 0

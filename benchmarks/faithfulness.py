@@ -141,7 +141,7 @@ def _loss(model: Any, papers: list[Paper]) -> tuple[float, int, int]:
     for paper in papers:
         start = len(model.tokenizer.encode(paper.prompt))
         ids = model.tokenizer.encode(paper.prompt + paper.abstract)[:MAX_TEXT_TOKENS]
-        logits = model.runner.score(ids)[start - 1 : -1]
+        logits = torch.as_tensor(model.runner.score(ids)[start - 1 : -1])
         logprobs = torch.log_softmax(logits.double(), -1)
         loss -= float(logprobs.gather(-1, torch.tensor(ids[start:])[:, None]).sum())
         num_tokens += len(ids) - start

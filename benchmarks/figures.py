@@ -1,4 +1,4 @@
-"""Figures: samples become rows, rows a table for people and JSON for scripts.
+"""Figures: makes rows of samples, and a table and JSON of rows.
 
 Knows nothing of what is measured.
 """
@@ -18,11 +18,11 @@ class Row:
     Attributes:
         name: what was measured, and in which variant.
         unit: of ``median`` and ``p99``.
-        median: the middle of the samples, or the one value there is.
+        median: of the samples, or the only value.
         p99: the value that 99 of 100 samples do not exceed; ``None`` for fewer than 20 samples,
-            where it would only repeat the largest.
-        num_samples: how many were taken.
-        goal: the bound of the issue or of docs/log.md, in words; empty where there is none.
+            of which it would be the largest.
+        num_samples: number of samples.
+        goal: the goal as text, as in docs/log.md; empty if there is none.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Row:
 
 @dataclass(slots=True)
 class Section:
-    """One section's outcome.
+    """The results of one section.
 
     Attributes:
-        name: as it is called on the command line.
-        what: what is measured, in one sentence.
-        conditions: under which conditions, one sentence each.
+        name: as on the command line.
+        what: what is measured, as one sentence.
+        conditions: the conditions, one sentence each.
         rows: the figures.
     """
 
@@ -50,7 +50,7 @@ class Section:
     rows: list[Row] = field(default_factory=list)
 
     def add(self, name: str, unit: str, samples: Sequence[float], goal: str = "") -> None:
-        """Add the median and, where there are enough samples, the 99th percentile."""
+        """Add the median and, if there are enough samples, the 99th percentile."""
         p99 = percentile(samples, 99) if len(samples) >= MIN_SAMPLES_FOR_P99 else None
         self.rows.append(Row(name, unit, statistics.median(samples), p99, len(samples), goal))
 
@@ -63,7 +63,7 @@ MIN_SAMPLES_FOR_P99 = 20
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """The nearest-rank percentile: a value that was really measured, never an interpolation."""
+    """The nearest-rank percentile, which is one of the samples and never interpolated."""
     ordered = sorted(samples)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 

@@ -21,7 +21,7 @@ def measure(space: Workspace) -> Section:
         "first_token",
         "from sending a submission to its first token in the event stream",
         [
-            f"{model}; {NUM_JOBS} jobs on each database, one by one, the worker idle before each",
+            f"{model}; {NUM_JOBS} jobs on each database, one after another, each on an idle worker",
             f"greedy, {NUM_TOKENS} tokens, a different prompt of about 15 tokens each time",
             "submit → decoding starts is queued_ms of the job: the database's clock, whole ms",
         ],

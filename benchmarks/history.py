@@ -24,8 +24,8 @@ CHUNK_JOBS = 5_000
 NUM_REQUESTS = 30  # a round, of each kind
 ROUNDS = 2
 COMMON, RARE, OTHER = "network", "zymurgy", "language"
-RARE_EVERY = 10_000  # so that ten jobs hold the rare word
-NUM_WORDS = 8_000  # of the made-up vocabulary, drawn by Zipf's law
+RARE_EVERY = 10_000  # so that ten jobs contain the rare word
+NUM_WORDS = 8_000  # of the invented vocabulary, drawn by Zipf's law
 PATHS = {
     "page": ("/history", 50),
     "page, 2 words": (f"/history?q={COMMON}+{OTHER}", 150),
@@ -41,15 +41,15 @@ PATHS = {
 
 
 def measure(space: Workspace) -> Section:
-    """Ask for pages of a long history, SQLite and PostgreSQL in turn."""
+    """Request pages of a long history, alternately on SQLite and PostgreSQL."""
     section = Section(
         "history",
         f"from sending a GET to the whole answer, with {NUM_JOBS:,} saved jobs",
         [
-            "web alone, nothing else asked meanwhile; one keep-alive connection; default page size",
+            "only web, without other requests; one keep-alive connection; default page size",
             f"rows of about 90 words, bulk-inserted; '{COMMON}' and '{OTHER}' are in about half of"
             f" them each, '{RARE}' in {NUM_JOBS // RARE_EVERY}",
-            f"{ROUNDS} rounds of {NUM_REQUESTS} on each database, in turn",
+            f"{ROUNDS} alternating rounds of {NUM_REQUESTS} on each database",
         ],
     )
     rows = _rows()
@@ -85,7 +85,7 @@ def _round(url: str) -> dict[str, list[float]]:
 
 
 def _deep_cursor(connection: Connection) -> str:
-    """The cursor behind the first thousand rows."""
+    """The cursor after the first thousand rows."""
     cursor = ""
     for _ in range(5):
         page = json.loads(connection.get(f"/api/v1/jobs?limit=200{cursor and '&cursor='}{cursor}"))
@@ -146,6 +146,6 @@ def _insert(database_url: str, rows: list[dict[str, Any]]) -> None:
     for start in range(0, len(rows), CHUNK_JOBS):
         with writing(engine) as connection:
             connection.execute(insert(Job), rows[start : start + CHUNK_JOBS])
-    with writing(engine) as connection:  # what autovacuum would have done within a minute
+    with writing(engine) as connection:  # autovacuum would do this within a minute
         connection.execute(text("ANALYZE"))
     engine.dispose()

@@ -15,7 +15,7 @@ MIB_PER_KIB = 1 / 1024
 
 
 def measure(space: Workspace) -> Section:
-    """Read /proc after the start, and again after some work."""
+    """Read /proc after the start, and again after some jobs."""
     model = "the default model" if has_default_model() else "a tiny random model"
     section = Section(
         "memory",

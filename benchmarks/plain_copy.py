@@ -1,4 +1,4 @@
-"""A converted model as other engines and transformers read it: plain weights, one type."""
+"""Copies a converted model for other engines and transformers: plain weights of one type."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 def plain_copy(origin: Path, target: Path, dtype: str) -> Path:
     """Copy a folder in save_pretrained layout, in another type.
 
-    The mark of a quantised origin is left out: vLLM refuses it, and transformers would compute
-    otherwise than the type says.
+    The note about a quantized source is omitted: vLLM refuses it, and with it transformers would
+    compute with another type.
     """
     target.mkdir(parents=True, exist_ok=True)
     for path in origin.iterdir():

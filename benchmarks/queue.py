@@ -1,4 +1,4 @@
-"""The cost of the queue alone: jobs a second when a text costs next to nothing."""
+"""The cost of the queue: jobs per second with negligible generation time."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ DRAIN_SECONDS = 240.0
 
 
 def measure(space: Workspace) -> Section:
-    """Let a worker empty a full queue, SQLite and PostgreSQL in turn."""
+    """Let a worker empty a full queue, alternately on SQLite and PostgreSQL."""
     section = Section(
         "queue",
-        "jobs a second from claim to final state when generation is next to nothing",
+        "jobs per second from claim to final state with negligible generation time",
         [
             "a tiny random Llama (2 layers, width 64), 1 token a job: claim, engine, stream, end",
-            f"{NUM_JOBS} rows lie in the table before the worker starts; {ROUNDS} rounds on each"
-            " database, in turn; from the first claim to the last end by the database's clock",
+            f"{NUM_JOBS} rows are stored before the worker starts; {ROUNDS} rounds in turn on each"
+            " database; from the first claim to the last end by the database's clock",
         ],
     )
     kinds = ("sqlite", "postgresql")
@@ -60,7 +60,7 @@ def _drain(space: Workspace, kind: str) -> float:
 
 
 def _fill(engine: Engine) -> None:
-    """Rows as the web side would store them, sixty-four to a transaction."""
+    """Insert rows as the web side does, 64 in each transaction."""
     store = JobStore(engine, Limits(max_queued=NUM_JOBS))
     parameters = {"repetition_penalty": 1.0, "max_new_tokens": 1, "seed": 1, "stop": []}
     jobs = [NewJob("tiny", f"Job {number}", "greedy", parameters) for number in range(NUM_JOBS)]

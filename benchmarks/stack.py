@@ -1,4 +1,4 @@
-"""The whole stack: texts through HTTP, queue, engine and database, beside the engine alone."""
+"""The whole stack: jobs through HTTP, queue, engine and database, compared with the engine."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ PATIENCE_SECONDS = 600.0
 
 
 def measure(space: Workspace) -> Section:
-    """Submit 64 jobs by HTTP at once; in turn with 64 texts on the engine alone.
+    """Submit 64 jobs by HTTP at once, alternating with 64 sequences on the engine alone.
 
     Raises:
-        BenchmarkError: there is no default model, or a text ended early.
+        BenchmarkError: there is no default model, or a job ended early.
     """
     if not has_default_model():
         raise BenchmarkError("The package with the default model is not installed.")
     section = Section(
         "stack",
-        f"{NUM_JOBS} texts of {NUM_NEW} tokens through the whole product, and through the engine",
+        f"{NUM_JOBS} jobs of {NUM_NEW} tokens through the whole product, and through the engine",
         [
             "SmolLM2-135M, sampling at 0.7, 64 slots; one client submits all, one after another",
             "from the first submission to the last end by the database's clock",
-            "the same prompts and seeds in both, so the same texts; some end by themselves",
-            f"{ROUNDS} rounds, stack and engine in turn; all on the same cores",
+            "the same prompts and seeds in both, so the same completions; some end early",
+            f"{ROUNDS} rounds, alternately stack and engine; all on the same cores",
         ],
     )
     whole: list[float] = []
@@ -63,7 +63,7 @@ def _whole(space: Workspace, rates: list[float]) -> None:
     product = Product(space, space.new_database("sqlite"), serve=BASE_MODEL)
     with product.running("web", "worker"):
         connection = Connection(product.url)
-        connection.finished(connection.submit(_body(-1, 8))["id"])  # everything is awake
+        connection.finished(connection.submit(_body(-1, 8))["id"])  # warms up
         for number in range(NUM_JOBS):
             connection.submit(_body(number, NUM_NEW))
         rates.append(_rate(product))
@@ -82,14 +82,14 @@ def _body(number: int, num_new: int) -> dict[str, object]:
 
 
 def _rate(product: Product) -> float:
-    """Wait for the end by looking at the table twice a second, and compute from its instants."""
+    """Poll the table twice a second until all jobs have ended; compute the rate from its times."""
     engine = make_engine(product.database_url)
     open_jobs = select(func.count()).select_from(Job).where(Job.status.in_(("queued", "running")))
     deadline = time.monotonic() + PATIENCE_SECONDS
     try:
         while _read(engine, open_jobs):
             if time.monotonic() > deadline:
-                raise BenchmarkError("The jobs were not done in time.")
+                raise BenchmarkError("The jobs did not end in time.")
             time.sleep(0.5)
         query = select(
             func.count(),
@@ -107,7 +107,7 @@ def _rate(product: Product) -> float:
 
 
 def _read(engine: Engine, query: Select[int]) -> int:
-    """In a transaction of its own, which sees what has ended since."""
+    """Read in a new transaction, which sees the jobs that have ended since."""
     with reading(engine) as connection:
         return connection.execute(query).scalar_one()
 

@@ -1,4 +1,4 @@
-"""How long a start takes: the second one, and with --fresh the first from a clone."""
+"""The time of a start: of the second one, and with --fresh of the first one from a clone."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from benchmarks.processes import (
 )
 
 NUM_STARTS = 3
-# The second word is the worker's own: a worker that was killed less than 30 s ago still counts as
-# seen, and must not make the next start look quicker than it is.
+# The second event is the worker's own: web counts a worker that was killed less than 30 s ago as
+# present, which would make the next start seem faster.
 READY = ("Textmill is ready", "worker_ready")
-SETTLE_SECONDS = 2.0  # so that the end is an orderly one
+SETTLE_SECONDS = 2.0  # so that it ends regularly
 FRESH_SECONDS = 1_800.0  # the first start downloads PyTorch
 UP = (sys.executable, "-P", "-m", "textmill", "up")
 
 
 def measure(space: Workspace) -> Section:
-    """Start everything on an empty state folder, then again on the same one."""
+    """Start everything on an empty state folder, then again on the same folder."""
     section = Section(
         "startup",
-        "from the command to the line 'Textmill is ready', the worker's own word included",
+        "from the command to the line 'Textmill is ready', including the worker's own event",
         [
             "`textmill up`: embedded Redis, SQLite, web, one worker with the default model",
             "first: an empty state folder, so that the model is converted; later starts find it",
@@ -57,7 +57,7 @@ def measure_fresh() -> Section:
         "`make up` in a fresh clone, from the command to the line 'Textmill is ready'",
         [
             "a new virtual environment, an empty state folder; packages come from the package index"
-            " or from pip's cache, whichever this machine has",
+            " or from pip's cache",
         ],
     )
     folder = Path(tempfile.mkdtemp(prefix="textmill-bench-clone-"))
@@ -77,7 +77,7 @@ def measure_fresh() -> Section:
 
 
 def _environment(home: Path) -> dict[str, str]:
-    """No settings but home and port; of PATH, not this environment's own Python."""
+    """Only the settings home and port; PATH without this environment's Python."""
     own = str(Path(sys.executable).parent)
     path = os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if p != own)
     environment = clean_environment(TEXTMILL_HOME=str(home), TEXTMILL_PORT=str(free_port()))

@@ -1,8 +1,8 @@
-"""Holds event streams and waits open, in a process of its own so that it disturbs no clock.
+"""Holds event streams and waits open, in a separate process that disturbs no measurement.
 
 ``python -m benchmarks.stream_holder HOST PORT NUM_STREAMS NUM_WAITS`` reads the ids of
 jobs from the first line of its input, opens the connections, writes ``held`` and the number that
-were refused, and keeps them until its input ends. A wait that runs out is asked for again.
+were refused, and keeps them until its input ends. A wait that times out is repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Holder:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def hold(self, job_ids: list[str], num_streams: int, num_waits: int) -> None:
-        """Return when all are open."""
+        """Open all connections."""
         paths = [f"/api/v1/jobs/{job_ids[n % len(job_ids)]}" for n in range(num_streams)]
         await asyncio.gather(*(self._stream(path + "/events") for path in paths))
         begun = [asyncio.Event() for _ in range(num_waits)]
@@ -62,7 +62,7 @@ class Holder:
 
 
 async def main(host: str, port: int, num_streams: int, num_waits: int) -> None:
-    """Hold until standard input ends."""
+    """Hold the connections until standard input ends."""
     holder = Holder(host, port)
     job_ids = sys.stdin.readline().split()
     await holder.hold(job_ids, num_streams, num_waits)

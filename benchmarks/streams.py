@@ -1,4 +1,4 @@
-"""What 2,000 open event streams and waits cost: memory, and the time of everybody else."""
+"""The cost of 2,000 open event streams and waits: memory, and the time of other requests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from textmill.core.events import EventBus, StreamEntry, started
 from textmill.core.jobs.store import JobStore, Limits
 
 NUM_STREAMS = NUM_WAITS = 1_000
-NUM_JOBS = 200  # queued, which those streams and waits are of
+NUM_JOBS = 200  # queued; the streams and waits are of these
 NUM_REQUESTS = 150  # of each kind and condition
 NUM_ENTRIES = 100
 NUM_GONE = 20
@@ -33,20 +33,20 @@ _WATCHED = re.compile(r"^textmill_watched_jobs (\S+)", re.MULTILINE)
 
 
 def measure(space: Workspace) -> Section:
-    """Time submissions, pages and /healthz without and with the streams, in turn.
+    """Time submissions, pages and /healthz alternately without and with the streams.
 
     Raises:
         BenchmarkError: a stream was refused, or this system has no /proc.
     """
     section = Section(
         "streams",
-        f"{NUM_STREAMS + NUM_WAITS} held connections on one web process, and everybody else",
+        f"{NUM_STREAMS + NUM_WAITS} held connections on one web process, and other requests",
         [
-            f"SQLite, Redis, web alone; {NUM_STREAMS} event streams and {NUM_WAITS} waits on"
+            f"SQLite, Redis, no worker; {NUM_STREAMS} event streams and {NUM_WAITS} waits on"
             f" {NUM_JOBS} queued jobs, held by a process on the same cores",
             f"{ROUNDS} rounds without and with them, in turn; {NUM_REQUESTS} requests a kind and"
             " round, one after another on a keep-alive connection",
-            "an event's delay: from its publishing to its arrival at one more stream, all held",
+            "an event's delay: from its publication to its arrival at one more stream",
         ],
     )
     redis_url = space.redis_url()
@@ -122,7 +122,7 @@ class _Measuring:
 
     @contextlib.contextmanager
     def _held(self, job_ids: list[str]) -> Iterator[None]:
-        """The streams and waits, open while the block runs."""
+        """Hold the streams and waits open while the block runs."""
         address = urlsplit(self._product.url)
         numbers = [str(address.hostname), *map(str, (address.port, NUM_STREAMS, NUM_WAITS))]
         command = [sys.executable, "-m", "benchmarks.stream_holder", *numbers]
@@ -139,7 +139,7 @@ class _Measuring:
                 raise BenchmarkError(f"Not all streams and waits were held: {said}.")
 
     def _freeing_ms(self, job_id: str) -> float:
-        """From closing a job's only stream until the job is seen to be watched no more."""
+        """Time from closing a job's only stream until the job is no longer watched."""
         stream = http.client.HTTPConnection(*self._address(), timeout=30)
         stream.request("GET", f"/api/v1/jobs/{job_id}/events")
         stream.getresponse().readline()
@@ -156,11 +156,11 @@ class _Measuring:
     def _num_watched(self) -> int:
         found = _WATCHED.search(self._connection.get("/metrics").decode())
         if found is None:
-            raise BenchmarkError("/metrics does not tell how many jobs are watched.")
+            raise BenchmarkError("/metrics does not contain the number of watched jobs.")
         return int(float(found[1]))
 
     def _delays_ms(self, job_id: str) -> list[float]:
-        """Publish entries as a worker does, and note when each arrives."""
+        """Publish entries as a worker does, and record the arrival of each."""
         job = self._store.claim("bench", ["tiny"])
         if job is None or job.id != job_id:
             raise BenchmarkError("The first job was not the first to be claimed.")
@@ -181,7 +181,7 @@ class _Measuring:
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         ready.wait(30)
-        time.sleep(1.5)  # the row of the running job has been told by then
+        time.sleep(1.5)  # the event about the running job has been sent by then
         self._bus.publish([started(job.id, job.attempt)])
         sent = []
         for end in range(1, NUM_ENTRIES + 1):
@@ -190,7 +190,7 @@ class _Measuring:
             self._bus.publish([StreamEntry(job.id, job.attempt, end, "x", end, "token")])
         watcher.join(30)
         if len(arrived) < NUM_ENTRIES:
-            raise BenchmarkError(f"Of {NUM_ENTRIES} events {len(arrived)} arrived alone.")
+            raise BenchmarkError(f"Of {NUM_ENTRIES} events only {len(arrived)} arrived.")
         return [(came - went) * 1000 for went, came in zip(sent, arrived, strict=True)]
 
     def _address(self) -> tuple[str, int]:
@@ -205,5 +205,5 @@ def _body() -> dict[str, object]:
 def _resident_kib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
-        raise BenchmarkError("This system has no /proc, which tells the memory of a process.")
+        raise BenchmarkError("This system has no /proc, which contains the memory of a process.")
     return float(status.read_text().partition("VmRSS:")[2].split()[0])

@@ -15,21 +15,21 @@ RATE_PER_SECOND = 50
 ROUND_SECONDS = 5
 ROUNDS = 2
 NUM_OFFERED = RATE_PER_SECOND * ROUND_SECONDS * ROUNDS
-SETUPS = {"worker beside": ("web", "worker"), "web alone": ("web",)}
-NUM_SENDERS = 32  # far more than wait at once; a sender that is busy would hide a slow answer
+SETUPS = {"with worker": ("web", "worker"), "web alone": ("web",)}
+NUM_SENDERS = 32  # more than are ever in use; a busy sender would hide a slow answer
 MAX_NEW_TOKENS = 8
 
 
 def measure(space: Workspace) -> Section:
-    """Submit at 50 requests a second, SQLite and PostgreSQL in turn."""
+    """Submit at 50 requests per second, alternately on SQLite and PostgreSQL."""
     section = Section(
         "submit",
         "from the instant a submission is due to its 202",
         [
             f"{RATE_PER_SECOND} requests/s, open loop; {ROUNDS} rounds of {ROUND_SECONDS} s of each"
-            " kind, in turn; POST /api/v1/jobs over keep-alive connections",
-            f"worker beside: a worker with a tiny random model runs the jobs, {MAX_NEW_TOKENS}"
-            " tokens each, meanwhile; web alone: the jobs wait",
+            " kind, alternating; POST /api/v1/jobs over keep-alive connections",
+            f"with worker: a worker with a tiny random model runs the jobs, {MAX_NEW_TOKENS}"
+            " tokens each; web alone: the jobs stay queued",
         ],
     )
     products = {
@@ -55,10 +55,10 @@ def measure(space: Workspace) -> Section:
 
 
 def _offer(url: str, seconds: int) -> list[float]:
-    """Submit at the fixed rate; the milliseconds from each due instant to its 202.
+    """Submit at the fixed rate; return the milliseconds from each due time to its 202.
 
-    Counting from the due instant, not from the sending, keeps a stall from hiding the requests
-    that it delayed (Gil Tene's "coordinated omission").
+    Measuring from the due time rather than from the sending includes the requests that a stall
+    delayed (Gil Tene's "coordinated omission").
     """
     local = threading.local()
     opened: list[Connection] = []

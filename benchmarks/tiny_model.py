@@ -1,8 +1,8 @@
 """Makes a tiny model with random weights: ``python -m benchmarks.tiny_model FOLDER``.
 
-Two Llama layers of width 64 over 257 byte tokens: a step costs next to nothing, so what is timed
-is the queue and not the arithmetic. A program of its own, because it needs transformers and the
-benchmarks themselves should stay small in memory.
+Two Llama layers of width 64 over 257 byte tokens: a step takes negligible time, so the benchmarks
+measure the queue and not the arithmetic. It is a separate program, because it imports transformers,
+and the benchmarks themselves should use little memory.
 """
 
 from __future__ import annotations

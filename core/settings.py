@@ -9,29 +9,33 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
-    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
 from textmill.core.errors import SettingsError
-from textmill.core.paths import expand_home
+from textmill.core.setting_values import (
+    AbsolutePath,
+    DatabaseUrl,
+    Host,
+    Kernels,
+    Names,
+    RedisUrl,
+    Seconds,
+    UnusableValueError,
+    Whole,
+)
 
 PREFIX = "TEXTMILL_"
 
 # Names that belong to the test suite and the benchmarks, never to the product.
 _RESERVED_PREFIXES = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_")
-
-
-class _UnusableValueError(ValueError):
-    """A value is invalid for a reason that is to be part of the message."""
 
 
 def _integer(default: int | None, minimum: int, maximum: int, name: str | None = None) -> Any:
@@ -45,67 +49,6 @@ def _seconds(default: float, minimum: float, maximum: float) -> Any:
     """A field that takes a time."""
     expected = f"a number of seconds from {minimum:g} to {maximum:g}"
     return Field(default, ge=minimum, le=maximum, description=expected)
-
-
-def _int(value: object) -> object:
-    """Read text as Python does: Pydantic would accept ``8000.0`` too."""
-    return int(value) if isinstance(value, str) else value
-
-
-def _float(value: object) -> object:
-    return float(value) if isinstance(value, str) else value
-
-
-def _host(text: str) -> str:
-    if not text or any(character.isspace() or character in "/@" for character in text):
-        raise ValueError
-    return text
-
-
-def _path(value: str | Path) -> Path:
-    if not value or "\0" in str(value):
-        raise ValueError
-    try:
-        return expand_home(value).absolute()
-    except SettingsError as error:
-        raise _UnusableValueError(str(error)) from error
-
-
-def _database_url(text: str) -> str:
-    if text.startswith(("postgresql://", "postgres://")):
-        text = "postgresql+psycopg://" + text.split("://", 1)[1]
-    if text.startswith("sqlite:///") and len(text) > len("sqlite:///"):
-        return text
-    if text.startswith("postgresql+psycopg://"):
-        return text
-    raise ValueError
-
-
-def _redis_url(text: str | None) -> str | None:
-    if text is None:
-        return None
-    parts = urlsplit(text)
-    if parts.scheme not in {"redis", "rediss", "unix"} or not (parts.netloc or parts.path):
-        raise ValueError
-    return text
-
-
-def _kernels(text: str) -> str:
-    return text if text in ("auto", "off") else str(_path(text))
-
-
-def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    if not isinstance(value, str):
-        return value
-    names = tuple(name.strip() for name in value.split(","))
-    if not all(names):
-        raise ValueError
-    return names
-
-
-Whole = Annotated[int, BeforeValidator(_int)]
-Seconds = Annotated[float, BeforeValidator(_float)]
-AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 
 
 class Settings(BaseSettings):
@@ -124,31 +67,25 @@ class Settings(BaseSettings):
     home: AbsolutePath = Field(
         default_factory=lambda: Path(".textmill").absolute(), description="a path"
     )
-    host: Annotated[str, BeforeValidator(_host)] = Field(
-        "127.0.0.1", description="a host name or an IP address"
-    )
+    host: Host = Field("127.0.0.1", description="a host name or an IP address")
     port: Whole = _integer(8000, 1, 65_535)
-    database_url: Annotated[str, BeforeValidator(_database_url)] = Field(
+    database_url: DatabaseUrl = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/textmill.db",
         description="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
     )
-    redis_url: Annotated[str | None, BeforeValidator(_redis_url)] = Field(
+    redis_url: RedisUrl = Field(
         None, description="redis://HOST:PORT/NUMBER, rediss://… or unix://PATH"
     )
     models_path: AbsolutePath | None = Field(
         None, description="a path", validation_alias=PREFIX + "MODELS"
     )
-    serve: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)] = Field(
-        (), description="model names separated by commas"
-    )
+    serve: Names = Field((), description="model names separated by commas")
     num_workers: Whole = _integer(1, 0, 64, "WORKERS")
     num_slots: Whole | None = _integer(None, 1, 1024, "SLOTS")
     # Bound on a worker's key-value cache; 0: half of the free memory.
     cache_mib: Whole = _integer(0, 0, 1 << 24)
     # "auto": compiled under ``home``; "off": PyTorch alone; or a folder.
-    kernels: Annotated[str, BeforeValidator(_kernels)] = Field(
-        "auto", description="auto, off or the path of a folder"
-    )
+    kernels: Kernels = Field("auto", description="auto, off or the path of a folder")
     # A lower set than the processor's best one, to compare them: engine.kernels.instruction_sets.
     kernels_isa: Literal[
         "auto",
@@ -166,6 +103,8 @@ class Settings(BaseSettings):
             "auto, avx512vnni, avx512, avxvnni, avx2 or generic; on ARM auto, i8mm, dotprod or neon"
         ),
     )
+    # "auto": where the compiled kernels compute and few sequences run; texts are the same.
+    speculation: Literal["auto", "off"] = Field("auto", description="auto or off")
     max_queued: Whole = _integer(1000, 1, 10_000_000)
     max_queued_per_owner: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per owner
     # A job that no worker could run for a day fails, with a reason.
@@ -285,5 +224,5 @@ def _unknown(name: str, known: list[str]) -> str:
 def _invalid(name: str, text: str, expected: str | None, error: object) -> str:
     # A URL may contain a password, and this message is logged.
     shown = "not one that can be used" if name.endswith("_URL") else repr(text)
-    reason = f" {error}" if isinstance(error, _UnusableValueError) else ""
+    reason = f" {error}" if isinstance(error, UnusableValueError) else ""
     return f"{name} is {shown}; it must be {expected}.{reason}"

@@ -6,13 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.sampling.beam import Beam, BeamSearch
-from textmill.engine.sampling.torch_sampler import DrawnToken
-from textmill.engine.sampling.trace import trace_token
+from textmill.engine.sampling.sampler import Sampler
 from textmill.engine.sequence import TokenSequence
 
 
@@ -51,13 +48,13 @@ class BeamSequence(TokenSequence):
         """The current beams; only the prompt before the first step."""
         return self._entries or [self]
 
-    def advance(self, logits: Tensor, model: LoadedModel) -> str | None:
+    def advance(self, logits: Any, model: LoadedModel, sampler: Sampler) -> str | None:
         """Advance by the logits (beams, vocabulary), and return the finish reason at the end."""
         beams = self._search.advance(model.runner.log_softmax(logits))
         if not beams:
             best = self._search.best
             reason = self._push_all(best.tokens) or best.finish_reason
-            self._explain(model)
+            self._explain(model, sampler)
             return reason
         self._assign_slots(beams, model)
         self.generation.num_completion_tokens = len(self._entries[0].ids) - self.num_prompt
@@ -93,12 +90,12 @@ class BeamSequence(TokenSequence):
                 return reason
         return None
 
-    def _explain(self, model: LoadedModel) -> None:
+    def _explain(self, model: LoadedModel, sampler: Sampler) -> None:
         """Trace the best text, by computing its logits again."""
         if self.trace is None:
             return
         logits = model.runner.score(self.ids[:-1], self.slot)[self.num_prompt - 1 :]
         completion = self.ids[self.num_prompt :]
-        for row, token, text in zip(logits, completion, self.token_texts, strict=True):
-            trace = trace_token(row, DrawnToken(token, None), model.tokenizer.text_of)
+        traces = sampler.trace(logits, completion, model.tokenizer.text_of)
+        for trace, text in zip(traces, self.token_texts, strict=True):
             self.trace.append(replace(trace, text=text))

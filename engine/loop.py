@@ -1,4 +1,4 @@
-"""The engine: one thread that owns torch, and sequences that join and leave between two steps.
+"""The engine: one thread that owns the models, and sequences that join and leave between two steps.
 
 admit → prefill (in chunks) → one decode step for each model → sample → publish. Knows nothing of
 Celery, SQL or HTTP.
@@ -12,13 +12,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import structlog
-from torch import Tensor
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.beams import BeamSequence
-from textmill.engine.models.batch_entry import BatchEntry
+from textmill.engine.decode_batch import DecodeBatch, Drawn
+from textmill.engine.model_drafting import ModelDrafting
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS, KernelRunner, ModelRunner
 from textmill.engine.models.tokenizer import IncrementalDetokenizer
@@ -35,8 +36,7 @@ from textmill.engine.requests import (
     UnknownModel,
 )
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import SampledToken, Sampler, TorchSampler
-from textmill.engine.sampling.torch_sampler import finite_rows
+from textmill.engine.sampling.sampler import Sampler
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
@@ -56,6 +56,7 @@ class InferenceEngine:
         num_slots: int,
         cache_bytes: int | None = None,
         on_prefill: Callable[[str], None] = lambda prompt: None,
+        speculates: bool = True,
     ) -> None:
         """Create the engine; ``start`` starts its thread.
 
@@ -66,6 +67,7 @@ class InferenceEngine:
                 for no limit.
             on_prefill: called with each prompt before its prefill begins, also if the prefix cache
                 contains all of it.
+            speculates: whether tokens may be guessed ahead, where the compiled kernels compute.
         """
         self._models = dict(models)
         self._on_prefill = on_prefill
@@ -77,6 +79,10 @@ class InferenceEngine:
             bytes_per_token={name: m.runner.bytes_per_token for name, m in models.items()},
         )
         self._samplers = {name: _sampler(model.runner) for name, model in models.items()}
+        self._speculates = speculates
+        self._drafting: dict[str, ModelDrafting] = {}  # of the models that the kernels compute
+        for name, model in models.items():
+            self._set_drafting(name, model)
         self._prefilling: defaultdict[str, Prefilling] = defaultdict(Prefilling)  # by model
         self._throughput = Throughput(num_slots)
         self._wake = threading.Condition()
@@ -96,7 +102,7 @@ class InferenceEngine:
         return self._scheduler.num_waiting + len(self._inbox)
 
     def start(self) -> None:
-        """Start the thread that owns torch."""
+        """Start the thread that owns the models."""
         self._thread.start()
 
     def stop(self, timeout_seconds: float) -> None:
@@ -244,12 +250,19 @@ class InferenceEngine:
 
     def _install_model(self, model: LoadedModel) -> None:
         self._samplers[model.name] = _sampler(model.runner)
+        self._drafting.pop(model.name, None)
+        self._set_drafting(model.name, model)
         self._scheduler.set_bytes_per_token(model.name, model.runner.bytes_per_token)
         self._models[model.name] = model  # last, because submit looks here
 
     def _drop_model(self, name: str) -> None:
         del self._models[name], self._samplers[name]
         self._prefilling.pop(name, None)
+        self._drafting.pop(name, None)
+
+    def _set_drafting(self, name: str, model: LoadedModel) -> None:
+        if self._speculates and isinstance(model.runner, KernelRunner):
+            self._drafting[name] = ModelDrafting(model.ngrams)
 
     def _step(self) -> None:
         """Drop → admit → for each model with work: prefill, decode one token for each sequence."""
@@ -299,51 +312,61 @@ class InferenceEngine:
         sequences = self._scheduler.decoding(name)
         if not sequences:
             return
-        entries: list[BatchEntry] = []
-        rows: dict[TokenSequence, slice] = {}  # of the logits
-        for sequence in sequences:
-            own = sequence.batch_entries()
-            rows[sequence] = slice(len(entries), len(entries) + len(own))
-            entries += own
-        single = [s for s in sequences if not isinstance(s, BeamSequence)]
+        drafting = self._drafting.get(name)
+        drafts = {} if drafting is None else drafting.draft(sequences)
+        batch, sampler = DecodeBatch(sequences, drafts), self._samplers[name]
         try:
-            logits = model.runner.decode(entries)
-            single_logits = logits
-            if len(single) < len(entries):
-                single_logits = logits[[rows[s].start for s in single]]
-            states = [s.sampling_state() for s in single]
-            text_of = model.tokenizer.text_of
-            sampled = self._samplers[name].sample(single_logits, states, text_of)
+            logits = batch.compute(model.runner)
+            drawn = batch.sample(logits, sampler, model.tokenizer.text_of)
         except Exception as error:  # the engine edge: these sequences fail, the loop goes on
             log.exception("engine_step_failed", job_ids=[s.job_id for s in sequences])
             for sequence in sequences:
                 self._end(sequence, "error", error)
             return
-        self._throughput.count(len(sequences))
-        for sequence, next_token in zip(single, sampled, strict=True):
-            self._advance_single(model, sequence, next_token)
-        for sequence in sequences:
-            if isinstance(sequence, BeamSequence):
-                self._advance_beams(model, sequence, logits[rows[sequence]])
+        self._throughput.count(
+            len(sequences),
+            num_drafted=batch.num_drafted,
+            num_accepted=sum(one.num_held for one in drawn),
+        )
+        for one in drawn:
+            if drafting is not None and one.draft:
+                drafting.note(one.sequence, one.num_held)
+            self._advance_single(model, one)
+        for sequence in batch.beams:
+            self._advance_beams(model, sampler, sequence, logits[batch.rows(sequence)])
 
-    def _advance_single(
-        self, model: LoadedModel, sequence: TokenSequence, sampled: SampledToken
-    ) -> None:
-        if sampled.token is None:
-            self._end_not_finite(model, sequence)
-        else:
+    def _advance_single(self, model: LoadedModel, drawn: Drawn) -> None:
+        """Append a sequence's next token, with the guesses before it that held."""
+        sequence = drawn.sequence
+        for place, sampled in enumerate(drawn.tokens[: drawn.num_held + 1]):
+            if place and sequence.reason_to_end(time.monotonic()) is not None:
+                return  # it ends before the next step, after the token that it would end after
+            if sampled.token is None:
+                self._end_not_finite(model, sequence, len(drawn.draft))
+                return
+            sequence.num_cached += min(place, 1)  # the token before, which was guessed
             self._advance(sequence, partial(sequence.push, sampled.token, sampled.trace))
+            if sequence.generation.done():
+                return
+        if not drawn.is_finite:
+            # A wrong guess left NaN behind the text. The text is computed again after a wipe.
+            model.runner.wipe(sequence.slot, len(sequence.ids) + len(drawn.draft))
+            sequence.num_cached = 0
 
-    def _advance_beams(self, model: LoadedModel, sequence: BeamSequence, logits: Tensor) -> None:
-        if all(finite_rows(logits)):
-            self._advance(sequence, partial(sequence.advance, logits, model))
+    def _advance_beams(
+        self, model: LoadedModel, sampler: Sampler, sequence: BeamSequence, logits: Any
+    ) -> None:
+        if sampler.are_finite(logits):
+            self._advance(sequence, partial(sequence.advance, logits, model, sampler))
         else:
             self._end_not_finite(model, sequence)
 
-    def _end_not_finite(self, model: LoadedModel, sequence: TokenSequence) -> None:
+    def _end_not_finite(
+        self, model: LoadedModel, sequence: TokenSequence, num_drafted: int = 0
+    ) -> None:
         """End a sequence whose logits are not finite, and erase its keys and values."""
         for entry in sequence.batch_entries():
-            model.runner.wipe(entry.slot, len(entry.ids))
+            model.runner.wipe(entry.slot, len(entry.ids) + num_drafted)
         error = ModelFault("The model returned numbers that are not finite.")
         self._end(sequence, "error", error)
 
@@ -386,4 +409,8 @@ class InferenceEngine:
 
 
 def _sampler(runner: ModelRunner) -> Sampler:
-    return KernelSampler(runner.sample) if isinstance(runner, KernelRunner) else TorchSampler()
+    if isinstance(runner, KernelRunner):
+        return KernelSampler(runner.sample)
+    from textmill.engine.sampling.plain_sampler import TorchSampler  # noqa: PLC0415 - as placement
+
+    return TorchSampler()

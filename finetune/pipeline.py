@@ -14,6 +14,9 @@ from typing import Any
 
 from accelerate import PartialState
 
+from textmill.engine.models.sources import plain_config
+from textmill.engine.speculation.building import build
+from textmill.engine.speculation.ngram_table import NGRAMS_FILE
 from textmill.finetune.export import check_output, move_into_place, save_weights, write_report
 from textmill.finetune.hardware import describe_hardware
 from textmill.finetune.measurement import measure
@@ -41,6 +44,7 @@ def execute(run: FinetuningRun) -> Path | None:
         if not PartialState().is_main_process:
             return None
         weights = run.folder / _WEIGHTS
+        _write_table(run, weights / NGRAMS_FILE)
         metrics = measure(run, weights)
         hardware = describe_hardware(history.device)
         result = FinetuningResult(run.config, run.base, run.data, history, metrics, hardware)
@@ -76,6 +80,13 @@ def _train_once(run: FinetuningRun) -> TrainingHistory:
         _write_history(path, history)
     PartialState().wait_for_everyone()
     return history
+
+
+def _write_table(run: FinetuningRun, path: Path) -> None:
+    """Write the n-grams of the training texts, with which the engine guesses tokens ahead."""
+    texts = (one.ids for one in run.data.encoded_train)
+    vocabulary_size = int(plain_config(run.base.folder).vocab_size)
+    path.write_bytes(build(texts, vocabulary_size).dump())
 
 
 def _write_history(path: Path, history: TrainingHistory) -> None:

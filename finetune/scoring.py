@@ -94,7 +94,7 @@ def _score_one(model: LoadedModel, example: Example, limit: int, encode: Encode)
     counted = [position for position in range(1, len(ids)) if is_learned[position]]
     if not counted:
         return Score(0.0, 0, 0)
-    loss = _loss(model.runner.score(ids), ids, counted)
+    loss = _loss(torch.as_tensor(model.runner.score(ids)), ids, counted)
     if not math.isfinite(loss):
         raise TrainingError(
             f"The model's loss on {example.location.path}, line {example.location.line}, is not"

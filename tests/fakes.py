@@ -6,7 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from textmill.engine.models.batch_entry import BatchEntry
@@ -87,8 +89,8 @@ class FakeRunner:
     def keep(self, row: BatchEntry) -> None:
         self.kept.append(row.ids[: row.num_cached])
 
-    def log_softmax(self, logits: Tensor) -> Tensor:
-        return torch.log_softmax(logits, -1)
+    def log_softmax(self, logits: Tensor) -> NDArray[np.float32]:
+        return np.asarray(torch.log_softmax(logits, -1))
 
     def fork(self, source: int, target: int, start: int, end: int) -> None:
         self.forks.append((source, target, start, end))

@@ -86,5 +86,5 @@ def finetune_document(**changes: Any) -> dict[str, Any]:
 
 
 def finetune_json(**changes: Any) -> bytes:
-    """The same as a file has it."""
+    """The same in the form of the file."""
     return json.dumps(finetune_document(**changes)).encode()

@@ -1,4 +1,4 @@
-"""Processes below one that a test started, from Linux's process table."""
+"""The descendants of a process, from Linux's process table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that nobody has waited for yet does not."""
+    """Whether a process runs; a zombie does not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:

@@ -96,10 +96,10 @@ def running_redis() -> Iterator[RedisServer]:
 
 
 class Proxy:
-    """A TCP address in front of a server, which a test freezes, thaws and cuts.
+    """A TCP proxy in front of a server, which a test freezes, resumes and disconnects.
 
-    Frozen it takes connections and bytes and passes nothing on: what a client sees of a server that
-    is stopped by SIGSTOP, or of a network that swallows packets.
+    A frozen proxy accepts connections and bytes and forwards nothing, like a server that is stopped
+    by SIGSTOP, or a network that drops packets.
     """
 
     def __init__(self, connect: Callable[[], socket.socket]) -> None:
@@ -199,10 +199,10 @@ _POSTGRES_OPTIONS = (
 
 
 class PostgresServer:
-    """A PostgreSQL that a test may stop at once, freeze and start again on the same port.
+    """A PostgreSQL server that a test can stop immediately, freeze and restart on the same port.
 
-    It listens on TCP, so a proxy can stand between it and its clients. It does not run as root: a
-    user of its own runs it where the test does.
+    It listens on TCP, so that a proxy can be placed in front of it. If the tests run as root,
+    another user runs it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -255,7 +255,7 @@ class PostgresServer:
         return [pid, *descendants(pid)]
 
     def close(self) -> None:
-        """Stop, whatever state it is in, and remove its files."""
+        """Stop the server in any state and remove its files."""
         send(self.pids(), signal.SIGCONT)
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -280,7 +280,7 @@ class PostgresServer:
 
 @contextmanager
 def _quiet_wheel() -> Iterator[None]:
-    """Import from the wheel, which warns where there is no folder for its lock."""
+    """Import the wheel's package, which warns if there is no folder for its lock."""
     runtime = Path(tempfile.gettempdir()) / f"textmill-run-{os.getuid()}"
     runtime.mkdir(mode=0o700, exist_ok=True)
     os.environ.setdefault("XDG_RUNTIME_DIR", str(runtime))

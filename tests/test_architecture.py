@@ -24,9 +24,9 @@ FORBIDDEN = {
     "finetune": APPLICATION | {"flask", "celery", "redis"},
     "migrations": APPLICATION | MODELS | {"textmill.engine", "flask"},
 }
-# Of core, the engine may use these alone.
+# The engine may use only these modules of core.
 ENGINE_CORE = {"textmill.core.strategies", "textmill.core.errors", "textmill.core.catalog"}
-# Run inside Alembic alone.
+# Run only by Alembic.
 NOT_IMPORTABLE = {"textmill.migrations.env"}
 _TRY = """
 import importlib, sys

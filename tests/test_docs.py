@@ -39,7 +39,7 @@ def rows_of(document: Path, first_cell: str) -> list[list[str]]:
 
 
 def readme_row(spec: StrategySpec) -> str:
-    """A strategy's row as the README must have it; printed by a failing test, to be pasted."""
+    """The README's row of a strategy; a failing test prints it for pasting."""
     own = [p for p in spec.parameters if p.name != "repetition_penalty"]
     parameters = ", ".join(_parameter(parameter) for parameter in own) or "–"
     return f"| `{spec.name}` | {parameters} | {spec.description} |"
@@ -150,7 +150,7 @@ def test_the_snippets_of_the_readme_run_in_their_order(server_url: str, tmp_path
 
 
 def _check_output(output: str) -> None:
-    """What a reader would look for after each snippet."""
+    """The expected effects of each snippet."""
     assert '"status":"queued"' in output.replace('": "', '":"')
     assert "event: done" in output
     assert output.count("\nsampling '") + output.count('\nsampling "') == 2

@@ -69,8 +69,9 @@ def test_every_package_but_torch_is_locked_with_hashes(name: str) -> None:
         (group("finetune"), ("full", "torch")),
         (group("dev"), ("dev",)),
         (group("redis-server"), ("redis",)),
+        (group("compiler"), ("compiler",)),
     ],
-    ids=["default", "web", "worker", "finetune", "dev", "redis-server"],
+    ids=["default", "web", "worker", "finetune", "dev", "redis-server", "compiler"],
 )
 def test_the_locks_contain_what_the_project_declares(
     requirements: dict[str, Requirement], locks: tuple[str, ...]

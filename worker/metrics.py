@@ -97,6 +97,13 @@ class _EngineMetrics(Collector):
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(f"textmill_engine_{name}", text, value=value)
-        yield CounterMetricFamily(
-            "textmill_engine_steps_total", "Steps the engine has made", value=engine.step_count
-        )
+        counters = {
+            "steps": ("Steps the engine has made", engine.step_count),
+            "draft_tokens": ("Tokens guessed ahead", seen.num_drafted),
+            "accepted_draft_tokens": (
+                "Tokens guessed ahead that were drawn, and so saved a step",
+                seen.num_accepted,
+            ),
+        }
+        for name, (text, value) in counters.items():
+            yield CounterMetricFamily(f"textmill_engine_{name}_total", text, value=value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import structlog
-import torch
 
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.catalog.models_file import Catalog, ModelSpec
@@ -12,7 +11,7 @@ from textmill.core.problems import MODELS_FILE
 from textmill.core.settings import Settings
 from textmill.core.workers import worker_host
 from textmill.engine.models.loading import LoadedModel, default_num_slots, load
-from textmill.engine.models.placement import Placement, place
+from textmill.engine.models.placement import Placement, has_gpu, place
 from textmill.engine.models.sources import prepare
 from textmill.worker.model_watch import ModelWatch
 from textmill.worker.problems import ProblemBoard
@@ -75,7 +74,7 @@ def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> Mod
 
     # While a step is being recorded on a GPU, no other thread may use the GPU: there a new model
     # needs a new process.
-    is_shared = not torch.cuda.is_available()
+    is_shared = not has_gpu()
     return ModelWatch(
         current, load_one, None if is_shared else check, try_out=trials.try_out, board=board
     )

@@ -85,6 +85,7 @@ class WorkerProcess:
             num_slots=num_slots,
             cache_bytes=cache_bytes(settings.cache_mib << 20),
             on_prefill=partial(reach, "prefill"),
+            speculates=settings.speculation == "auto",
         )
         self.store = make_store(settings, intervals.lease)
         self.metrics = WorkerMetrics()

@@ -63,14 +63,13 @@ def _give_way(parent: int) -> None:
 
 
 def _try(asked: dict[str, Any], out: IO[str]) -> None:
-    import torch  # noqa: PLC0415 - after the limits
-
-    from textmill.core.catalog.models_file import ModelSpec  # noqa: PLC0415
+    from textmill.core.catalog.models_file import ModelSpec  # noqa: PLC0415 - after the limits
     from textmill.engine.models.loading import MAX_BEAMS, load  # noqa: PLC0415
+    from textmill.engine.models.placement import has_gpu  # noqa: PLC0415
 
     spec = ModelSpec(**asked["spec"])
     # The served models are on the GPU; the trial must fit beside them.
-    num_slots = MAX_BEAMS if torch.cuda.is_available() else int(asked["num_slots"])
+    num_slots = MAX_BEAMS if has_gpu() else int(asked["num_slots"])
     kernel_dir = asked["kernel_dir"]
     model = load(
         spec,
@@ -90,7 +89,7 @@ def write(model: Any) -> None:
     Raises:
         ModelUnusable: it computes values that are not finite.
     """
-    import torch  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
 
     from textmill.engine.models.errors import ModelUnusable  # noqa: PLC0415
 
@@ -103,7 +102,8 @@ def write(model: Any) -> None:
         model.runner.prefill(chunks)
     for _ in range(min(NUM_TOKENS, context - max(len(row.ids) for row in rows) + 1)):
         logits = model.runner.decode(rows)
-        if tuple(logits.shape) != (len(rows), vocabulary) or not bool(torch.isfinite(logits).all()):
+        logits = np.asarray(logits.cpu() if hasattr(logits, "cpu") else logits)  # or a tensor
+        if tuple(logits.shape) != (len(rows), vocabulary) or not bool(np.isfinite(logits).all()):
             raise ModelUnusable(
                 "The model computes values that are not finite; its weights are damaged:"
                 " copy them again."

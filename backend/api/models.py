@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 from textmill.backend.api.json_response import json_response
 from textmill.backend.bodies import read_json
 from textmill.backend.current import services
-from textmill.backend.serializers import strategy_views
+from textmill.backend.strategy_views import strategy_views
 
 blueprint = Blueprint("models", __name__)
 

@@ -24,7 +24,7 @@ from textmill.backend.pages.phrases import Phrase
 from textmill.backend.pages.responses import EXAMPLE_PROMPT, see_other
 from textmill.backend.response_models import ParameterView, QueueView, StrategyView
 from textmill.backend.run_requests import MAX_SAMPLES
-from textmill.backend.serializers import strategy_views
+from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import NotFound, Unavailable, ValidationFailed
 
 EXAMPLES = (

@@ -23,7 +23,7 @@ from textmill.backend.pages.responses import (
 )
 from textmill.backend.pages.run import distinct_ids
 from textmill.backend.response_models import JobPage, JobView
-from textmill.backend.serializers import strategy_views
+from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import NotFound, ValidationFailed
 
 FILTERS = ("q", "status", "strategy", "model", "since", "until", "run_id")

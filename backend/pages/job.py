@@ -18,7 +18,7 @@ from textmill.backend.pages.origin import refuse_cross_site
 from textmill.backend.pages.phrases import STATUS_LABELS
 from textmill.backend.pages.responses import see_other
 from textmill.backend.response_models import JobView
-from textmill.backend.serializers import strategy_views
+from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import Conflict
 
 MIN_RATE_SECONDS = 0.2  # a rate over a shorter time is noise

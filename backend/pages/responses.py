@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 from flask import Response, make_response, redirect, render_template
 
-from textmill.backend.serializers import strategy_views
+from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import FieldError, Unavailable
 
 EXAMPLE_PROMPT = "Title: A Simple Method for Long-Range Attention\n\nAbstract: In this paper we"

@@ -9,14 +9,11 @@ from collections.abc import Callable, Mapping
 from pydantic import ValidationError
 from sqlalchemy import Engine
 
-from textmill.backend.request_models import (
-    ModelLimits,
-    RequestContext,
-    TokenizeRequest,
-    field_errors,
-)
+from textmill.backend.field_errors import field_errors
+from textmill.backend.model_views import base_names, model_view
+from textmill.backend.request_context import ModelLimits, RequestContext
+from textmill.backend.request_models import TokenizeRequest
 from textmill.backend.response_models import ModelView, Tokens
-from textmill.backend.serializers import base_names, model_view
 from textmill.backend.services.tokenizing import TokenizerCache
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.catalog.models_file import Catalog

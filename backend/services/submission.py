@@ -6,11 +6,8 @@ from typing import Any
 
 import structlog
 
-from textmill.backend.request_models import (
-    JobRequestBase,
-    RequestContext,
-    parse_job_request,
-)
+from textmill.backend.request_context import RequestContext
+from textmill.backend.request_models import JobRequestBase, parse_job_request
 from textmill.backend.response_models import JobView, RunView
 from textmill.backend.run_requests import parse_run_request
 from textmill.backend.services.idempotency import body_hash, checked_key

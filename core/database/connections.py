@@ -1,29 +1,25 @@
 """Engines and transactions on SQLite and PostgreSQL.
 
-SQLite: WAL, synchronous FULL, and every writing transaction opened with BEGIN IMMEDIATE, because a
-read that later writes is refused at once whatever ``busy_timeout`` says. PostgreSQL: see
-``core.database.postgresql``. On both, a transaction ends within the engine's patience or before the
-deadline of the current request, whichever is sooner.
+``core.database.sqlite`` and ``core.database.postgresql`` set up the connections. On both databases,
+a transaction ends within the engine's patience or before the deadline of the current request,
+whichever is sooner.
 """
 
 from __future__ import annotations
 
 import math
-import random
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psycopg
-from sqlalchemy import BigInteger, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import BigInteger, Connection, Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql.functions import FunctionElement
 
 from textmill.core.circuit_breaker import CircuitBreaker
@@ -35,14 +31,13 @@ from textmill.core.database.errors import (
     understand,
 )
 from textmill.core.database.postgresql import make_postgresql_engine
-from textmill.core.errors import SettingsError, StorageUnavailable, Unstorable
+from textmill.core.database.sqlite import WRITES, make_sqlite_engine
+from textmill.core.errors import StorageUnavailable, Unstorable
 
-SQLITE_KEPT_CONNECTIONS = 4  # in the pool; more are opened under load
 PATIENCE_SECONDS = 5.0  # longer than any transaction of the product takes
 REQUEST_SECONDS = 4.0  # limit of a request's database work, so that it ends within 5 s in all
 HANGS_SECONDS = 1.9  # after this silence the server counts as hanging; connecting takes 2 s at most
 BREAK_SECONDS = 1.0  # in which no other caller waits for a database that hangs
-_WRITES = "textmill_writes"
 _GATE = "textmill_gate"
 
 
@@ -104,7 +99,7 @@ def make_engine(
     url = make_url(database_url)
     is_sqlite = url.get_backend_name() == "sqlite"
     if is_sqlite:
-        engine = _make_sqlite_engine(url.database or "", url, pool_size)
+        engine = make_sqlite_engine(url, pool_size)
     else:
         engine = make_postgresql_engine(url, pool_size, patience_seconds)
     reads = CircuitBreaker(BREAK_SECONDS)
@@ -119,80 +114,6 @@ def make_engine(
     return engine.execution_options(**{_GATE: gate})
 
 
-def _make_sqlite_engine(file: str, url: Any, pool_size: int) -> Engine:
-    _make_folder(file)
-    engine = create_engine(
-        url,
-        poolclass=QueuePool,
-        # A connection has three open files and fills a page cache of 2 MiB, and takes a fraction of
-        # a millisecond to open: the few that one busy moment more needed are closed again.
-        pool_size=min(pool_size, SQLITE_KEPT_CONNECTIONS),
-        max_overflow=2 * pool_size - min(pool_size, SQLITE_KEPT_CONNECTIONS),
-        pool_use_lifo=True,
-        hide_parameters=True,
-        connect_args={"timeout": PATIENCE_SECONDS, "check_same_thread": False},
-    )
-    event.listen(engine, "connect", _on_sqlite_connect)
-    event.listen(engine, "begin", _on_sqlite_begin)
-    return engine
-
-
-def _make_folder(file: str) -> None:
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(
-            f"The database's folder {Path(file).parent} cannot be created: {error.strerror}."
-        ) from error
-
-
-def _on_sqlite_connect(connection: sqlite3.Connection, record: object) -> None:
-    # Turns off the driver's own transactions: _on_sqlite_begin executes BEGIN.
-    connection.isolation_level = None
-    _set_busy_timeout(connection)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
-
-
-def _on_sqlite_begin(connection: Connection) -> None:
-    raw = cast("sqlite3.Connection", connection.connection.dbapi_connection)
-    _set_busy_timeout(raw)
-    if not connection.get_execution_options().get(_WRITES, False):
-        connection.exec_driver_sql("BEGIN")
-    elif not _begin_fairly(raw):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")  # fails with an error that SQLAlchemy wraps
-
-
-def _set_busy_timeout(connection: sqlite3.Connection) -> None:
-    """Wait for a lock until the deadline; without a deadline, as in a migration, over a day."""
-    milliseconds = int(min(remaining_seconds(), 100_000.0) * 1000)
-    connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
-
-
-def _begin_fairly(raw: sqlite3.Connection) -> bool:
-    """Acquire the write lock, with the same chance for every process that waits for it.
-
-    SQLite's own busy handler sleeps longer and longer, up to 100 ms, while later processes try at
-    once: with sixteen writers the oldest may starve until its time is up. Here all try every few
-    milliseconds.
-    """
-    raw.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                raw.execute("BEGIN IMMEDIATE")
-            except sqlite3.OperationalError as error:
-                is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-                if not is_busy or not remaining_seconds():
-                    return False
-                time.sleep(random.uniform(0.001, 0.004))  # noqa: S311 - spreads the tries
-            else:
-                return True
-    finally:
-        _set_busy_timeout(raw)
-
-
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes; committed at the end, rolled back on an error.
@@ -205,7 +126,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     with (
         _answered(engine, gate, gate.writes),
         _turn(gate),
-        engine.connect().execution_options(**{_WRITES: True}) as connection,
+        engine.connect().execution_options(**{WRITES: True}) as connection,
         connection.begin(),
     ):
         yield connection

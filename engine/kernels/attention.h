@@ -5,14 +5,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "attention_context.h"
 #include "interface.h"
 #include "memory.h"
 
 namespace textmill {
 
-// One layer's keys and values, each (slots, kv heads, capacity, padded head_dim) float32 or bfloat16.
-// Within a slot's head, keys are stored as (positions / 16, padded head_dim, 16), so that sixteen scores
-// are summed side by side; values as (positions, padded head_dim).
+// One layer's keys and values, each (slots, kv heads, capacity, position size) of float or int8_t, in the
+// order of attention_float32.h or attention_int8.h.
 struct LayerCache {
     void* keys = nullptr;
     void* values = nullptr;
@@ -34,8 +34,8 @@ class Attention {
 public:
     Attention(const Spec& spec, int num_threads);
 
-    // head_dim, padded to whole vectors.
-    int padded_dim() const { return padded_dim_; }
+    // Numbers of the cache's type that a position of a head takes.
+    int position_size() const { return sizes_.position; }
 
     // Stores a token's keys and values, (kv heads, head_dim) each.
     void append(const LayerCache& cache, int slot, int position, const float* keys,
@@ -47,13 +47,8 @@ public:
 
 private:
     template <class T>
-    struct Context;
-    template <class T>
-    struct ValueSums;
-
-    template <class T>
-    void append_head(const LayerCache& cache, size_t head, int position, const float* key,
-                     const float* value) const;
+    void append_heads(const LayerCache& cache, int slot, int position, const float* keys,
+                      const float* values) const;
     template <class T>
     void attend_group(const LayerCache& cache, const AttentionStep& step, int token, int kv_head,
                       int rank);
@@ -63,15 +58,12 @@ private:
     template <class T>
     Context<T> context_of(const LayerCache& cache, const AttentionStep& step, int token,
                           int kv_head) const;
-    template <class T, int QUERIES>
-    void score(const Context<T>& context, const T* next_keys, const float* queries, float* scores,
-               Floats* maxima) const;
-    template <class T, int QUERIES, int VECTORS>
-    void sum_values(const ValueSums<T>& of) const;
 
-    const int num_heads_, num_kv_heads_, head_dim_, padded_dim_, capacity_;
-    const bool is_bfloat16_;
-    std::vector<Buffer<float>> scores_;  // by thread
+    const int num_heads_, num_kv_heads_, capacity_;
+    const bool is_int8_;
+    const HeadSizes sizes_;
+    std::vector<Buffer<float>> scores_;     // by thread
+    std::vector<Buffer<int16_t>> rounded_;  // by thread
 };
 
 }  // namespace textmill

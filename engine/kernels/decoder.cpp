@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "activations.h"
+#include "attention_int8.h"
 
 namespace textmill {
 
@@ -30,6 +31,7 @@ static const Spec& checked(const Spec& spec) {
     const int64_t max_depth = std::max<int64_t>(
         {spec.width, int64_t(spec.num_heads) * spec.head_dim, spec.inner});
     require(!spec.is_int8 || max_depth + HADAMARD_SIZE <= MAX_INT8_DEPTH, BAD_SPEC);
+    require(!spec.is_cache_int8 || spec.head_dim <= MAX_INT8_HEAD_DIM, BAD_SPEC);
     require(std::isfinite(spec.norm_eps) && std::isfinite(spec.score_scale), BAD_SPEC);
     return spec;
 }
@@ -103,7 +105,7 @@ void Decoder::set_cache(int layer, void* keys, void* values, int64_t count, int 
     require(layer >= 0 && layer < spec_.num_layers, BAD_LAYER);
     require(keys && values, NULL_POINTER);
     const int64_t heads = int64_t(spec_.num_slots) * spec_.num_kv_heads;
-    require(count == heads * spec_.capacity * attention_.padded_dim(), BAD_SHAPE);
+    require(count == heads * spec_.capacity * attention_.position_size(), BAD_SHAPE);
     require(window >= 0, BAD_WINDOW);
     layers_[layer].cache = {keys, values, window};
 }

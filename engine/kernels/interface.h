@@ -9,12 +9,12 @@
 namespace textmill {
 
 // Raised when the meaning of a function or a field changes but its type does not.
-constexpr int INTERFACE_VERSION = 2;
+constexpr int INTERFACE_VERSION = 3;
 
 struct Spec {
     int32_t num_layers, width, num_heads, num_kv_heads, head_dim, inner, vocabulary;
     int32_t context, num_slots, capacity;  // positions of a sequence; slots; positions of a slot
-    int32_t is_rms, activation, is_int8, is_cache_bfloat16, num_threads, max_tokens;
+    int32_t is_rms, activation, is_int8, is_cache_int8, num_threads, max_tokens;
     float norm_eps, score_scale;
 };
 
@@ -64,8 +64,8 @@ int textmill_set_linear(void* decoder, int layer, int part, const float* weight,
 int textmill_set_norm(void* decoder, int layer, int index, const float* weight, int64_t count,
                       const float* bias, int64_t num_bias);
 
-// A layer's keys and values, (slots, kv heads, capacity, head_dim padded to 16) each, with `count`
-// numbers in all. They must outlive the decoder.
+// A layer's keys and values, (slots, kv heads, capacity, position size) each, with `count` numbers in all.
+// The size is head_dim, padded to a multiple of 16, and 4 more with an int8 cache. They must outlive the decoder.
 int textmill_set_cache(void* decoder, int layer, void* keys, void* values, int64_t count, int window);
 
 // Tables (positions, half): (context, head_dim / 2). They must outlive the decoder.

@@ -11,7 +11,7 @@ import struct
 
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES
 
-VERSION = 2
+VERSION = 3
 
 
 class Spec(ctypes.Structure):
@@ -21,7 +21,7 @@ class Spec(ctypes.Structure):
         *((name, ctypes.c_int32) for name in (
             "num_layers", "width", "num_heads", "num_kv_heads", "head_dim", "inner", "vocabulary",
             "context", "num_slots", "capacity", "is_rms", "activation", "is_int8",
-            "is_cache_bfloat16", "num_threads", "max_tokens",
+            "is_cache_int8", "num_threads", "max_tokens",
         )),
         ("norm_eps", ctypes.c_float),
         ("score_scale", ctypes.c_float),

@@ -1,4 +1,4 @@
-// Zeroed memory for weights and activations, and the two number types of the key-value cache.
+// Zeroed memory for weights and activations.
 #pragma once
 
 #include <algorithm>
@@ -11,8 +11,6 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
-
-#include "simd/types.h"
 
 namespace textmill {
 
@@ -43,23 +41,5 @@ private:
     };
     std::unique_ptr<T, Free> data_;
 };
-
-typedef uint16_t Bfloat16;
-
-inline Floats load_float32(const float* from) { return load(from); }
-inline Floats load_float32(const Bfloat16* from) {
-    Halves v;
-    std::memcpy(&v, from, sizeof v);
-    return as_floats(to_words(v) << 16);
-}
-
-inline void store_rounded(float* to, float x) { *to = x; }
-inline void store_rounded(Bfloat16* to, float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) bits |= 0x00400000;  // NaN stays NaN
-    else bits += 0x7fff + ((bits >> 16) & 1);
-    *to = Bfloat16(bits >> 16);
-}
 
 }  // namespace textmill

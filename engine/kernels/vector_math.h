@@ -83,6 +83,11 @@ inline Floats hadamard_stage(Floats v) {
     return partner + select((lane_indices() & broadcast(DISTANCE)) == Ints{}, v, -v);
 }
 
+// The transform of sixteen numbers, without its factor of 1/4.
+inline Floats hadamard(Floats v) {
+    return hadamard_stage<8>(hadamard_stage<4>(hadamard_stage<2>(hadamard_stage<1>(v))));
+}
+
 constexpr int HADAMARD_SIZE = 64;
 
 // The Walsh-Hadamard transform of 64 numbers in place, without its factor of 1/8. It distributes outliers
@@ -96,8 +101,7 @@ inline void hadamard(Floats* v) {
                 v[i] = a + b;
                 v[i + distance] = a - b;
             }
-    for (int i = 0; i < 4; ++i)
-        v[i] = hadamard_stage<8>(hadamard_stage<4>(hadamard_stage<2>(hadamard_stage<1>(v[i]))));
+    for (int i = 0; i < 4; ++i) v[i] = hadamard(v[i]);
 }
 
 // exp by Cody and Waite's range reduction and a polynomial. It returns 0 below -87, and exp(88) above 88.

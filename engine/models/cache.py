@@ -1,22 +1,23 @@
 """The key-value cache: one slot for each sequence, with memory only for its tokens.
 
-Knows nothing of attention or of the owners of slots.
+Knows nothing of attention or of the owners of slots. Needs no torch: ``tensor_cache`` keeps the
+same as tensors.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from textmill.engine.models.errors import ModelUnusable
 
 KV_BLOCK_TOKENS = 64  # attention reads whole blocks of positions; see ``decoder`` for the reason
 # At a distance of a power of two, slots would share the same sets of the processor's caches.
 _SKEW_TOKENS = 16
-_HOST = torch.device("cpu")
 _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 
 
@@ -24,13 +25,13 @@ _MAP_NORESERVE = 0x4000  # Linux; Python names it from 3.13 on
 class Snapshot:
     """A copy of the keys and values of a slot's first positions."""
 
-    keys: Tensor
-    values: Tensor
+    keys: Any
+    values: Any
 
     @property
     def num_bytes(self) -> int:
         """Its size in bytes."""
-        return self.keys.nbytes + self.values.nbytes
+        return int(self.keys.nbytes + self.values.nbytes)
 
 
 class SlotCache:
@@ -50,24 +51,26 @@ class SlotCache:
         num_kv_heads: int,
         head_dim: int,
         context_length: int,
-        dtype: torch.dtype,
-        key_block: int = 1,
-        device: torch.device = _HOST,
+        number_bytes: int,
+        block_tokens: int = 1,
     ) -> None:
-        """Reserve addresses. Memory is used later, except on a GPU, which allocates at once.
+        """Reserve addresses. Memory is used later.
 
-        Keys may be stored in blocks of ``key_block`` positions, with the reader's own inner order.
+        Positions may be stored in blocks of ``block_tokens``, with the reader's own inner order.
+
+        Raises:
+            ModelUnusable: the system refuses so many addresses.
         """
         blocks = -(-context_length // KV_BLOCK_TOKENS)
         self.capacity = blocks * KV_BLOCK_TOKENS + _SKEW_TOKENS
-        self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * dtype.itemsize
-        self._key_block = key_block
+        self.is_int8 = number_bytes == 1
+        self.bytes_per_token = 2 * num_layers * num_kv_heads * head_dim * number_bytes
+        self._block_tokens = block_tokens
         self._head_dim = head_dim
-        self._device = device
         self._regions: list[mmap.mmap] = []
         shape = (num_layers, num_slots, num_kv_heads, self.capacity, head_dim)
-        self.keys = self._reserve(shape, dtype)
-        self.values = self._reserve(shape, dtype)
+        self.keys: Any = self._reserve(shape)
+        self.values: Any = self._reserve(shape)
 
     def release_all(self) -> None:
         """Return all memory to the system; every position reads as zero again."""
@@ -90,27 +93,28 @@ class SlotCache:
     def wipe(self, slot: int, num_positions: int) -> None:
         """Zero positions that may contain NaN, which makes a weighted sum NaN even where masked."""
         self._require(slot)
-        self._keys_of(slot, 0, num_positions).zero_()
-        self.values[:, slot, :, :num_positions].zero_()
+        for numbers in (self.keys, self.values):
+            self._blocks_of(numbers, slot, 0, num_positions)[...] = 0
 
     def copy(self, source: int, target: int, start: int, end: int) -> None:
         """Copy the positions from ``start`` to before ``end`` from one slot to another."""
         self._require(source, target)
-        self._keys_of(target, start, end).copy_(self._keys_of(source, start, end))
-        self.values[:, target, :, start:end] = self.values[:, source, :, start:end]
+        for numbers in (self.keys, self.values):
+            copied = self._blocks_of(numbers, source, start, end)
+            self._blocks_of(numbers, target, start, end)[...] = copied
 
     def snapshot(self, slot: int, num_positions: int) -> Snapshot:
         """Copy a slot's first positions."""
         self._require(slot)
-        keys = self._keys_of(slot, 0, num_positions).clone()
-        return Snapshot(keys, self.values[:, slot, :, :num_positions].clone())
+        parts = (self.keys, self.values)
+        return Snapshot(*(self._copy(self._blocks_of(p, slot, 0, num_positions)) for p in parts))
 
     def restore(self, slot: int, snapshot: Snapshot, num_positions: int) -> None:
         """Copy the first positions of a snapshot into a slot."""
         self._require(slot)
-        keys = self._keys_of(slot, 0, num_positions)
-        keys.copy_(snapshot.keys[..., : keys.shape[-1]])
-        self.values[:, slot, :, :num_positions] = snapshot.values[:, :, :num_positions]
+        for numbers, copied in ((self.keys, snapshot.keys), (self.values, snapshot.values)):
+            own = self._blocks_of(numbers, slot, 0, num_positions)
+            own[...] = copied[..., : own.shape[-1]]
 
     def _require(self, *slots: int) -> None:
         """Check slots: a larger index would be in the next layer, and -1 the last slot."""
@@ -120,26 +124,36 @@ class SlotCache:
                     f"The cache has {self.keys.shape[1]} slots; there is no slot {slot}."
                 )
 
-    def _keys_of(self, slot: int, start: int, end: int) -> Tensor:
+    def _blocks_of(self, numbers: Any, slot: int, start: int, end: int) -> Any:
         """A view (layers, kv heads, numbers) of whole blocks."""
-        first = start // self._key_block * self._key_block
-        last = -(-end // self._key_block) * self._key_block
-        flat = self.keys[:, slot].flatten(-2)
+        first = start // self._block_tokens * self._block_tokens
+        last = -(-end // self._block_tokens) * self._block_tokens
+        own = numbers[:, slot]
+        flat = own.reshape(*own.shape[:-2], -1)  # a view: a head's positions are contiguous
         return flat[..., first * self._head_dim : last * self._head_dim]
 
-    def _reserve(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        num_bytes = torch.Size(shape).numel() * dtype.itemsize
-        is_host = self._device.type == "cpu"
-        if not is_host or not hasattr(mmap, "MADV_NOHUGEPAGE"):  # without Linux, calloc is lazy too
-            return torch.zeros(shape, dtype=dtype, device=self._device)
+    def _copy(self, numbers: Any) -> Any:
+        return numbers.copy()
+
+    def _reserve(self, shape: tuple[int, ...]) -> Any:
+        dtype = np.dtype(np.int8 if self.is_int8 else np.float32)
+        region = self._reserved(math.prod(shape) * dtype.itemsize, shape[1])
+        if region is None:
+            return np.zeros(shape, dtype)
+        return np.frombuffer(region, dtype).reshape(shape)
+
+    def _reserved(self, num_bytes: int, num_slots: int) -> mmap.mmap | None:
+        """Addresses of zeros; ``None`` outside Linux, where calloc is lazy too."""
+        if not hasattr(mmap, "MADV_NOHUGEPAGE"):
+            return None
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
             region = mmap.mmap(-1, num_bytes, flags=flags)
         except OSError as error:
             raise ModelUnusable(
                 f"The system refuses {num_bytes >> 20} MiB of addresses for the key-value cache of"
-                f" {shape[1]} slots. Lower TEXTMILL_SLOTS."
+                f" {num_slots} slots. Lower TEXTMILL_SLOTS."
             ) from error
         region.madvise(mmap.MADV_NOHUGEPAGE)
         self._regions.append(region)
-        return torch.frombuffer(region, dtype=dtype).view(shape)
+        return region

@@ -16,20 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from textmill.engine.models.errors import ModelUnusable
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _READ_BYTES = 1 << 26
-# The number formats of https://github.com/huggingface/safetensors that PyTorch supports.
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U8": torch.uint8, "BOOL": torch.bool,
+_BFLOAT16 = "bfloat16"
+# The number formats of https://github.com/huggingface/safetensors: name, and bytes of a number.
+_FORMATS = {
+    "F64": ("float64", 8), "F32": ("float32", 4), "F16": ("float16", 2), "BF16": (_BFLOAT16, 2),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+    "I64": ("int64", 8), "I32": ("int32", 4), "I16": ("int16", 2), "I8": ("int8", 1),
+    "U8": ("uint8", 1), "BOOL": ("bool", 1),
 }  # fmt: skip
+FLOATS = ("float32", "float16", _BFLOAT16, "float64")  # that can be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +39,19 @@ class TensorEntry:
     """A tensor in a file's table of contents.
 
     Attributes:
+        dtype: the name of its number type.
         start: the offset of its first byte in the file.
         num_bytes: its size, which matches its shape and dtype.
     """
 
     file: Path
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     num_bytes: int
 
 
-class Checkpoint(Mapping[str, Tensor]):
+class Checkpoint(Mapping[str, NDArray[Any]]):
     """A lazy mapping from names to tensors. It keeps no reference to tensors that were read.
 
     Attributes:
@@ -66,13 +69,14 @@ class Checkpoint(Mapping[str, Tensor]):
         for path in files:
             self.entries |= _contents(path)
 
-    def __getitem__(self, name: str) -> Tensor:
-        """Read a tensor into new memory."""
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Read a tensor of one of ``FLOATS`` into new memory; bfloat16 becomes float32, exactly."""
         entry = self.entries[name]
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        is_bfloat16 = entry.dtype == _BFLOAT16
+        array = np.empty(entry.shape, np.uint16 if is_bfloat16 else entry.dtype)
         if entry.num_bytes:
-            _fill(memoryview(cast("Any", tensor.view(-1).view(torch.uint8).numpy())), entry)
-        return tensor
+            _fill(memoryview(cast("Any", array.reshape(-1).view(np.uint8))), entry)
+        return float32_of_bfloat16(array) if is_bfloat16 else array
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
@@ -81,6 +85,11 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """The number of tensors."""
         return len(self.entries)
+
+
+def float32_of_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Numbers from their upper 16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _fill(memory: memoryview, entry: TensorEntry) -> None:
@@ -124,10 +133,11 @@ def _entry(path: Path, name: str, fields: Any, data: int, num_bytes: int) -> Ten
         raise _broken(path, f"its table of contents is wrong at {name!r}") from error
     if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
         raise _broken(path, f"its table of contents is wrong at {name!r}")
-    dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
-    if dtype is None:
+    known = _FORMATS.get(kind) if isinstance(kind, str) else None
+    if known is None:
         raise _broken(path, f"{name} has numbers of the unknown type {kind!r}")
-    if end < start or end - start != math.prod(shape) * dtype.itemsize:
+    dtype, num_bytes_each = known
+    if end < start or end - start != math.prod(shape) * num_bytes_each:
         raise _broken(path, f"{name} has {end - start} bytes, which do not match its shape {shape}")
     if data + end > num_bytes:
         raise _broken(path, "it ends before its tensors do")

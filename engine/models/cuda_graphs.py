@@ -28,7 +28,7 @@ from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.cache import KV_BLOCK_TOKENS
 from textmill.engine.models.decoder import Decoder
 from textmill.engine.models.errors import in_one_line
-from textmill.engine.models.runner import TorchRunner
+from textmill.engine.models.torch_runner import TorchRunner
 
 NUM_WARM_CALLS = 2  # before recording, so that libraries have chosen their kernels
 READY_KV_TOKENS = 256  # graphs of up to so many positions are recorded before the worker is ready

@@ -1,7 +1,7 @@
 """One decoder for GPT-Neo, GPT-2 and Llama.
 
-``DecoderSpec`` describes a family; the code here knows no family by name. Knows nothing of text,
-strategies or jobs.
+``DecoderSpec`` in ``weights`` describes a family; the code here knows no family by name.
+Knows nothing of text, strategies or jobs.
 
 A row's logits do not depend on the other rows, to the last bit. Two measures ensure that. Both were
 found by experiments with MKL 2024.2 and AVX-512, and ``test_decoder.py`` tests them:
@@ -15,103 +15,52 @@ found by experiments with MKL 2024.2 and AVX-512, and ``test_decoder.py`` tests 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu
 
 from textmill.engine.models.attention import Attention, Shape, Step, attention_for
-from textmill.engine.models.cache import KV_BLOCK_TOKENS, SlotCache
-from textmill.engine.models.rotary import Rope, rotary_tables
+from textmill.engine.models.cache import KV_BLOCK_TOKENS
+from textmill.engine.models.rotary import rotary_tables
+from textmill.engine.models.tensor_cache import TensorCache
+from textmill.engine.models.weights import (
+    Affine,
+    DecoderSpec,
+    DecoderWeights,
+    Float32,
+    LayerWeights,
+)
 
 ROW_BLOCK = 4
-Affine = tuple[Tensor, Tensor | None]  # weight (out, in) or (width,), and bias
+_HOST = torch.device("cpu")
 
 
-@dataclass(frozen=True, slots=True)
-class DecoderSpec:
-    """The sizes and constants of a decoder.
+def in_torch(
+    weights: DecoderWeights[Float32], dtype: torch.dtype, device: torch.device = _HOST
+) -> DecoderWeights[Tensor]:
+    """Convert weights to tensors of a type on a device; a tied head stays tied."""
 
-    Attributes:
-        norm: ``"layer"`` or ``"rms"``.
-        feed_forward: ``"gelu"`` (in its tanh form) or ``"swiglu"``.
-        score_scale: the factor of attention scores before the softmax.
-        windows: by layer, the number of positions that a token attends to, including its own;
-            ``None`` for all.
-        rope: rotary positions; ``None`` if positions are learned vectors.
-    """
+    def tensor(array: Float32) -> Tensor:
+        return torch.from_numpy(array).to(device, dtype)
 
-    family: str
-    num_layers: int
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    context_length: int
-    vocabulary_size: int
-    norm: str
-    norm_eps: float
-    feed_forward: str
-    score_scale: float
-    windows: tuple[int | None, ...]
-    rope: Rope | None = None
+    def part(affine: Affine[Float32]) -> Affine[Tensor]:
+        return tensor(affine[0]), None if affine[1] is None else tensor(affine[1])
 
-
-@dataclass(slots=True)
-class LayerWeights:
-    """The weights of one block."""
-
-    norm1: Affine
-    qkv: Affine  # queries, keys and values, concatenated
-    out: Affine
-    norm2: Affine
-    up: Affine  # with a gated feed-forward part, gate and up, concatenated
-    down: Affine
-
-    def num_parameters(self) -> int:
-        """The number of trained parameters."""
-        parts = (self.norm1, self.qkv, self.out, self.norm2, self.up, self.down)
-        return sum(t.numel() for part in parts for t in part if t is not None)
-
-
-@dataclass(slots=True)
-class DecoderWeights:
-    """All weights of a decoder."""
-
-    embedding: Tensor  # (vocabulary, width)
-    position_embedding: Tensor | None  # (context, width)
-    layers: Iterable[LayerWeights]
-    final_norm: Affine
-    head: Affine  # (vocabulary, width)
-
-    def num_outer_parameters(self) -> int:
-        """The number of parameters outside the layers; a tied head is counted once."""
-        tensors = [self.embedding, self.position_embedding, *self.final_norm, *self.head]
-        distinct = {t.data_ptr(): t.numel() for t in tensors if t is not None}
-        return sum(distinct.values())
-
-
-def on_device(weights: DecoderWeights, device: torch.device) -> DecoderWeights:
-    """Copy weights to a device; a head that is tied to the embedding stays tied."""
-
-    def there(part: Affine) -> Affine:
-        return part[0].to(device), None if part[1] is None else part[1].to(device)
-
-    def layer_there(layer: LayerWeights) -> LayerWeights:
+    def layer(own: LayerWeights[Float32]) -> LayerWeights[Tensor]:
         names = ("norm1", "qkv", "out", "norm2", "up", "down")
-        return LayerWeights(*(there(getattr(layer, name)) for name in names))
+        return LayerWeights(*(part(getattr(own, name)) for name in names))
 
-    embedding = weights.embedding.to(device)
-    is_tied = weights.head[0] is weights.embedding
-    table = weights.position_embedding
+    embedding = tensor(weights.embedding)
+    table, (head, bias) = weights.position_embedding, weights.head
     return DecoderWeights(
         embedding,
-        None if table is None else table.to(device),
-        map(layer_there, weights.layers),
-        there(weights.final_norm),
-        (embedding, there(weights.head)[1]) if is_tied else there(weights.head),
+        None if table is None else tensor(table),
+        map(layer, weights.layers),
+        part(weights.final_norm),
+        (
+            embedding if head is weights.embedding else tensor(head),
+            None if bias is None else tensor(bias),
+        ),
     )
 
 
@@ -121,7 +70,7 @@ class Decoder:
     def __init__(
         self,
         spec: DecoderSpec,
-        weights: DecoderWeights,
+        weights: DecoderWeights[Tensor],
         num_slots: int,
         attention: Attention | None = None,
     ) -> None:
@@ -140,7 +89,7 @@ class Decoder:
         self.num_parameters = weights.num_outer_parameters() + sum(
             layer.num_parameters() for layer in self._layers
         )
-        self.cache = SlotCache(
+        self.cache = TensorCache(
             num_layers=spec.num_layers,
             num_slots=num_slots,
             num_kv_heads=spec.num_kv_heads,
@@ -275,7 +224,7 @@ class Decoder:
         cos, sin = self._tables
         return cos[positions][:, None], sin[positions][:, None]
 
-    def _norm(self, hidden: Tensor, weights: Affine) -> Tensor:
+    def _norm(self, hidden: Tensor, weights: Affine[Tensor]) -> Tensor:
         shape = (self.spec.width,)
         if self.spec.norm == "rms" and self.dtype != torch.float32:  # rounded as in transformers
             wide = hidden.float()
@@ -285,7 +234,9 @@ class Decoder:
             return rms_norm(hidden, shape, weights[0], self.spec.norm_eps)
         return layer_norm(hidden, shape, weights[0], weights[1], self.spec.norm_eps)
 
-    def _attend(self, index: int, layer: LayerWeights, hidden: Tensor, step: Step) -> Tensor:
+    def _attend(
+        self, index: int, layer: LayerWeights[Tensor], hidden: Tensor, step: Step
+    ) -> Tensor:
         """Write keys and values of the new tokens, and attend to all visible positions.
 
         Args:
@@ -311,7 +262,7 @@ class Decoder:
         mixed = self._mix(query, keys, values, self._shapes[index], step)
         return linear(_padded(mixed.to(hidden.dtype)), *layer.out)
 
-    def _feed(self, layer: LayerWeights, hidden: Tensor, step: Step) -> Tensor:
+    def _feed(self, layer: LayerWeights[Tensor], hidden: Tensor, step: Step) -> Tensor:
         up = linear(hidden, *layer.up)
         if self.spec.feed_forward == "swiglu":
             gate, up = up.chunk(2, -1)

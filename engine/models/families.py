@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from textmill.engine.models.configs import MAX_LAYERS, ConfigReader
-from textmill.engine.models.decoder import Affine, DecoderSpec, DecoderWeights, LayerWeights
 from textmill.engine.models.rotary import Rope
+from textmill.engine.models.weights import (
+    Affine,
+    DecoderSpec,
+    DecoderWeights,
+    Float32,
+    LayerWeights,
+)
 
 Config = Mapping[str, Any]
-Checkpoint = Mapping[str, Tensor]
+Checkpoint = Mapping[str, NDArray[Any]]
+Layer = LayerWeights[Float32]
+WeightAndBias = Affine[Float32]
 
 
 def describe(config: Config) -> DecoderSpec | None:
@@ -194,33 +202,32 @@ def _rope(config: Config) -> Rope | None:
 
 
 class _Names:
-    """A checkpoint's tensors by their names without prefix, converted to a number type."""
+    """A checkpoint's tensors by their names without prefix, converted to float32."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._names = {bare_name(name): name for name in checkpoint}
-        self._dtype = dtype
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def tensor(self, name: str) -> Tensor:
-        return self._checkpoint[self._names[name]].to(self._dtype)
+    def tensor(self, name: str) -> Float32:
+        return np.asarray(self._checkpoint[self._names[name]], np.float32)
 
-    def affine(self, name: str) -> Affine:
+    def affine(self, name: str) -> WeightAndBias:
         bias = f"{name}.bias"
         return self.tensor(f"{name}.weight"), self.tensor(bias) if bias in self else None
 
-    def transposed(self, name: str) -> Affine:
+    def transposed(self, name: str) -> WeightAndBias:
         """A linear layer of GPT-2, whose Conv1D stores its weight as (in, out)."""
         weight, bias = self.affine(name)
-        return weight.T.contiguous(), bias
+        return np.ascontiguousarray(weight.T), bias
 
-    def stacked(self, *names: str) -> Affine:
+    def stacked(self, *names: str) -> WeightAndBias:
         """Several linear layers of the same input, concatenated to one."""
         weights, biases = zip(*(self.affine(name) for name in names), strict=True)
         present = [bias for bias in biases if bias is not None]
-        return torch.cat(weights), torch.cat(present) if present else None
+        return np.concatenate(weights), np.concatenate(present) if present else None
 
 
 def bare_name(name: str) -> str:
@@ -228,16 +235,16 @@ def bare_name(name: str) -> str:
     return name.removeprefix("transformer.").removeprefix("model.")
 
 
-def load_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) -> DecoderWeights:
-    """Name, transpose and concatenate a checkpoint's tensors for ``Decoder``.
+def load_weights(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderWeights[Float32]:
+    """Name, transpose and concatenate a checkpoint's tensors, in float32.
 
     The layers are an iterator, so that a runtime that packs them need not hold all of them.
 
     Raises:
         KeyError: the checkpoint lacks a tensor.
     """
-    names = _Names(checkpoint, dtype)
-    loaders: dict[str, Callable[[_Names, int], LayerWeights]]
+    names = _Names(checkpoint)
+    loaders: dict[str, Callable[[_Names, int], Layer]]
     loaders = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
     layers = (loaders[spec.family](names, index) for index in range(spec.num_layers))
     if spec.family == "llama":
@@ -250,7 +257,7 @@ def load_weights(spec: DecoderSpec, checkpoint: Checkpoint, dtype: torch.dtype) 
     return DecoderWeights(embedding, position_embedding, layers, final, head)
 
 
-def _gpt_neo_layer(names: _Names, index: int) -> LayerWeights:
+def _gpt_neo_layer(names: _Names, index: int) -> Layer:
     at = f"h.{index}"
     return LayerWeights(
         norm1=names.affine(f"{at}.ln_1"),
@@ -262,7 +269,7 @@ def _gpt_neo_layer(names: _Names, index: int) -> LayerWeights:
     )
 
 
-def _gpt2_layer(names: _Names, index: int) -> LayerWeights:
+def _gpt2_layer(names: _Names, index: int) -> Layer:
     at = f"h.{index}"
     return LayerWeights(
         norm1=names.affine(f"{at}.ln_1"),
@@ -274,7 +281,7 @@ def _gpt2_layer(names: _Names, index: int) -> LayerWeights:
     )
 
 
-def _llama_layer(names: _Names, index: int) -> LayerWeights:
+def _llama_layer(names: _Names, index: int) -> Layer:
     at = f"layers.{index}"
     return LayerWeights(
         norm1=names.affine(f"{at}.input_layernorm"),

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from textmill.engine.models.errors import ModelUnusable
+from textmill.engine.models.gguf_file import GgufFile
 from textmill.tokenizing.pretokenizers import DEFAULT, PRE_TOKENIZATIONS, PreTokenization
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # of tokenizer.ggml.token_type
@@ -89,10 +90,7 @@ def read_gguf_tokenizer(path: Path, report: Report) -> GgufTokenizer:
 
 
 def _vocabulary(path: Path) -> _Vocabulary:
-    from gguf import GGUFReader  # noqa: PLC0415 - a quick start does not need it
-
-    fields = GGUFReader(path).fields
-    keys = {name: f.contents() for name, f in fields.items() if name.startswith("tokenizer.")}
+    keys = GgufFile(path).fields
     tokens = keys.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, list) or not tokens:
         raise ModelUnusable(

@@ -9,22 +9,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.kernels.instruction_sets import AUTO
 from textmill.engine.models.checkpoint import Checkpoint
-from textmill.engine.models.cuda_graphs import GraphRunner
-from textmill.engine.models.decoder import Decoder, DecoderSpec, DecoderWeights, on_device
 from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.placement import Placement, place
-from textmill.engine.models.provenance import NO_PROVENANCE, Provenance, read_provenance
-from textmill.engine.models.runner import KernelRunner, ModelRunner, TorchRunner
+from textmill.engine.models.provenance import (
+    NO_PROVENANCE,
+    Provenance,
+    bounded_content,
+    read_provenance,
+)
+from textmill.engine.models.runner import KernelRunner, ModelRunner
 from textmill.engine.models.shapes import check_tensors
 from textmill.engine.models.sources import prepare, state_of, weight_files
+from textmill.engine.models.threads import num_threads
 from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Float32
+from textmill.engine.speculation.ngram_table import (
+    MAX_TABLE_BYTES,
+    NGRAMS_FILE,
+    BadTable,
+    NgramTable,
+    parse,
+)
 
 FAST_SLOTS = 64  # the kernels gain throughput up to here, and each sequence is as fast as a reader
 PLAIN_SLOTS = 16  # in PyTorch on a few cores, more sequences gain little and slow each other down
@@ -63,13 +73,17 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A model in memory, with its tokenizer."""
+    """A model in memory, with its tokenizer.
+
+    ``ngrams`` are of the texts that it was fine-tuned on, if its folder has them.
+    """
 
     name: str
     runner: ModelRunner
     tokenizer: TextTokenizer
     info: ModelInfo
     provenance: Provenance = NO_PROVENANCE
+    ngrams: NgramTable | None = None
 
 
 def default_num_slots(kernel_dir: Path | None, instruction_set: str = AUTO) -> int:
@@ -135,7 +149,26 @@ def load(
     )
     # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]
-    return LoadedModel(spec.name, loaded.runner, tokenizer, info, read_provenance(folders, say))
+    return LoadedModel(
+        spec.name,
+        loaded.runner,
+        tokenizer,
+        info,
+        read_provenance(folders, say),
+        _ngrams(folders[0], info.vocabulary_size, say),
+    )
+
+
+def _ngrams(folder: Path, vocabulary_size: int, say: Report) -> NgramTable | None:
+    """The table in a folder; ``None``, and a sentence, if it cannot be used."""
+    content = bounded_content(folder / NGRAMS_FILE, MAX_TABLE_BYTES, say)
+    if content is None:
+        return None
+    try:
+        return parse(content, vocabulary_size)
+    except BadTable as error:
+        say(f"{folder / NGRAMS_FILE} is omitted, because {error}; texts are the same, but slower")
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +183,11 @@ def _generic(config: dict[str, Any], folder: Path, dtype: str, slots: int, say: 
     say("this family has no native runtime; transformers is used, which is slower")
     if dtype == "int8":
         say("int8 is for natively supported families; float32 is used")
-    chosen = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    runner = GenericRunner(folder, chosen, slots)
+    runner = GenericRunner(folder, "bfloat16" if dtype == "bfloat16" else "float32", slots)
     facts = {
         "family": f"generic:{config.get('model_type')}",
         "path": "generic",
-        "dtype": str(chosen).removeprefix("torch."),
+        "dtype": runner.dtype,
         "kernels_note": "this family is computed by transformers",
         "context_length": runner.context_length,
         "vocabulary_size": runner.vocabulary_size,
@@ -175,7 +207,7 @@ def _native(
     with _loading_errors(folder, slots):
         checkpoint = Checkpoint(weight_files(folder))
         check_tensors(spec, config, checkpoint.entries)
-        weights = load_weights(spec, checkpoint, placement.torch_dtype)
+        weights = load_weights(spec, checkpoint)
         runner, num_parameters = _native_runner(spec, weights, placement, slots, prefix_bytes)
     facts = {
         "family": spec.family,
@@ -192,7 +224,7 @@ def _native(
 
 def _native_runner(
     spec: DecoderSpec,
-    weights: DecoderWeights,
+    weights: DecoderWeights[Float32],
     placement: Placement,
     slots: int,
     prefix_bytes: int,
@@ -205,27 +237,18 @@ def _native_runner(
             slots,
             library=placement.library,
             is_int8=placement.dtype == "int8",
-            num_threads=torch.get_num_threads(),
+            num_threads=num_threads(),
         )
         return KernelRunner(native, prefix_bytes=prefix_bytes), native.num_parameters
-    if placement.device == "cpu":
-        decoder = Decoder(spec, weights, slots)
-        return TorchRunner(decoder, prefix_bytes=prefix_bytes), decoder.num_parameters
-    decoder = Decoder(spec, on_device(weights, torch.device(placement.device)), slots)
-    runner = GraphRunner(decoder, slots, prefix_bytes=prefix_bytes)
-    runner.warm_up()
-    return runner, decoder.num_parameters
+    from textmill.engine.models.torch_loading import torch_runner  # noqa: PLC0415 - see placement
+
+    return torch_runner(spec, weights, placement, slots, prefix_bytes)
 
 
 @contextmanager
 def _loading_errors(folder: Path, slots: int) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise ModelUnusable(
-            f"The GPU has too little memory for the model and the key-value cache of {slots}"
-            " sequences. Lower TEXTMILL_SLOTS."
-        ) from error
     except OSError as error:
         raise ModelUnusable(
             f"The weights in {folder} are incomplete ({in_one_line(error)}). Copy the folder again."

@@ -13,26 +13,30 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, pairwise
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE, Spec
 from textmill.engine.kernels.status import Status, check_load, check_step
 from textmill.engine.models.cache import SlotCache
-from textmill.engine.models.decoder import (
+from textmill.engine.models.errors import KernelRefusal
+from textmill.engine.models.rotary import rotary_tables
+from textmill.engine.models.weights import (
     Affine,
     DecoderSpec,
     DecoderWeights,
+    Float32,
     LayerWeights,
 )
-from textmill.engine.models.errors import KernelRefusal
-from textmill.engine.models.rotary import rotary_tables
 
 # The capacity of the kernels' buffers. More tokens are computed in several steps, which takes no
 # longer, since time is proportional to tokens. A token of SmolLM2 takes 25 KB.
 MAX_STEP_TOKENS = 512
 _LANES = 16
+_SCALE_BYTES = 4  # a float32 for each position of a head
+_MAX_INT8_HEAD_DIM = 512
 _HEAD = -1
 _ACTIVATIONS = {"gelu": 1, "swiglu": 2}
 
@@ -43,15 +47,15 @@ class NativeDecoder:
     def __init__(
         self,
         spec: DecoderSpec,
-        weights: DecoderWeights,
+        weights: DecoderWeights[Float32],
         num_slots: int,
         *,
         library: ctypes.CDLL,
         is_int8: bool,
         num_threads: int,
-        cache_dtype: torch.dtype | None = None,
+        is_cache_int8: bool | None = None,
     ) -> None:
-        """Pack the weights. Of the embedding a copy is kept as it is.
+        """Pack the weights, layer by layer. The embedding itself is kept, in float32.
 
         Args:
             spec: the decoder's sizes and constants.
@@ -60,35 +64,34 @@ class NativeDecoder:
             library: the compiled kernels.
             is_int8: whether weights, and activations before products, are rounded to int8.
             num_threads: threads that compute a step.
-            cache_dtype: of keys and values; float32, or bfloat16 (the default with int8).
+            is_cache_int8: whether keys and values are rounded to int8 rather than kept in float32;
+                by default if ``is_int8``.
 
         Raises:
             ModelUnusable: out of memory, or the weights do not have the spec's shapes.
         """
-        if cache_dtype is None:
-            cache_dtype = torch.bfloat16 if is_int8 else torch.float32
+        if is_cache_int8 is None:
+            is_cache_int8 = is_int8 and spec.head_dim <= _MAX_INT8_HEAD_DIM
         self.spec = spec
         self._library = library
         self._num_slots = num_slots
-        self._logits: Tensor | None = None
+        self._logits: Float32 | None = None
         self.cache = SlotCache(
             num_layers=spec.num_layers,
             num_slots=num_slots,
             num_kv_heads=spec.num_kv_heads,
-            head_dim=-(-spec.head_dim // _LANES) * _LANES,
+            head_dim=-(-spec.head_dim // _LANES) * _LANES + (_SCALE_BYTES if is_cache_int8 else 0),
             context_length=spec.context_length,
-            dtype=cache_dtype,
-            key_block=_LANES,
+            number_bytes=1 if is_cache_int8 else 4,
+            block_tokens=_LANES,
         )
         with _memory_errors():
             self._load(weights, is_int8, num_threads)
 
-    def _load(self, weights: DecoderWeights, is_int8: bool, num_threads: int) -> None:
+    def _load(self, weights: DecoderWeights[Float32], is_int8: bool, num_threads: int) -> None:
         spec, library = self.spec, self._library
-        # Copies: a view into the file's mapping would keep everything that was read in memory.
-        self._embedding = weights.embedding.clone()
-        table = weights.position_embedding
-        self._position_embedding = None if table is None else table.clone()
+        self._embedding = weights.embedding
+        self._position_embedding = weights.position_embedding
         layers = iter(weights.layers)
         first = next(layers)
         sizes = self._sizes(first.down[0].shape[1], is_int8, num_threads)
@@ -114,11 +117,11 @@ class NativeDecoder:
             spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_dim, inner,
             spec.vocabulary_size, spec.context_length, self._num_slots, self.cache.capacity,
             spec.norm == "rms", _ACTIVATIONS[spec.feed_forward], is_int8,
-            self.cache.keys.dtype == torch.bfloat16, num_threads, MAX_STEP_TOKENS, spec.norm_eps,
+            self.cache.is_int8, num_threads, MAX_STEP_TOKENS, spec.norm_eps,
             spec.score_scale,
         )  # fmt: skip
 
-    def _pack_layers(self, layers: Iterable[LayerWeights]) -> None:
+    def _pack_layers(self, layers: Iterable[LayerWeights[Float32]]) -> None:
         for index, layer in enumerate(layers):
             self.num_parameters += layer.num_parameters()
             for part, linear in enumerate((layer.qkv, layer.out, layer.up, layer.down)):
@@ -127,21 +130,19 @@ class NativeDecoder:
                 self._pack_norm(index, place, norm)
             keys, values = self.cache.keys[index], self.cache.values[index]
             window = self.spec.windows[index] or 0
-            addresses = keys.data_ptr(), values.data_ptr()
+            addresses = keys.ctypes.data, values.ctypes.data
             check_load(
-                self._library.textmill_set_cache(
-                    self._handle, index, *addresses, keys.numel(), window
-                )
+                self._library.textmill_set_cache(self._handle, index, *addresses, keys.size, window)
             )
 
-    def _pack_linear(self, layer: int, part: int, linear: Affine) -> None:
+    def _pack_linear(self, layer: int, part: int, linear: Affine[Float32]) -> None:
         weight, bias = _float32(linear[0], 2), _float32(linear[1], 1)
         code = self._library.textmill_set_linear(
             self._handle, layer, part, *_arguments(weight, 2), *_arguments(bias, 1)
         )
         check_load(code)
 
-    def _pack_norm(self, layer: int, place: int, norm: Affine) -> None:
+    def _pack_norm(self, layer: int, place: int, norm: Affine[Float32]) -> None:
         weight, bias = _float32(norm[0], 1), _float32(norm[1], 1)
         code = self._library.textmill_set_norm(
             self._handle, layer, place, *_arguments(weight, 1), *_arguments(bias, 1)
@@ -154,14 +155,13 @@ class NativeDecoder:
             addresses = cos.ctypes.data, sin.ctypes.data
             check_load(self._library.textmill_set_rotary(self._handle, *addresses, *cos.shape))
 
-    @torch.inference_mode()
     def forward(
         self,
         tokens: Sequence[int],
         positions: Sequence[int],
         slots: Sequence[int],
         wanted: Sequence[int],
-    ) -> Tensor:
+    ) -> Float32:
         """Compute any number of tokens; more than ``MAX_STEP_TOKENS`` take several steps.
 
         Args:
@@ -196,43 +196,43 @@ class NativeDecoder:
         positions: Sequence[int],
         slots: Sequence[int],
         wanted: Sequence[int],
-        logits: Tensor,
+        logits: Float32,
     ) -> None:
         hidden = self._embed(tokens, positions)
         code = self._library.textmill_forward(
             self._handle,
             len(tokens),
-            hidden.data_ptr(),
+            hidden.ctypes.data,
             (ctypes.c_int32 * len(tokens))(*positions),
             (ctypes.c_int32 * len(tokens))(*slots),
             len(wanted),
             (ctypes.c_int32 * len(wanted))(*wanted),
-            logits.data_ptr(),
+            logits.ctypes.data,
         )
         check_step(code)
 
-    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+    def _embed(self, tokens: Sequence[int], positions: Sequence[int]) -> Float32:
         """The tokens' embeddings, (tokens, width) float32, contiguous."""
         if min(tokens) < 0 or max(tokens) >= len(self._embedding):  # -1 would be the last token
             check_step(Status.BAD_TOKEN)
-        hidden = self._embedding[torch.tensor(tokens)].float()
+        hidden: Float32 = self._embedding[np.array(tokens)]
         if self._position_embedding is not None:
             if min(positions) < 0 or max(positions) >= len(self._position_embedding):
                 check_step(Status.BAD_POSITION)
-            hidden = hidden + self._position_embedding[torch.tensor(positions)].float()
-        return hidden.contiguous()
+            hidden = hidden + self._position_embedding[np.array(positions)]
+        return hidden
 
-    def _logits_buffer(self, num_rows: int) -> Tensor:
+    def _logits_buffer(self, num_rows: int) -> Float32:
         """Memory that is reused: to get a page from the system takes longer than to fill it."""
         if num_rows > self._num_slots:
-            return torch.empty(num_rows, self.spec.vocabulary_size)
+            return np.empty((num_rows, self.spec.vocabulary_size), np.float32)
         if self._logits is None or len(self._logits) < num_rows:
-            self._logits = torch.empty(num_rows, self.spec.vocabulary_size)
+            self._logits = np.empty((num_rows, self.spec.vocabulary_size), np.float32)
         return self._logits[:num_rows]
 
     def sample(
         self,
-        logits: Tensor,
+        logits: Float32,
         parameters: bytes,
         tokens: ctypes.Array[ctypes.c_int32],
         traces: ctypes.Array[ctypes.c_char] | None,
@@ -249,31 +249,33 @@ class NativeDecoder:
             KernelRefusal: a parameter is outside of its range, or out of memory.
         """
         num_rows = len(tokens)
-        is_whole = logits.shape == (num_rows, self.spec.vocabulary_size)
-        if not (is_whole and logits.dtype == torch.float32 and logits.is_contiguous()):
-            check_step(Status.BAD_SHAPE)
+        self._check_logits(logits, num_rows)
         has_room = traces is None or len(traces) >= num_rows * TRACE.size
         if len(parameters) != num_rows * SAMPLING_PARAMETERS.size or not has_room:
             check_step(Status.BAD_COUNT)
         check_step(
             self._library.textmill_sample(
-                self._handle, num_rows, logits.data_ptr(), parameters, tokens, traces
+                self._handle, num_rows, logits.ctypes.data, parameters, tokens, traces
             )
         )
 
-    def log_softmax(self, logits: Tensor) -> Tensor:
+    def log_softmax(self, logits: Float32) -> Float32:
         """The logarithms of the probabilities, (rows, vocabulary) float32, of such logits.
 
         Raises:
             KernelRefusal: the logits do not have that shape and type, or out of memory.
         """
-        is_whole = logits.dim() == 2 and logits.shape[1] == self.spec.vocabulary_size
-        if not (is_whole and logits.dtype == torch.float32 and logits.is_contiguous()):
-            check_step(Status.BAD_SHAPE)
-        result = torch.empty_like(logits)
-        addresses = logits.data_ptr(), result.data_ptr()
+        self._check_logits(logits, len(logits))
+        result = np.empty_like(logits)
+        addresses = logits.ctypes.data, result.ctypes.data
         check_step(self._library.textmill_log_softmax(self._handle, len(logits), *addresses))
         return result
+
+    def _check_logits(self, logits: NDArray[Any], num_rows: int) -> None:
+        """Check what the kernels read without knowing its size."""
+        is_whole = logits.shape == (num_rows, self.spec.vocabulary_size)
+        if not (is_whole and logits.dtype == np.float32 and logits.flags.c_contiguous):
+            check_step(Status.BAD_SHAPE)
 
     def seconds(self) -> dict[str, float]:
         """Seconds spent since the start, by phase of a step."""
@@ -284,23 +286,19 @@ class NativeDecoder:
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Turn an error of PyTorch's allocator, a plain RuntimeError, into ``ModelUnusable``."""
+    """Turn NumPy's error into ``ModelUnusable``."""
     try:
         yield
     except MemoryError:
         check_load(Status.NO_MEMORY)
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):
-            raise
-        check_load(Status.NO_MEMORY)
 
 
-def _float32(tensor: Tensor | None, num_dimensions: int) -> Tensor | None:
-    if tensor is not None and tensor.dim() != num_dimensions:
+def _float32(array: NDArray[Any] | None, num_dimensions: int) -> Float32 | None:
+    if array is not None and array.ndim != num_dimensions:
         check_load(Status.BAD_SHAPE)
-    return None if tensor is None else tensor.float().contiguous()
+    return None if array is None else np.ascontiguousarray(array, np.float32)
 
 
-def _arguments(tensor: Tensor | None, num_dimensions: int) -> tuple[int | None, *tuple[int, ...]]:
-    """A tensor's address and shape."""
-    return (None, *[0] * num_dimensions) if tensor is None else (tensor.data_ptr(), *tensor.shape)
+def _arguments(array: Float32 | None, num_dimensions: int) -> tuple[int | None, *tuple[int, ...]]:
+    """An array's address and shape."""
+    return (None, *[0] * num_dimensions) if array is None else (array.ctypes.data, *array.shape)

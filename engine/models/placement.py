@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from textmill.engine.kernels.build import Kernels, NoKernels, kernels
 from textmill.engine.kernels.instruction_sets import AUTO
 
+# Files of the drivers of NVIDIA's and AMD's GPUs, and of NVIDIA's in Windows' Linux. PyTorch, which
+# takes 200 MB and a second to load, can use no GPU without one.
+_GPU_FILES = (Path("/dev/nvidiactl"), Path("/dev/kfd"), Path("/dev/dxg"))
 Report = Callable[[str], None]
 
 
@@ -37,10 +38,14 @@ class Placement:
         """The functions of the kernels."""
         return None if self.kernels is None else self.kernels.library
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The type in which PyTorch reads the weights."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+def has_gpu() -> bool:
+    """Whether PyTorch can compute on a GPU; it is only loaded if this machine may have one."""
+    if not any(path.exists() for path in _GPU_FILES):
+        return False
+    import torch  # noqa: PLC0415 - without a GPU, the kernels need no torch
+
+    return torch.cuda.is_available()
 
 
 def place(
@@ -61,7 +66,7 @@ def place(
     Raises:
         SettingsError: the processor does not have the instruction set.
     """
-    if torch.cuda.is_available():
+    if has_gpu():
         if dtype == "int8":
             report("int8 is for CPUs; bfloat16 is used on this GPU")
         chosen = "float32" if dtype == "float32" else "bfloat16"

@@ -64,7 +64,7 @@ def read_provenance(folders: Sequence[Path], report: Report) -> Provenance:
 
 
 def _finetuning(path: Path, report: Report) -> Finetuning | None:
-    content = _content(path, MAX_FINETUNE_BYTES, report)
+    content = bounded_content(path, MAX_FINETUNE_BYTES, report)
     if content is None:
         return None
     try:
@@ -107,7 +107,7 @@ def _problem_of_curve(svg: str) -> str | None:
 
 
 def _text(path: Path, limit: int, report: Report) -> str | None:
-    content = _content(path, limit, report)
+    content = bounded_content(path, limit, report)
     if content is None:
         return None
     try:
@@ -120,7 +120,7 @@ def _text(path: Path, limit: int, report: Report) -> str | None:
     return text or None
 
 
-def _content(path: Path, limit: int, report: Report) -> bytes | None:
+def bounded_content(path: Path, limit: int, report: Report) -> bytes | None:
     """The bytes of a regular file within the limit; ``None`` for anything else."""
     try:
         if not os.path.isfile(path):  # unlike Path.is_file, never an error

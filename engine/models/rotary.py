@@ -61,7 +61,8 @@ def _scaled(frequencies: Float32, rope: Rope) -> Float32:
     turns = np.float32(rope.original_context_length) * frequencies / np.float32(2 * math.pi)
     blend = np.clip((turns - low) / (high - low), np.float32(0), np.float32(1))
     stretched = (np.float32(1) - blend) * frequencies / np.float32(rope.factor)
-    return stretched + blend * frequencies
+    result: Float32 = stretched + blend * frequencies
+    return result
 
 
 def cosines_and_sines(angles: Float32) -> tuple[Float32, Float32]:

@@ -10,15 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from textmill.engine.models.checkpoint import TensorEntry
+from textmill.engine.models.checkpoint import FLOATS, TensorEntry
 from textmill.engine.models.configs import ConfigReader
-from textmill.engine.models.decoder import DecoderSpec
 from textmill.engine.models.errors import ModelUnusable
 from textmill.engine.models.families import bare_name
+from textmill.engine.models.weights import DecoderSpec
 
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 Shape = tuple[int, ...]
 
 
@@ -67,11 +64,10 @@ def _check(expected: ExpectedTensor, name: str, entry: TensorEntry) -> None:
             f"The tensor {name} has the shape {list(entry.shape)}, but config.json requires"
             f" {list(expected.shape)}. Copy the folder again, config.json and weights together."
         )
-    if entry.dtype not in _FLOATS:
-        kind = str(entry.dtype).removeprefix("torch.")
+    if entry.dtype not in FLOATS:
         raise ModelUnusable(
-            f"The tensor {name} has numbers of the type {kind}; the supported types are float32,"
-            " float16, bfloat16 and float64."
+            f"The tensor {name} has numbers of the type {entry.dtype}; the supported types are"
+            " float32, float16, bfloat16 and float64."
         )
 
 

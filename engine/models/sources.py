@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from tokenizers.processors import TemplateProcessing
+
 from textmill.core.catalog.sources import ModelSource, parse_source
+from textmill.engine.models.checkpoint import Checkpoint
 from textmill.engine.models.errors import (
     ModelLoadError,
     ModelUnusable,
@@ -25,11 +29,26 @@ from textmill.engine.models.errors import (
     check_complete,
     in_one_line,
 )
+from textmill.engine.models.families import bare_name, describe
+from textmill.engine.models.gguf_tokenizer import read_gguf_tokenizer
+from textmill.engine.models.gguf_weights import convert_gguf
+from textmill.engine.models.lora import read_lora
+from textmill.engine.models.safetensors_writer import Float32, write_float32
+from textmill.engine.models.shapes import check_tensors
+from textmill.engine.speculation.ngram_table import NGRAMS_FILE
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer
 
 Report = Callable[[str], None]
 # Raised when a conversion's result changes, so that earlier results are not used.
-_CONVERSION = 2  # 1 lost the pre-tokenizer of .gguf files
+_CONVERSION = 3  # 1 lost the pre-tokenizer of .gguf files; 2 merged adapters by BLAS
+_NO_MAXIMUM = int(1e30)  # transformers' model_max_length of a tokenizer that has none
+_COPIED = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "README.md", "loss.svg"]
 
 
@@ -189,7 +208,11 @@ def _is_quick(folder: Path) -> bool:
 
 def _identity(path: Path) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    stats = [
+        (f.name, f.stat().st_size, f.stat().st_mtime_ns)
+        for f in files
+        if f.is_file() and f.name != NGRAMS_FILE  # it is no part of the conversion
+    ]
     return repr((str(path.resolve()), stats))
 
 
@@ -201,7 +224,7 @@ def _key(found: Path, adapter: str | None) -> str:
 
 def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> None:
     how = " with its adapter" if adapter else ""
-    report(f"Converting {found.name}{how} to safetensors, once; about half a minute")
+    report(f"Converting {found.name}{how} to safetensors, once")
     target.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
     try:
@@ -224,6 +247,73 @@ def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> 
 
 
 def _save(found: Path, adapter: str | None, work: Path, report: Report) -> None:
+    """Convert with NumPy where that is possible, and otherwise with transformers and PEFT."""
+    if adapter is None and found.is_file() and _save_gguf(found, work, report):
+        return
+    if adapter is not None and found.is_dir() and _save_merged(found, Path(adapter), work):
+        return
+    _save_with_transformers(found, adapter, work, report)
+
+
+def _save_gguf(found: Path, work: Path, report: Report) -> bool:
+    read = read_gguf_tokenizer(found, report)  # first, because it fails within a second
+    if not convert_gguf(found, work):
+        return False
+    if read.tokenizer.post_processor is None:  # transformers writes one that adds nothing
+        read.tokenizer.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
+    read.tokenizer.save(str(work / "tokenizer.json"))
+    facts = {
+        "backend": "tokenizers",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": _NO_MAXIMUM,
+        "tokenizer_class": "TokenizersBackend",
+        **read.roles,
+    }
+    text = json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False)
+    (work / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    if read.chat_template is not None:
+        (work / "chat_template.jinja").write_text(read.chat_template, encoding="utf-8")
+    return True
+
+
+def _save_merged(found: Path, adapter: Path, work: Path) -> bool:
+    """Merge a LoRA adapter into a natively supported model; false if PEFT is needed."""
+    config = _json_object(found / "config.json")
+    spec = None if config is None else describe(config)
+    if config is None or spec is None or not _is_quick(found):
+        return False
+    weights = Checkpoint(weight_files(found))
+    check_tensors(spec, config, weights.entries)
+    merge = read_lora(adapter, spec.family, weights)
+    if merge is None:
+        return False
+
+    def read(name: str) -> Float32:
+        merged = merge.merged(bare_name(name), np.asarray(weights[name], np.float32))
+        if not np.isfinite(merged).all():
+            raise ModelUnusable(f"{found}: the tensor {name} contains values that are not finite.")
+        return merged
+
+    shapes = {name: entry.shape for name, entry in weights.entries.items()}
+    write_float32(work / "model.safetensors", shapes, read)
+    config.pop("quantization_config", None)
+    text = json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True)
+    (work / "config.json").write_text(text + "\n", encoding="utf-8")
+    for name in _COPIED:
+        if (found / name).is_file():
+            shutil.copyfile(found / name, work / name)
+    return True
+
+
+def _json_object(path: Path) -> dict[str, Any] | None:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _save_with_transformers(found: Path, adapter: str | None, work: Path, report: Report) -> None:
     import torch  # noqa: PLC0415 - a quick start needs neither
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
@@ -273,8 +363,6 @@ def _tokenizer(found: Path, report: Report) -> Any:
         if own.is_file():  # a malicious one must not crash the library in this process
             SafeTokenizer(own.read_text(encoding="utf-8")).close()
         return AutoTokenizer.from_pretrained(found, trust_remote_code=False)
-    from textmill.engine.models.gguf_tokenizer import read_gguf_tokenizer  # noqa: PLC0415
-
     read = read_gguf_tokenizer(found, report)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=read.tokenizer, clean_up_tokenization_spaces=False, **read.roles

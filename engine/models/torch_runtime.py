@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.models.errors import ModelUnusable, check_complete, in_one_line
 from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS
+from textmill.engine.models.torch_runner import log_softmax
+from textmill.engine.models.weights import Float32
 
 UNKNOWN_CONTEXT_TOKENS = 2048  # if the config has no context length; most models have this much
 
@@ -24,18 +26,20 @@ class GenericRunner:
 
     is_ragged = False
 
-    def __init__(self, folder: Path, dtype: torch.dtype, num_slots: int) -> None:
-        """Load the model with transformers, and check that it can continue from a cache.
+    def __init__(self, folder: Path, dtype: str, num_slots: int) -> None:
+        """Load the model in float32 or bfloat16, and check that it can continue from a cache.
 
         Raises:
             ModelUnusable: it cannot be loaded, or cannot continue from a cache.
         """
+        self.dtype = dtype
+        self._dtype = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         try:
             # Not mapped: a file that is overwritten later must not change the weights.
             loader: Any = AutoModelForCausalLM.from_pretrained
             model, report = loader(
                 folder,
-                dtype=dtype,
+                dtype=self._dtype,
                 trust_remote_code=False,
                 disable_mmap=True,
                 output_loading_info=True,
@@ -64,7 +68,7 @@ class GenericRunner:
         )
         self.vocabulary_size = int(config.vocab_size)
         self.num_parameters = int(self._model.num_parameters())
-        self.bytes_per_token = _bytes_per_token(config, dtype)
+        self.bytes_per_token = _bytes_per_token(config, self._dtype)
         self._caches: list[Any] = [None] * num_slots
 
     def chunk_tokens(self, num_decoding: int) -> int:
@@ -93,9 +97,9 @@ class GenericRunner:
     def keep(self, entry: BatchEntry) -> None:
         """Do nothing: this runtime has no prefix cache."""
 
-    def log_softmax(self, logits: Tensor) -> Tensor:
+    def log_softmax(self, logits: Tensor) -> Float32:
         """The logarithms of the probabilities, (rows, vocabulary) float32, of such logits."""
-        return torch.log_softmax(logits, -1)
+        return log_softmax(logits)
 
     def fork(self, source: int, target: int, start: int, end: int) -> None:
         """Copy a slot's whole cache to another."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+Float32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class BeamSearch:
         self._max_new_tokens = max_new_tokens
         self._eos = eos_token_ids
         self._beams: list[tuple[int, ...]] = [()]
-        self._scores = torch.zeros(1)
+        self._scores = np.zeros(1, np.float32)
         self._ended: list[Hypothesis] = []  # best first, at most num_beams
         self.is_done = False
 
@@ -78,7 +80,7 @@ class BeamSearch:
         """The tokens of the likeliest beam."""
         return self._beams[0]
 
-    def advance(self, log_probabilities: Tensor) -> list[Beam]:
+    def advance(self, log_probabilities: Float32) -> list[Beam]:
         """Advance by one token.
 
         Args:
@@ -90,8 +92,9 @@ class BeamSearch:
         """
         sums = log_probabilities + self._scores[:, None]
         # Enough to leave num_beams continuations if the likeliest ones all end.
-        num_kept = min(max(2, 1 + len(self._eos)) * self._num_beams, sums.numel())
-        values, places = torch.topk(sums.flatten(), num_kept)
+        num_kept = min(max(2, 1 + len(self._eos)) * self._num_beams, sums.size)
+        places = largest_places(sums.reshape(-1), num_kept)
+        values = sums.reshape(-1)[places]
         size = sums.shape[-1]
         beams = [Beam(place // size, place % size) for place in places.tolist()]
         length = len(self._beams[0]) + 1
@@ -104,7 +107,7 @@ class BeamSearch:
         self.is_done = not going or not self._can_improve(length)
         return [] if self.is_done else [beams[i] for i in going]
 
-    def _collect(self, beams: list[Beam], ends: list[bool], values: Tensor, length: int) -> None:
+    def _collect(self, beams: list[Beam], ends: list[bool], values: Float32, length: int) -> None:
         """Add the likeliest continuations that end to the hypotheses, and keep the best."""
         scores = (values / length**self._length_penalty).tolist()
         for i in range(min(self._num_beams, len(beams))):
@@ -125,3 +128,10 @@ class BeamSearch:
         if self._early_stopping:
             return False
         return float(self._scores[0] / length**self._length_penalty) > self._ended[-1].score
+
+
+def largest_places(values: Float32, count: int) -> NDArray[np.intp]:
+    """The places of the largest values, in descending order; of equals, the first are taken."""
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    places = np.flatnonzero(values >= least)
+    return places[np.argsort(-values[places], kind="stable")[:count]]

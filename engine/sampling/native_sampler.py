@@ -9,10 +9,13 @@ import ctypes
 import struct
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import overload
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
+from textmill.core.strategies import DecodingParameters
 from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE
 from textmill.engine.sampling.filter_table import is_greedy, kernel_code
 from textmill.engine.sampling.sampler import SampledToken
@@ -24,10 +27,12 @@ from textmill.engine.sampling.token_records import (
 )
 from textmill.engine.sampling.uniform import uniform
 
+Float32 = NDArray[np.float32]
 # (logits, parameters, tokens, traces); see ``NativeDecoder.sample``.
 SampleKernel = Callable[
-    [Tensor, bytes, ctypes.Array[ctypes.c_int32], "ctypes.Array[ctypes.c_char] | None"], None
+    [Float32, bytes, ctypes.Array[ctypes.c_int32], "ctypes.Array[ctypes.c_char] | None"], None
 ]
+_TRACED = DecodingParameters(strategy="greedy", max_new_tokens=1, seed=0, trace=True)
 _TRACE_HEAD = struct.Struct("<ifff")
 _FIRST_ALTERNATIVE = 4
 _COLUMNS = (0, NUM_ALTERNATIVES, 2 * NUM_ALTERNATIVES)  # ids, logprobs, probabilities
@@ -40,7 +45,7 @@ class KernelSampler:
         self._kernel = kernel
 
     def sample(
-        self, logits: Tensor, states: Sequence[SamplingState], text_of: Callable[[int], str]
+        self, logits: Float32, states: Sequence[SamplingState], text_of: Callable[[int], str]
     ) -> list[SampledToken]:
         """Sample one token for each row of logits.
 
@@ -64,6 +69,40 @@ class KernelSampler:
                 trace = _trace(token, written[start : start + TRACE.size], text_of)
             sampled.append(SampledToken(token if token >= 0 else None, trace))
         return sampled
+
+    def are_finite(self, logits: Float32) -> bool:
+        """Whether a token can be chosen from each row: no NaN, and a finite maximum."""
+        return bool(np.isfinite(logits.max(-1)).all())  # the maximum with a NaN is NaN
+
+    def trace(
+        self, logits: Float32, tokens: Sequence[int], text_of: Callable[[int], str]
+    ) -> list[TokenTrace]:
+        """Trace the given token of each row of logits (rows, vocabulary) as a certain choice."""
+        states = [SamplingState(_TRACED, [], 0)] * len(tokens)
+        likeliest = self.sample(np.ascontiguousarray(logits), states, text_of)
+        return [
+            _of_another_token(sampled.trace, row, token, text_of)
+            for sampled, row, token in zip(likeliest, logits, tokens, strict=True)
+            if sampled.trace is not None
+        ]
+
+
+def _of_another_token(
+    trace: TokenTrace, logits: Float32, token: int, text_of: Callable[[int], str]
+) -> TokenTrace:
+    """The trace of a given token, from that of the likeliest one, whose rank is 1."""
+    value = logits[token]
+    num_above = int((logits > value).sum()) + int((logits[:token] == value).sum())
+    return replace(
+        trace,
+        id=token,
+        text=text_of(token),
+        logprob=trace.logprob + float(value - logits.max()),
+        rank=num_above + 1,
+        alternatives=[
+            replace(other, probability=float(other.id == token)) for other in trace.alternatives
+        ],
+    )
 
 
 def _penalized(state: SamplingState) -> array[int]:

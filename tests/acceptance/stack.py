@@ -38,7 +38,7 @@ class Answer:
 
 @dataclass
 class Stack:
-    """Web and workers on one database and one Redis, each a process of its own."""
+    """Web and workers on one database and one Redis, each in its own process."""
 
     folder: Path
     database_url: str
@@ -74,7 +74,7 @@ class Stack:
         return worker
 
     def restart_failed(self) -> None:
-        """Start anew what could not start, as the supervisor would: the storage was busy, say."""
+        """Restart workers that could not start, for example because the storage was busy."""
         for worker in [w for w in self.workers if w.poll() == EX_SOFTWARE]:
             self.workers.remove(worker)
             self.add_worker()
@@ -86,7 +86,7 @@ class Stack:
         self.workers.remove(worker)
 
     def kill_web(self) -> None:
-        """SIGKILL, in the middle of whatever it was answering."""
+        """Kill web with SIGKILL, possibly while it answers."""
         if self.web is not None:
             self.web.kill()
             self.web.wait()
@@ -120,7 +120,7 @@ class Stack:
         self._await_200("/healthz")
 
     def _await_200(self, path: str) -> None:
-        """Poll: another process's readiness is no event of ours."""
+        """Poll, because another process's readiness cannot be awaited as an event."""
         deadline = time.monotonic() + READY_SECONDS
         while True:
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""``textmill generate`` in a process of its own, against a small HTTP server that plays a part."""
+"""``textmill generate`` as a process, against a small scripted HTTP server."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Server(ThreadingHTTPServer):
         streams: one list of stream lines per connection; ``None`` holds the stream open.
         final: what a long poll answers.
         refusal: (status, problem) for a submission, if any.
-        num_refusals: after how many the refusing ends; ``None``: never.
-        loses_answers: how many submissions are taken without an answer.
-        keys: the idempotency keys of the submissions that were taken.
+        num_refusals: the number of refusals; ``None``: all submissions are refused.
+        loses_answers: the number of submissions that are accepted without an answer.
+        keys: the idempotency keys of the accepted submissions.
     """
 
     daemon_threads = True
@@ -215,7 +215,7 @@ def test_an_address_where_nothing_answers_is_one_sentence() -> None:
 
 def test_ctrl_c_cancels_the_job(server: Server) -> None:
     server.streams = [None]
-    # A shell's background job ignores the signal, and what it starts inherits that.
+    # A shell's background job ignores the signal, and its children inherit that.
     listens = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
     command = [sys.executable, "-c", listens + "runpy.run_module('textmill', run_name='__main__')"]
     with subprocess.Popen(

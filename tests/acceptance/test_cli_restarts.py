@@ -23,7 +23,7 @@ def generating(stack: Stack, *options: str) -> Any:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        bufsize=0,  # what is read here must not be missing in communicate()
+        bufsize=0,  # communicate() does not return what is read here
         env=os.environ | {"PYTHONUTF8": "1"},
     ) as process:
         yield process

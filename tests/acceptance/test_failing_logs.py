@@ -1,4 +1,4 @@
-"""A log that cannot be written is lost; what it would have told of is not."""
+"""If the log cannot be written, only log lines are lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_jobs_are_done_and_handed_back_while_the_log_s_disk_is_full(
 
     path = f"/api/v1/jobs/{stack.submit(max_new_tokens=1900)['id']}"
     while (status := stack.request("GET", path).json["status"]) == "queued":
-        time.sleep(0.01)  # a claim is no event of ours
+        time.sleep(0.01)  # a claim cannot be awaited as an event
     assert status == "running"
     assert stack.drain_worker(stack.workers[0]) == 0
     assert stack.request("GET", path).json["status"] == "queued"

@@ -1,4 +1,4 @@
-"""Hundreds of held connections on a real web process, and everybody else is answered."""
+"""With hundreds of held connections, a real web process still answers all other requests."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> float:
     began = time.monotonic()
     while not condition():
         assert time.monotonic() - began < seconds
-        time.sleep(0.01)  # another process's numbers announce nothing
+        time.sleep(0.01)  # another process's counters cannot be awaited
     return time.monotonic() - began
 
 

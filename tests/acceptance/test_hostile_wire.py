@@ -173,7 +173,7 @@ def test_watchers_that_go_away_hold_nobody_up(stack: Stack) -> None:
 
 
 def test_nothing_is_left_stuck_after_all_that(stack: Stack) -> None:
-    """Whatever was accepted on the way comes to an end, and the line is empty again."""
+    """All jobs that were accepted meanwhile end, and the queue is empty."""
     for status in ("queued", "running"):
         listed = stack.request("GET", f"/api/v1/jobs?status={status}&limit=200").json["items"]
         for job in listed:

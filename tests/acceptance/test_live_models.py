@@ -1,4 +1,4 @@
-"""Models that come, change and break while the product runs, all of it real."""
+"""Models that are added, changed and broken while the real product runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Product:
         return (self.home / "logs" / "worker-1.log").read_text(encoding="utf-8")
 
     def read_until(self, words: str) -> None:
-        """Read what the supervisor prints; the suite's time-out is the limit."""
+        """Read the supervisor's output; the suite's time-out is the limit."""
         assert self.up.process.stdout is not None
         for line in self.up.process.stdout:
             self.up.lines.append(line)
@@ -76,7 +76,7 @@ class Product:
 
 
 def await_true(condition: Callable[[], bool], product: Product) -> None:
-    """Poll: what other processes come to know is no event of ours."""
+    """Poll, because the state of other processes cannot be awaited as an event."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, product.logs()
@@ -123,7 +123,7 @@ def test_models_come_change_and_break_while_the_product_runs(
     processes, worker = set(descendants(product.up.process.pid)), product.worker_id()
     assert product.generate("tiny")["text"]
 
-    # One more: the page takes jobs for it before a worker has it, and then it has.
+    # A new model: the page accepts jobs for it before a worker has loaded it.
     product.register(build_adapter(product.home / "tiny", tmp_path / "faq", seed=1))
     await_true(lambda: product.names() == ["tiny", "faq"], product)
     first = product.generate("faq")
@@ -139,7 +139,7 @@ def test_models_come_change_and_break_while_the_product_runs(
     assert set(descendants(product.up.process.pid)) == processes
     assert product.worker_id() == worker
 
-    # One that cannot be loaded: said clearly, and nobody is harmed.
+    # A model that cannot be loaded is reported clearly, and affects no other model.
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text('{"model_type": "llama"}')
@@ -149,7 +149,7 @@ def test_models_come_change_and_break_while_the_product_runs(
     assert product.generate("faq")["text"] == first["text"]
     assert product.worker_id() == worker
 
-    # A changed one: the worker ends in good order and comes back; nothing else does.
+    # A changed model: only the worker ends, regularly, and is restarted.
     product.register(build_adapter(product.home / "tiny", tmp_path / "new", seed=2))
     product.read_until("worker-1 starts again, with the changed models.")
     second = product.generate("faq")

@@ -1,9 +1,9 @@
-"""The counted proof: whatever dies, every accepted job reaches exactly one final state.
+"""Every accepted job reaches exactly one final state, whichever process is killed.
 
-Clients submit over HTTP, with keys, and ask again when they got no answer. Meanwhile workers are
-killed, drained and frozen beyond their leases, Redis is killed, frozen and started again empty, and
-the web process is killed. Then everything is counted: the rows, ``job_events``, and the texts
-against those that an undisturbed product wrote for the same seeds.
+Clients submit over HTTP with keys, and repeat requests without an answer. Meanwhile workers are
+killed, drained and frozen beyond their leases, Redis is killed, frozen and restarted empty, and the
+web process is killed. Then the rows and ``job_events`` are counted, and the completions compared
+with those of an undisturbed product with the same seeds.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def body(seed: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def undisturbed(stack: Stack) -> dict[int, str]:
-    """Seed → text, from a product that nobody disturbs."""
+    """Seed → text, from an undisturbed product."""
     seeds = [*range(NUM_JOBS), BAIT_SEED]
     ids = [stack.request("POST", "/api/v1/jobs", body(seed)).json["id"] for seed in seeds]
     return {seed: stack.wait(job_id)["text"] for seed, job_id in zip(seeds, ids, strict=True)}
@@ -58,7 +58,7 @@ def undisturbed(stack: Stack) -> dict[int, str]:
 
 @dataclass
 class Clients:
-    """Submit the jobs with the given pace of a few threads, each until it is told 202."""
+    """Submit the jobs at the given rate on a few threads, each until the answer is 202."""
 
     stack: Stack
     accepted: dict[int, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Clients:
                 answer = self.stack.request(
                     "POST", "/api/v1/jobs", body(seed), {"Idempotency-Key": f"seed-{seed}"}
                 )
-            except OSError:  # the web process was killed: nobody knows whether the job is there
+            except OSError:  # the web process was killed, so whether the job exists is unknown
                 self.num_unanswered += 1
                 assert time.monotonic() < deadline
                 time.sleep(0.05)  # as a client does before it asks again
@@ -141,7 +141,7 @@ def test_every_accepted_job_ends_exactly_once(
     assert {seed: job["text"] for seed, job in jobs.items()} == {
         seed: undisturbed[seed] for seed in range(NUM_JOBS)
     }
-    # Otherwise nothing was disturbed, and nothing proven.
+    # Otherwise nothing was disturbed, and the test proves nothing.
     taken_back = sum(("running", "queued") in path for path in paths.values())
     assert taken_back >= 3
 
@@ -171,10 +171,10 @@ def _kill_web(stack: Stack) -> None:
 
 
 def _freeze_beyond_the_lease(stack: Stack) -> None:
-    """A worker that stands still until others have its jobs, and then goes on: a zombie.
+    """Freeze a worker until others have its jobs, then resume it as a zombie.
 
-    Frozen in the middle of a transaction it would hold SQLite's one write lock, or its rows', and
-    nobody could take anything back: then it goes on, and another is caught.
+    A worker that is frozen within a transaction would hold locks of the database, so that no
+    sweeper could take its jobs back. Such a worker is resumed, and another one is frozen.
     """
     for _ in range(20):
         worker, bait = _catch(stack)
@@ -218,10 +218,10 @@ def _submit_bait(stack: Stack) -> str:
 
 
 def _catch(stack: Stack) -> tuple[subprocess.Popen[bytes], str]:
-    """A worker, frozen in the middle of a long text, and the id of the text's job.
+    """Freeze a worker while it generates a long completion; return it and the job's id.
 
-    Frozen, because the text may have ended between a look and a signal: only of a worker that
-    stands still is it known what it holds.
+    It is frozen because the job could end between the query and a signal: only a frozen worker's
+    jobs are known for certain.
     """
     while True:
         bait = _submit_bait(stack)
@@ -264,7 +264,7 @@ def _row(stack: Stack, job_id: str) -> tuple[str, str]:
 
 
 def _await(stack: Stack, condition: Callable[[], bool], complaint: str) -> None:
-    """Poll other processes' state, for which there is no event to await."""
+    """Poll the state of other processes, which cannot be awaited as an event."""
     deadline = time.monotonic() + 90
     while not condition():
         assert time.monotonic() < deadline, complaint + stack.logs()

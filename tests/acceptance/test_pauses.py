@@ -1,4 +1,4 @@
-"""Workers that stand still for longer than their leases, as when a lid is closed, lose nothing."""
+"""Workers that are paused for longer than their leases, as on a suspended laptop, lose nothing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _expired_for_ms(database_url: str) -> int:
 
 
 def _await(condition: Callable[[], bool]) -> None:
-    """Poll other processes' state, for which there is no event to await."""
+    """Poll the state of other processes, which cannot be awaited as an event."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline

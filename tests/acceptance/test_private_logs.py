@@ -1,4 +1,4 @@
-"""Errors of every layer, and logs that tell of no prompt, no text and no cookie."""
+"""With errors in every layer, the logs contain no prompt, no completion and no cookie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models files and models that break under a running ``textmill up``: nothing else may end."""
+"""Models files and models that break while ``textmill up`` runs must not end anything else."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_a_models_file_that_breaks_stops_nothing_and_a_killed_workers_jobs_run_e
     file.write_text("[[models]\nname=")
     killed_at = time.monotonic()
     fleet.kill(holder)
-    # What it was working on runs on the other worker within seconds, not when its lease is over.
+    # Its jobs run on the other worker within seconds, not after the end of the lease.
     await_true(lambda: attempt(fleet, job["id"]) == 2, fleet)
     assert time.monotonic() - killed_at < RECOVERY_SECONDS, fleet.logs()
     assert holder not in fleet.workers()
@@ -115,7 +115,7 @@ def test_a_models_file_that_breaks_stops_nothing_and_a_killed_workers_jobs_run_e
     doctor = run(fleet.up.environment, "doctor")
     assert "is not valid TOML" in doctor.stdout
 
-    # The new process serves what the file said before it broke; a new web process knows it too.
+    # The new process serves the models of the last valid file, and a new web process knows them.
     await_true(lambda: set(fleet.workers()) - both != set(), fleet)
     for pid in descendants(fleet.up.process.pid):
         if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0web\0"):
@@ -175,7 +175,7 @@ def test_a_model_that_cannot_be_loaded_stays_out_alone_and_comes_back_when_it_is
     job = fleet.post("/jobs", {"model": "neo"})
     assert job["status"] == "queued"
 
-    # A mended file is seen at once, whatever the pause.
+    # A corrected file is noticed immediately, during a pause too.
     shutil.copytree(kept / "tiny", fleet.home / "tiny", dirs_exist_ok=True)
     shutil.copytree(kept / "neo", fleet.home / "neo", dirs_exist_ok=True)
     assert fleet.wait(job)["status"] == "succeeded"

@@ -1,4 +1,4 @@
-"""``textmill up`` as a person runs it: everything real, on a model that is made in a moment."""
+"""``textmill up`` with all its processes and a tiny model."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def start(
 
 
 def described(pid: int) -> str:
-    """A process's command, and where its threads stand in the kernel."""
+    """A process's command, and the kernel functions in which its threads wait."""
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     threads = Path(f"/proc/{pid}/task").iterdir()
     return f"{pid} {command} {[(thread / 'wchan').read_text() for thread in threads]}"
@@ -62,7 +62,7 @@ def await_gone(pids: list[int], limit_seconds: float) -> None:
     deadline = time.monotonic() + limit_seconds
     while left := [pid for pid in pids if is_alive(pid)]:
         assert time.monotonic() < deadline, f"still running: {[described(pid) for pid in left]}"
-        time.sleep(0.05)  # they are nobody's children any more: there is no event to wait for
+        time.sleep(0.05)  # they are not children of this process: no event to await
 
 
 def test_it_serves_a_job_stops_cleanly_and_starts_again_in_seconds(
@@ -170,7 +170,7 @@ def test_a_database_that_another_program_locks_is_waited_for_and_said_so(
 
 
 def read_until(up: Up, words: str) -> None:
-    """Read what the supervisor prints; the suite's time-out is the limit."""
+    """Read the supervisor's output; the suite's time-out is the limit."""
     assert up.process.stdout is not None
     for line in up.process.stdout:
         up.lines.append(line)

@@ -27,7 +27,7 @@ from textmill.worker.stop_signal import StopSignal
 DOCS = Path(__file__).parents[2] / "docs" / "deployment.md"
 WAIT_SECONDS = 60.0
 OF_THE_SERVER = {"textmill_open_streams", "textmill_open_connections", "textmill_watched_jobs"}
-"""Shown by a web process alone; ``tests.acceptance.test_held_connections`` sees them move."""
+"""Exposed only by a web process; ``tests.acceptance.test_held_connections`` tests their values."""
 Samples = dict[str, float]
 
 

@@ -1,4 +1,4 @@
-"""Each role runs with the packages of its lock alone."""
+"""Each role runs with only the packages of its lock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def locked_here(*locks: str) -> list[str]:
 
 
 def environment_of(folder: Path, *locks: str) -> dict[str, str]:
-    """Variables under which Python finds Textmill and the packages of these locks alone."""
+    """Variables with which Python finds only Textmill and the packages of these locks."""
     for name in locked_here(*locks):
         distribution = importlib.metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:

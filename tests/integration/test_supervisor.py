@@ -1,7 +1,7 @@
-"""The supervisor with small children of its own: restarts, orderly ends, fatal statuses.
+"""The supervisor with small child programs: restarts, regular ends, fatal statuses.
 
-Each test runs this very file as a program that supervises a plan written in JSON, in a process of
-its own, because signals and exit statuses are what is tested.
+Each test runs this file as a program that supervises a plan in JSON. It is a separate process,
+because signals and exit statuses are tested.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from textmill.cli.supervisor import End, Plan, Supervisor, Timeouts
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = "Textmill is ready: http://127.0.0.1:1"
-# Writes its pid, whole at once, where the test can find it, then waits for the signal.
+# Writes its pid atomically to a file that the test reads, then waits for the signal.
 OBEDIENT = """
 import os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("goodbye", flush=True), sys.exit(0)))
@@ -47,7 +47,7 @@ while not os.path.exists({path!r}): time.sleep(0.01)
 
 
 class Running:
-    """A supervisor in a process of its own; its lines are read as they come."""
+    """A supervisor in a separate process, whose lines are read as they arrive."""
 
     def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
         self.folder = folder
@@ -109,7 +109,7 @@ def reaper_of(running: Running) -> int:
 
 
 def await_end(pid: int) -> None:
-    """Wait until a process is gone; its parent has died, so there is nothing to wait on."""
+    """Wait until a process has ended; its parent is dead, so it cannot be awaited."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -254,7 +254,7 @@ def test_a_killed_child_comes_back_and_ready_is_said_once(
 def test_a_configuration_error_stops_everything_and_is_shown(
     supervise: Callable[..., Running], tmp_path: Path, place: str
 ) -> None:
-    # Preparations run beside the prerequisites: let there be something to stop.
+    # Preparations run in parallel with the prerequisites, so that there is something to stop.
     code = AWAIT_FILE.format(path=str(tmp_path / "redis.pid"))
     code += "print('textmill: TEXTMILL_X is wrong.'); raise SystemExit(78)"
     plan: dict[str, Any] = {"prerequisites": [child(tmp_path, "redis")], "services": []}
@@ -373,7 +373,7 @@ def test_a_signal_ends_a_clearing_up_too(supervise: Callable[..., Running], tmp_
 def test_a_child_that_cannot_even_be_started_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No process is left, say; the others go on."""
+    """For example, no process can be started; the others continue."""
     real = subprocess.Popen
     refusals: list[Any] = []
 
@@ -517,7 +517,7 @@ def test_a_reader_that_stops_reading_does_not_stall_the_end(
         "while True: signal.pause()", "while True: print('x' * 1000, flush=True)"
     )
     running = supervise(services=[child(tmp_path, "web", talkative)])
-    running.read_until(READY)  # and from here on nobody reads
+    running.read_until(READY)  # from now on the output is not read
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(timeout=20) == 0
     await_end(running.pid_of("web"))

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 LEFT_OUT = {".git", ".venv", "tests", "docs", "benchmarks", "build", "dist", "node_modules"}
 
-NOT_READ = {"jsconfig.json"}  # for tsc alone
+NOT_READ = {"jsconfig.json"}  # only for tsc
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which the wheel was installed, alone."""
+    """A folder that contains only the installed wheel."""
     folder = tmp_path_factory.mktemp("installed")
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
     subprocess.run([*command, "--target", str(folder), str(wheel)], check=True)

@@ -42,6 +42,20 @@ TEXTMILL_INLINE IntRegister dot8(IntRegister sum, const int8_t* weights, size_t 
 #endif
 }
 
+TEXTMILL_INLINE ShortRegister widen(const int8_t* from) {
+    return (ShortRegister)_mm256_cvtepi8_epi16(load_vector<__m128i>(from));
+}
+
+TEXTMILL_INLINE IntRegister dot2(IntRegister sum, ShortRegister numbers, int32_t pair) {
+    const __m256i pairs = _mm256_set1_epi32(pair);
+#if defined(__AVXVNNI__)
+    return (IntRegister)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)numbers, pairs);
+#else
+    return (IntRegister)_mm256_add_epi32((__m256i)sum,
+                                         _mm256_madd_epi16((__m256i)numbers, pairs));
+#endif
+}
+
 // See generic.h. The sums of a tile fill most of the registers.
 struct Tile {
     static constexpr int OUTPUTS = 16, INT8_TOKENS = 4, FLOAT32_TOKENS = 6;

@@ -51,6 +51,20 @@ TEXTMILL_INLINE IntRegister dot8(IntRegister sum, const int8_t* weights, size_t 
 #endif
 }
 
+TEXTMILL_INLINE ShortRegister widen(const int8_t* from) {
+    return (ShortRegister)_mm512_cvtepi8_epi16(load_vector<__m256i>(from));
+}
+
+TEXTMILL_INLINE IntRegister dot2(IntRegister sum, ShortRegister numbers, int32_t pair) {
+    const __m512i pairs = _mm512_set1_epi32(pair);
+#if defined(__AVX512VNNI__)
+    return (IntRegister)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)numbers, pairs);
+#else
+    return (IntRegister)_mm512_add_epi32((__m512i)sum,
+                                         _mm512_madd_epi16((__m512i)numbers, pairs));
+#endif
+}
+
 // See generic.h. The sums of a tile fill most of the registers.
 struct Tile {
     static constexpr int OUTPUTS = 32, INT8_TOKENS = 12, FLOAT32_TOKENS = 12;

@@ -70,6 +70,21 @@ TEXTMILL_CALLED IntRegister dot8(IntRegister sum, const int8_t* weights, size_t 
     return sum;
 }
 
+// Sixteen bits for each of REGISTER_BYTES / 2 signed bytes.
+inline ShortRegister widen(const int8_t* from) {
+    typedef int8_t HalfBytes __attribute__((vector_size(REGISTER_BYTES / 2)));
+    return __builtin_convertvector(load_vector<HalfBytes>(from), ShortRegister);
+}
+
+// Adds two products to each lane's sum: numbers (lanes, 2) with the two of a pair, in its lower and its
+// higher sixteen bits.
+TEXTMILL_CALLED IntRegister dot2(IntRegister sum, ShortRegister numbers, int32_t pair) {
+    const int first = int16_t(pair), second = pair >> 16;
+    for (int lane = 0; lane < REGISTER_LANES; ++lane)
+        sum[lane] += numbers[2 * lane] * first + numbers[2 * lane + 1] * second;
+    return sum;
+}
+
 // The tile of a product, whose sums fill most of the registers.
 struct Tile {
     static constexpr int OUTPUTS = 16, INT8_TOKENS = 2, FLOAT32_TOKENS = 2;

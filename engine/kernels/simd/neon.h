@@ -19,6 +19,18 @@ TEXTMILL_INLINE FloatRegister round_to_even(FloatRegister x) {
     return (FloatRegister)vrndnq_f32((float32x4_t)x);
 }
 
+TEXTMILL_INLINE ShortRegister widen(const int8_t* from) {
+    return (ShortRegister)vmovl_s8(vld1_s8(from));
+}
+
+TEXTMILL_INLINE IntRegister dot2(IntRegister sum, ShortRegister numbers, int32_t pair) {
+    const int16x8_t pairs = vreinterpretq_s16_s32(vdupq_n_s32(pair));
+    const int16x8_t own = (int16x8_t)numbers;
+    const int32x4_t low = vmull_s16(vget_low_s16(own), vget_low_s16(pairs));
+    const int32x4_t high = vmull_high_s16(own, pairs);
+    return (IntRegister)vaddq_s32((int32x4_t)sum, vpaddq_s32(low, high));
+}
+
 // See generic.h. The sums of a tile fill most of the registers.
 struct Tile {
     static constexpr int OUTPUTS = 16, INT8_TOKENS = 4, FLOAT32_TOKENS = 6;

@@ -36,6 +36,25 @@ TEXTMILL_INLINE Pair<Half> scale_for_exp(const Pair<Half>& fraction, const Pair<
     return {scale_for_exp(fraction.low, n.low, x.low), scale_for_exp(fraction.high, n.high, x.high)};
 }
 
+template <class Half>
+TEXTMILL_INLINE Pair<Half> dot2(const Pair<Half>& sum, const auto& numbers, int32_t pair) {
+    return {dot2(sum.low, numbers.low, pair), dot2(sum.high, numbers.high, pair)};
+}
+
+template <class Numbers>
+struct Widen {
+    static TEXTMILL_INLINE Numbers of(const int8_t* from) { return widen(from); }
+};
+template <class Half>
+struct Widen<Pair<Half>> {
+    static TEXTMILL_INLINE Pair<Half> of(const int8_t* from) {
+        return {Widen<Half>::of(from), Widen<Half>::of(from + sizeof(Half) / 2)};
+    }
+};
+
+// Sixteen bits for each of 32 signed bytes, two for each lane.
+TEXTMILL_INLINE ShortPairs widen_pairs(const int8_t* from) { return Widen<ShortPairs>::of(from); }
+
 }  // namespace textmill
 
 // Unrolls the next loop, whose bound is a template parameter.

@@ -24,7 +24,8 @@ constexpr int REGISTER_LANES = REGISTER_BYTES / 4;
 typedef float FloatRegister __attribute__((vector_size(REGISTER_BYTES)));
 typedef int32_t IntRegister __attribute__((vector_size(REGISTER_BYTES)));
 typedef uint32_t WordRegister __attribute__((vector_size(REGISTER_BYTES)));
-typedef uint16_t HalfRegister __attribute__((vector_size(REGISTER_BYTES / 2)));
+typedef int16_t ShortRegister __attribute__((vector_size(REGISTER_BYTES)));
+typedef int16_t HalfShortRegister __attribute__((vector_size(REGISTER_BYTES / 2)));
 typedef uint8_t ByteRegister __attribute__((vector_size(REGISTER_BYTES / 4)));
 
 #define TEXTMILL_INLINE inline __attribute__((always_inline))
@@ -46,8 +47,9 @@ struct Sixteen<Register, 1> {
 using Floats = Sixteen<FloatRegister>::Type;
 using Ints = Sixteen<IntRegister>::Type;
 using Words = Sixteen<WordRegister>::Type;
-using Halves = Sixteen<HalfRegister>::Type;
 using Bytes = Sixteen<ByteRegister>::Type;
+using Shorts = Sixteen<HalfShortRegister>::Type;
+using ShortPairs = Sixteen<ShortRegister>::Type;  // two for each lane
 
 // ---- operators of pairs ------------------------------------------------------------------------
 
@@ -101,11 +103,12 @@ TEXTMILL_INLINE FloatRegister to_floats(IntRegister v) {
 TEXTMILL_INLINE IntRegister to_ints(FloatRegister v) {  // towards zero
     return __builtin_convertvector(v, IntRegister);
 }
-TEXTMILL_INLINE WordRegister to_words(HalfRegister v) {
-    return __builtin_convertvector(v, WordRegister);
-}
 TEXTMILL_INLINE ByteRegister to_bytes(IntRegister v) {  // the lowest eight bits
     return __builtin_convertvector(v, ByteRegister);
+}
+
+TEXTMILL_INLINE HalfShortRegister to_shorts(IntRegister v) {  // the lowest sixteen bits
+    return __builtin_convertvector(v, HalfShortRegister);
 }
 
 #define TEXTMILL_BY_HALVES(function)                                                     \
@@ -118,8 +121,8 @@ TEXTMILL_BY_HALVES(as_ints)
 TEXTMILL_BY_HALVES(as_words)
 TEXTMILL_BY_HALVES(to_floats)
 TEXTMILL_BY_HALVES(to_ints)
-TEXTMILL_BY_HALVES(to_words)
 TEXTMILL_BY_HALVES(to_bytes)
+TEXTMILL_BY_HALVES(to_shorts)
 #undef TEXTMILL_BY_HALVES
 
 template <class Vector>
@@ -153,17 +156,42 @@ TEXTMILL_INLINE Pair<Half> select(const Pair<Condition>& condition, const Pair<H
 
 // ---- memory ---------------------------------------------------------------------------------------
 
+// Register by register: compilers copy whole pairs in smaller pieces, and a register that is read from them
+// waits until all are written.
+template <class Vector>
+struct Memory {
+    static TEXTMILL_INLINE Vector load(const char* from) {
+        Vector v;
+        std::memcpy(&v, from, sizeof v);
+        return v;
+    }
+    static TEXTMILL_INLINE void store(char* to, const Vector& v) { std::memcpy(to, &v, sizeof v); }
+};
+template <class Half>
+struct Memory<Pair<Half>> {
+    static TEXTMILL_INLINE Pair<Half> load(const char* from) {
+        return {Memory<Half>::load(from), Memory<Half>::load(from + sizeof(Half))};
+    }
+    static TEXTMILL_INLINE void store(char* to, const Pair<Half>& v) {
+        Memory<Half>::store(to, v.low);
+        Memory<Half>::store(to + sizeof(Half), v.high);
+    }
+};
+
 template <class Vector>
 TEXTMILL_INLINE Vector load_vector(const void* from) {
-    Vector v;
-    std::memcpy(&v, from, sizeof v);
-    return v;
+    return Memory<Vector>::load(static_cast<const char*>(from));
+}
+template <class Vector>
+TEXTMILL_INLINE void store_vector(void* to, const Vector& v) {
+    Memory<Vector>::store(static_cast<char*>(to), v);
 }
 TEXTMILL_INLINE Floats load(const float* from) { return load_vector<Floats>(from); }
-TEXTMILL_INLINE void store(float* to, const Floats& v) { std::memcpy(to, &v, sizeof v); }
-TEXTMILL_INLINE void store(int32_t* to, const Ints& v) { std::memcpy(to, &v, sizeof v); }
-TEXTMILL_INLINE void store(uint32_t* to, const Words& v) { std::memcpy(to, &v, sizeof v); }
-TEXTMILL_INLINE void store(uint8_t* to, const Bytes& v) { std::memcpy(to, &v, sizeof v); }
+TEXTMILL_INLINE void store(float* to, const Floats& v) { store_vector(to, v); }
+TEXTMILL_INLINE void store(int32_t* to, const Ints& v) { store_vector(to, v); }
+TEXTMILL_INLINE void store(uint32_t* to, const Words& v) { store_vector(to, v); }
+TEXTMILL_INLINE void store(int16_t* to, const Shorts& v) { store_vector(to, v); }
+TEXTMILL_INLINE void store(uint8_t* to, const Bytes& v) { store_vector(to, v); }
 
 // b where neither is larger, so NaN in b is kept and NaN in a is dropped.
 TEXTMILL_INLINE FloatRegister maximum(FloatRegister a, FloatRegister b) { return a > b ? a : b; }

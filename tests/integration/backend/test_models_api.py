@@ -54,6 +54,28 @@ def test_the_api_describes_a_fine_tuning(tuned: Site) -> None:
     assert models["tiny"]["links"] == {"curve": None, "card": None}
 
 
+def test_the_instruction_set_and_the_compiler_are_shown(tuned: Site) -> None:
+    card = replace(TUNED, instruction_set="avx2", kernels_note="g++ (Example 13) <13.2>")
+    store_served_model(tuned.services.store.engine, card)
+    found = models_of(tuned)["other"]
+    assert (found["instruction_set"], found["kernels_note"]) == ("avx2", card.kernels_note)
+    page = tuned.client.get("/models").text
+    assert "<dt>Kernels</dt><dd>avx2, compiled by g++ (Example 13) &lt;13.2&gt;</dd>" in page
+
+
+def test_the_reason_why_pytorch_computes_alone_is_shown(tuned: Site) -> None:
+    reason = "no C++ compiler was found: install g++ or clang++, or run pip install ziglang"
+    store_served_model(tuned.services.store.engine, replace(TUNED, kernels_note=reason))
+    found = models_of(tuned)["other"]
+    assert (found["instruction_set"], found["kernels_note"]) == (None, reason)
+    assert f"<dt>Kernels</dt><dd>none: {reason}</dd>" in tuned.client.get("/models").text
+
+
+def test_nothing_is_shown_of_the_kernels_of_a_worker_of_an_earlier_version(tuned: Site) -> None:
+    assert models_of(tuned)["other"]["kernels_note"] is None
+    assert "<dt>Kernels</dt>" not in tuned.client.get("/models").text
+
+
 def test_the_openapi_document_describes_it(site: Site) -> None:
     schemas = site.client.get("/api/v1/openapi.json").get_json()["components"]["schemas"]
     assert {"finetuning", "links"} <= set(schemas["ModelView"]["required"])

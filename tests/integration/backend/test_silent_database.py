@@ -66,7 +66,7 @@ def test_a_frozen_server_ends_every_request_with_503_in_time(
     started = time.monotonic()
     assert site.client.get("/healthz").status_code == 200
     assert time.monotonic() - started < 0.5
-    # The breaker is open: most requests fail at once, and one per second tries.
+    # The circuit breaker is open: most requests fail immediately; one per second is tried.
     later = ask_all(site, [(JOBS, "GET")] * 20)
     assert {status for status, _ in later} == {503}
     assert sum(seconds < 1 for _, seconds in later) >= 18

@@ -80,7 +80,7 @@ def test_submissions_at_the_cap_never_pass_it(database: Engine) -> None:
 
 
 def test_of_many_that_end_a_job_at_once_one_succeeds(bench: Bench) -> None:
-    """The worker, the sweeper, a client that cancels and one that deletes, all at one moment."""
+    """The worker, the sweeper, a client that cancels and one that deletes, all at the same time."""
     for round_ in range(6):
         bench.submit()
         job = bench.claimed()

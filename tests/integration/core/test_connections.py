@@ -7,11 +7,12 @@ from contextlib import ExitStack
 import pytest
 from sqlalchemy import Engine, event
 
-from textmill.core.database.connections import SQLITE_KEPT_CONNECTIONS, reading
+from textmill.core.database.connections import reading
+from textmill.core.database.sqlite import KEPT_CONNECTIONS
 
 
 def test_one_caller_after_another_uses_one_connection(database: Engine) -> None:
-    """A connection in use fills caches of its own: in turn, all of the pool would."""
+    """A connection fills its own caches, so using all connections in turn would fill them all."""
     with reading(database) as first, reading(database) as second, reading(database) as third:
         for connection in (first, second, third):
             connection.exec_driver_sql("SELECT 1")
@@ -31,4 +32,4 @@ def test_sqlite_keeps_few_connections_after_a_busy_moment(database: Engine) -> N
     with ExitStack() as stack:
         for _ in range(12):
             stack.enter_context(reading(database)).exec_driver_sql("SELECT 1")
-    assert len(closed) == 12 - SQLITE_KEPT_CONNECTIONS
+    assert len(closed) == 12 - KEPT_CONNECTIONS

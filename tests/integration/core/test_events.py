@@ -1,4 +1,4 @@
-"""The streams on a real Redis: what is written is read, and what goes wrong is told in time."""
+"""The streams on a real Redis: entries are read as written, and errors are reported in time."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_who_listens_hears_which_jobs_were_written_to(redis_url: str, protocol: 
         heard: list[dict[str, str]] = []
         async for written in reader.written():
             heard.append(dict(written))
-            if len(heard) == 1:  # subscribed; what follows is heard
+            if len(heard) == 1:  # subscribed; the following entries are received
                 bus.publish([started(one, 1), token(one, 1, "x"), token(two, 1, "y")])
                 bus.publish([done(one, 1, 1, 1)])
             if {one: "done"} in heard:
@@ -261,7 +261,7 @@ def test_a_cancellation_is_heard(bus: EventBus, redis_url: str) -> None:
 
 
 def every_call_gives_up(bus: EventBus) -> None:
-    """Each call, on a bus of its own history, ends in time; the best-effort ones say nothing."""
+    """Each call, on its own bus, ends in time; the best-effort calls raise nothing."""
     job = job_id()
     began = time.monotonic()
     with pytest.raises(EventsUnavailable):
@@ -293,7 +293,7 @@ def test_a_frozen_redis_costs_a_call_its_time_out_and_no_more(
 ) -> None:
     bus = EventBus(own_redis.url)
     job = job_id()
-    bus.publish([token(job, 1, "x")])  # the connection stands when the server freezes
+    bus.publish([token(job, 1, "x")])  # the connection is open when the server freezes
     assert own_redis.process is not None
     os.kill(own_redis.process.pid, signal.SIGSTOP)
     try:
@@ -353,7 +353,7 @@ def test_a_redis_that_comes_back_empty_is_used_again(own_redis: RedisServer) -> 
 
 
 def _await_answer(bus: EventBus) -> None:
-    """A bus leaves a silent Redis alone for a moment before it tries again."""
+    """A bus pauses for a moment before it tries an unresponsive Redis again."""
     deadline = time.monotonic() + 10
     while not bus.ping():
         assert time.monotonic() < deadline

@@ -60,7 +60,7 @@ QUERIES = {
 
 
 def stored(bench: Bench) -> dict[str, str]:
-    """Half of the texts as prompts, half as what was written: id → name."""
+    """Half of the texts as prompts, half as completions: id → name."""
     names = {}
     for number, (name, text) in enumerate(TEXTS.items()):
         job = bench.submit(prompt=text if number % 2 else "zzz")
@@ -79,7 +79,7 @@ def test_every_query_finds_exactly_its_texts(bench: Bench) -> None:
 
 
 def forget_terms(engine: Engine) -> None:
-    """As the release before wrote its rows: characters alone, marks lost."""
+    """As the previous release wrote its rows: only single characters, without marks."""
     with writing(engine) as connection:
         values = {"search_text": "old", "search_runs": "", "search_rules": None}
         connection.execute(update(Job).values(values))

@@ -126,7 +126,7 @@ def test_the_way_down_leaves_the_cards_as_the_first_release_had_them(database_ur
 # ---- PostgreSQL, with writers beside ------------------------------------------------------------
 
 NUM_ROWS = int(os.environ.get("TEXTMILL_TEST_MIGRATION_ROWS", "20000"))
-"""Rows of job_events that a migration is tried on: with 2000000 it is the size of a busy year."""
+"""Rows of job_events for the test of a migration; 2000000 is the size of a busy year."""
 
 _MIGRATION = """
 import sqlalchemy as sa
@@ -160,7 +160,7 @@ def more_versions(tmp_path: Path) -> Path:
 
 
 class Writers:
-    """Submissions, one after the other on a few threads, and how long each took."""
+    """Submissions on a few threads, and the duration of each."""
 
     def __init__(self, url: str) -> None:
         self._engine = make_engine(url, pool_size=4)
@@ -200,14 +200,14 @@ def test_a_large_table_is_migrated_while_others_write_and_hold_locks(
             {"num": NUM_ROWS},
         )
     with Writers(postgres_url) as writers, ThreadPoolExecutor(1) as pool:
-        with reading(engine) as connection:  # somebody reads for longer than a lock is waited for
+        with reading(engine) as connection:  # a reader that takes longer than the wait for a lock
             connection.execute(text("SELECT count(*) FROM job_events"))
             migrating = pool.submit(upgrade, postgres_url, [more_versions])
             _await_tries(engine, migrating)
             num_before = len(writers.seconds)
         migrating.result(timeout=600)
     assert len(writers.seconds) > num_before > 0
-    # A writer waits behind one try for the table's lock at most, and not for the index.
+    # A writer waits for at most one attempt to lock the table, and not for the index.
     assert max(writers.seconds) < LOCK_MS / 1000 + 1.5
     with reading(engine) as connection:
         assert connection.execute(text("SELECT value FROM timeouts")).scalars().all() == ["0"]
@@ -219,7 +219,7 @@ def test_a_large_table_is_migrated_while_others_write_and_hold_locks(
 
 
 def _await_tries(engine: Engine, migrating: Future[None]) -> None:
-    """Until the migration has given up its first try for the lock."""
+    """Wait until the migration's first attempt to lock the table has failed."""
     query = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
     deadline = time.monotonic() + 60
     has_waited = False
@@ -235,7 +235,7 @@ def _await_tries(engine: Engine, migrating: Future[None]) -> None:
 
 
 def test_a_migration_that_was_cut_off_is_done_again(postgres_url: str, more_versions: Path) -> None:
-    """CREATE INDEX CONCURRENTLY leaves an index that is not valid; the next try replaces it."""
+    """CREATE INDEX CONCURRENTLY leaves an invalid index; the next attempt replaces it."""
     engine = make_engine(postgres_url, patience_seconds=None)
     with connecting(engine) as connection:
         session = connection.execution_options(isolation_level="AUTOCOMMIT")
@@ -255,7 +255,7 @@ def test_a_migration_that_was_cut_off_is_done_again(postgres_url: str, more_vers
     engine.dispose()
 
 
-# A job of the release before: it knows neither the columns nor the rules of the search.
+# A job of the previous release, without the columns and the rules of the search.
 OLD_JOB = """
     INSERT INTO jobs (id, owner_id, model, prompt, strategy, parameters, has_trace, status,
                       priority, share_rank, attempt, lost_count, not_before, deadline_at, text,
@@ -291,7 +291,7 @@ def test_the_indexes_of_a_table_with_rows_are_made_and_can_be_used(postgres_url:
     engine = make_engine(postgres_url)
     with writing(engine) as connection:
         connection.execute(text(OLD_JOB), {"id": "before", **ENDED})
-        # As a try leaves it that was cut off before the version was written.
+        # The state after an attempt that was interrupted before the version was written.
         connection.execute(text("CREATE INDEX ix_jobs_stale_search ON jobs (number)"))
         connection.execute(text("ALTER TABLE jobs ADD COLUMN search_rules INTEGER"))
     upgrade(postgres_url)

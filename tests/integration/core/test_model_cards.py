@@ -1,4 +1,4 @@
-"""Model cards on both databases: what a worker stores, and what the web side reads of it."""
+"""Model cards on both databases: storing by a worker, reading by the web side."""
 
 from __future__ import annotations
 

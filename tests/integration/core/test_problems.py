@@ -1,4 +1,4 @@
-"""Why things are left out: told once, forgotten in time, on both databases."""
+"""Problems are stored once and expire, on both databases."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_worker_stores_what_is_new_and_says_it_again_before_it_is_forgotten(
     assert reasons(database) == [("here", "model", "tiny", "It is cut off.")]
     make_time_pass(database, REMEMBERED_SECONDS)
     board.send()
-    assert reasons(database) == []  # nothing new, and it is not yet time
+    assert reasons(database) == []  # nothing changed, and the next report is not due
     now = REMEMBERED_SECONDS / 2 + 1
     board.send()
     assert reasons(database) == [("here", "model", "tiny", "It is cut off.")]
@@ -90,7 +90,7 @@ def test_a_word_that_cannot_be_stored_is_stored_at_the_next_chance(
 ) -> None:
     board = ProblemBoard("sqlite:////dev/null/no/such/folder.db", "here")
     board.report("model", "tiny", "It is cut off.")
-    board.send()  # no error, whatever the database is
+    board.send()  # no error on either database
     board._database_url = database_url
     board.send()
     assert reasons(database) == [("here", "model", "tiny", "It is cut off.")]

@@ -1,4 +1,4 @@
-"""A worker notices the death of another one on its machine, and gives its jobs back at once."""
+"""A worker detects the death of another worker of its machine and returns its jobs immediately."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLEEPER = (
     "import sys, time; from pathlib import Path; from textmill.core.dead_workers import note_birth;"
     "note_birth(Path(sys.argv[1]), sys.argv[2]); print('noted', flush=True); time.sleep(600)"
 )
-SOON = 20.0  # another process's end is seen at once; the machine may be busy
+SOON = 20.0  # the end of a process is detected immediately; the machine may be busy
 
 
 @pytest.fixture

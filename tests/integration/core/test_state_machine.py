@@ -34,7 +34,7 @@ PICKS = st.integers(0, 10**6)
 
 def machine_for(database: Engine) -> type[RuleBasedStateMachine]:
     class Histories(RuleBasedStateMachine):
-        """What was accepted, how it ended, and every claim that a worker still believes in."""
+        """The accepted jobs, their ends, and every claim that a worker believes to be valid."""
 
         def __init__(self) -> None:
             super().__init__()

@@ -1,4 +1,4 @@
-"""Tickets: they reach a real Celery worker, and never stand in the way of who publishes."""
+"""Tickets reach a real Celery worker, and never block the publisher."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def waiting(redis_url: str, model: str) -> int:
 
 @contextmanager
 def consuming(redis_url: str, models: tuple[str, ...]) -> Iterator[queue.Queue[str]]:
-    """A Celery worker as ours is set up, in a thread; yields what it was told."""
+    """A Celery worker with our configuration, in a thread; yields the received tickets."""
     app: Celery = make_celery(settings_of(redis_url), models)
     told: queue.Queue[str] = queue.Queue()
     app.task(name=TASK_NAME, ignore_result=True)(told.put)
@@ -105,7 +105,7 @@ def test_with_redis_gone_publishing_neither_waits_nor_raises() -> None:
     began = time.monotonic()
     publisher.close(timeout_seconds=0.5)
     assert time.monotonic() - began < 5
-    while not publisher._waiting.empty():  # or its thread would go on for the rest of the session
+    while not publisher._waiting.empty():  # else its thread would run until the session ends
         publisher._waiting.get_nowait()
     publisher.close(timeout_seconds=10)
     assert publisher._thread is not None

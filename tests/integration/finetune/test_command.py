@@ -79,7 +79,7 @@ def started(home: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def await_file(home: Path, pattern: str, process: subprocess.Popen[bytes]) -> None:
-    """Wait until a file exists; there is no portable file system event to wait for."""
+    """Wait until a file exists; there is no portable file system event to await."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not list(home.glob(pattern)):
         assert process.poll() is None, "the process ended before it was killed"
@@ -137,6 +137,7 @@ def test_a_csv_becomes_an_adapter_that_is_better_and_can_be_served(tmp_path: Pat
         "finetune.toml",
         "finetune.json",
         "loss.svg",
+        "ngrams.bin",
         "README.md",
     }
     figures = json.loads((out / "finetune.json").read_text())

@@ -23,7 +23,7 @@ MAX_BODY_BYTES = 256 * 1024
 
 
 class Stream:
-    """A stream that sends what the test puts, until the test or the client ends it."""
+    """A stream that sends the test's items until the test or the client ends it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -39,7 +39,7 @@ class Stream:
             yield text
 
     async def finished(self) -> None:
-        """Return at once: a stream is a response of its own."""
+        """Return immediately; a stream is a separate response."""
 
 
 class Wait(Stream):
@@ -108,7 +108,7 @@ class App:
 
 
 class Panic(BaseException):
-    """Stands in for a panic of native code."""
+    """An exception like a panic of native code."""
 
 
 class Pieces:
@@ -189,7 +189,7 @@ def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.005)  # the server's counters announce nothing
+        time.sleep(0.005)  # the server's counters cannot be awaited
 
 
 @pytest.fixture

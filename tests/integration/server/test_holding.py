@@ -1,4 +1,4 @@
-"""What is held open costs no thread, is bounded, is cut in time, and ends with the server."""
+"""Held connections use no thread, are limited in number and time, and end with the server."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_a_client_that_disconnects_releases_its_stream_at_once(site: Site, data:
         until(lambda: site.server.held.num_open == 0)
         assert time.monotonic() - began < 1
     assert site.app.held[0].has_left.wait(1)
-    assert site.app.asked.count("/wait") < 2  # nobody is left to be answered
+    assert site.app.asked.count("/wait") < 2  # no client is left
 
 
 def test_a_head_of_a_stream_is_not_held(site: Site) -> None:

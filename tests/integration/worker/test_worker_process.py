@@ -11,16 +11,20 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, make_url, select, text
+from structlog.testing import capture_logs
 
+from tests.kernels import KERNEL_DIR
 from tests.servers import Proxy, proxied_postgres
 from tests.tiny_models import build_tiny_gpt2, build_tiny_llama
 from textmill.core.catalog.served_models import cards
 from textmill.core.database.connections import PATIENCE_SECONDS, make_engine, reading
 from textmill.core.database.tables import Job, JobEvent
+from textmill.core.errors import SettingsError
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.settings import Settings
 from textmill.core.workers import SeenWorker, seen_workers
+from textmill.engine.kernels.instruction_sets import INSTRUCTION_SETS, available_sets
 from textmill.worker.model_loading import load_models
 from textmill.worker.process import WorkerProcess
 from textmill.worker.stop_signal import StopSignal
@@ -42,7 +46,7 @@ def start_worker(
     database_url: str, models_file: Path, tmp_path: Path
 ) -> Iterator[Callable[..., WorkerProcess]]:
     started: list[WorkerProcess] = []
-    # What is known to work is kept here; else each test would try the same model again.
+    # Shared by the tests, so that each model is tried only once.
     known = models_file.parent / "kernels"
     known.mkdir(exist_ok=True)
     (tmp_path / "kernels").symlink_to(known)
@@ -78,7 +82,7 @@ def store(database_url: str) -> Iterator[JobStore]:
 
 
 def submit(store: JobStore, length: int = 8, model: str = "tiny") -> JobRecord:
-    """Greedy, since this model's likeliest token is never the end: the length is what was asked."""
+    """Greedy: this model's likeliest token is never the end, so the length is as requested."""
     parameters = {"max_new_tokens": length, "seed": 1, "stop": [], "repetition_penalty": 1.0}
     return store.submit(NewJob(model, "Once", "greedy", parameters), Origin("anna"))
 
@@ -120,6 +124,38 @@ def test_a_worker_says_what_it_holds_finds_its_jobs_and_leaves_no_trace_of_itsel
     assert seen_workers(store.engine) == []
 
 
+def test_why_pytorch_computes_is_logged_once_and_shown(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    with capture_logs() as logs:
+        start_worker(TEXTMILL_KERNELS="off")
+    (entry,) = [entry for entry in logs if entry["event"] in {"no_kernels", "kernels_loaded"}]
+    assert (entry["event"], entry["log_level"]) == ("no_kernels", "warning")
+    card = cards(store.engine)["tiny"]
+    assert card.instruction_set is None
+    assert card.kernels_note == entry["reason"] == "they are switched off by TEXTMILL_KERNELS"
+
+
+def test_the_instruction_set_and_the_compiler_are_logged_once_and_shown(
+    start_worker: Callable[..., WorkerProcess], store: JobStore
+) -> None:
+    with capture_logs() as logs:
+        start_worker(TEXTMILL_KERNELS=str(KERNEL_DIR))
+    (entry,) = [entry for entry in logs if entry["event"] in {"no_kernels", "kernels_loaded"}]
+    assert entry["instruction_set"] == available_sets()[0].name
+    card = cards(store.engine)["tiny"]
+    assert card.instruction_set == entry["instruction_set"]
+    assert card.kernels_note == entry["compiler"]
+
+
+def test_an_instruction_set_that_the_processor_lacks_stops_the_start(
+    start_worker: Callable[..., WorkerProcess],
+) -> None:
+    absent = {item.name for item in INSTRUCTION_SETS} - {item.name for item in available_sets()}
+    with pytest.raises(SettingsError, match=r"TEXTMILL_KERNELS_ISA .* does not have"):
+        start_worker(TEXTMILL_KERNELS=str(KERNEL_DIR), TEXTMILL_KERNELS_ISA=absent.pop())
+
+
 def _await_workers(store: JobStore, num: int) -> list[SeenWorker]:
     deadline = time.monotonic() + WAIT_SECONDS
     while len(found := seen_workers(store.engine)) != num:
@@ -134,7 +170,7 @@ def test_a_model_that_comes_later_is_announced_and_its_jobs_are_found_by_polling
     path = tmp_path / "models.toml"
     path.write_text(f'[[models]]\nname = "tiny"\nsource = "{models_file.parent / "llama"}"\n')
     process = start_worker(TEXTMILL_MODELS=str(path))
-    job = submit(store, model="late")  # nobody serves it yet
+    job = submit(store, model="late")  # no worker serves it yet
     with path.open("a") as file:
         file.write(f'[[models]]\nname = "late"\nsource = "{build_tiny_gpt2(tmp_path / "gpt2")}"\n')
     done = await_job(store, job, lambda j: j.is_final)

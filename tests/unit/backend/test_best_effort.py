@@ -1,4 +1,4 @@
-"""Best-effort calls are bounded in time and raise nothing."""
+"""Best-effort calls are limited in time and raise nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The events that a reader gets, whatever happens to the worker, to Redis and to the connection."""
+"""The events of a watcher under failures of the worker, of Redis and of the connection."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class World:
 
     number: int
     job: JobRecord = JOB
-    written: str = ""  # what the worker of the present attempt has made
+    written: str = ""  # the text of the current attempt
     entries: list[StreamEntry] = field(default_factory=list)
 
     def claim(self) -> None:
@@ -260,7 +260,7 @@ class Connection:
 
 
 TEXT = st.text(alphabet="abcäß界😀\u2028\n", min_size=1, max_size=5)
-WHOLE = 100  # more events than any step makes: nothing is cut
+WHOLE = 100  # more events than a step makes, so none is omitted
 STEP = st.one_of(
     st.tuples(st.just("claim")),
     st.tuples(st.just("write"), TEXT, st.booleans()),

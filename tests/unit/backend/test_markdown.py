@@ -1,8 +1,9 @@
-"""A model card as HTML: what it shows, and that an untrusted card can do nothing else."""
+"""A model card as HTML: its contents, and the limits for an untrusted card."""
 
 from __future__ import annotations
 
 import re
+import sys
 import time
 from html.parser import HTMLParser
 
@@ -146,9 +147,10 @@ def test_facts_are_bounded_and_a_horizontal_rule_is_not_front_matter() -> None:
     "unit",
     ["> ", "[", "![", "`", "_*", "|a", "# x\n", "- a\n", "[\n", "| a | b |\n| --- | --- |\n"],
 )  # fmt: skip
+@pytest.mark.skipif(sys.gettrace() is not None, reason="tracing takes five times the limit's time")
 def test_the_largest_accepted_card_is_rendered_in_time(unit: str) -> None:
     markdown = (unit * MAX_CARD_BYTES)[:MAX_CARD_BYTES]
-    start = time.process_time()
+    start = time.thread_time()
     page = render(markdown)
-    assert time.process_time() - start < 10  # two seconds at most here; machines differ
+    assert time.thread_time() - start < 10  # two seconds at most here; machines differ
     assert {tag for tag, _ in seen(page.html)} <= ALLOWED_TAGS

@@ -19,7 +19,7 @@ from textmill.backend.pages import pages
 from textmill.backend.pages.responses import render_error
 from textmill.backend.request_models import parse_job_request
 from textmill.backend.run_requests import parse_run_request
-from textmill.backend.serializers import strategy_views
+from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import Conflict, NotFound, QueueFull, RateLimited, StorageUnavailable
 from textmill.core.strategies import STRATEGIES
 

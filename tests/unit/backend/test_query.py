@@ -1,4 +1,4 @@
-"""Query strings: the parser returns plain bounded values alone."""
+"""Query strings: the parser returns only simple, bounded values."""
 
 from __future__ import annotations
 

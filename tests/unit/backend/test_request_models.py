@@ -10,12 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from textmill.backend.request_models import (
-    JOB_REQUESTS,
-    ModelLimits,
-    RequestContext,
-    parse_job_request,
-)
+from textmill.backend.request_context import ModelLimits, RequestContext
+from textmill.backend.request_models import JOB_REQUESTS, parse_job_request
 from textmill.backend.run_requests import (
     MAX_JOBS_PER_RUN,
     MAX_SAMPLES,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.finetunings import finetune_json
-from textmill.backend.serializers import base_names, model_view
+from textmill.backend.model_views import base_names, model_view
 from textmill.core.catalog.finetunings import parse_finetuning
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.core.catalog.served_models import ServedModel

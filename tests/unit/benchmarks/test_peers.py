@@ -1,4 +1,4 @@
-"""Other engines beside ours: how they are named, and what is taken of what they print."""
+"""Other engines in the benchmarks: their names on the command line, and their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a command goes on without an answer; the clock is the test's."""
+"""How long a command continues without an answer, with a simulated clock."""
 
 from __future__ import annotations
 

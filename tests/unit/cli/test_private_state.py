@@ -1,4 +1,4 @@
-"""The state folder: what is made private, what is mended, and what is left alone."""
+"""The state folder: which files are made private, repaired or left unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from textmill.cli.private_state import exposed, keep_private
 
 @pytest.fixture(autouse=True)
 def _old_umask() -> Iterator[None]:
-    """A umask as most systems have it; the test session's own comes back."""
+    """Set the umask of most systems, and restore that of the test session."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -26,7 +26,7 @@ def mode_of(path: Path) -> int:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A state folder of an earlier release, readable by everybody."""
+    """A state folder of an earlier release, readable by all users."""
     home = tmp_path / "home"
     for folder in ("logs", "redis", "models"):
         (home / folder).mkdir(parents=True)

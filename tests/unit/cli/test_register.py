@@ -51,7 +51,7 @@ def served(tmp_path: Path) -> Catalog:
 
 
 def refused(result: Result, tmp_path: Path, words: str) -> None:
-    """One sentence, and nothing was written."""
+    """The command prints one sentence and writes nothing."""
     assert result.exit_code == 1, result.output
     assert result.output.startswith("textmill: ")
     assert result.output.count("\n") == 1

@@ -23,7 +23,7 @@ class FakeClock:
 
 
 class FakeRedis:
-    """Counts the calls that came through to it, and fails them as told."""
+    """Counts the calls that reach it, and fails them on request."""
 
     def __init__(self) -> None:
         self.num_calls = 0

@@ -1,4 +1,4 @@
-"""What the errors of the two drivers mean, and how often the log is told."""
+"""The meaning of the errors of both drivers, and how often they are logged."""
 
 from __future__ import annotations
 

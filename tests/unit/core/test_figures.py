@@ -1,4 +1,4 @@
-"""The figures of a fine-tuned model beside its base: titles, digits, directions and changes."""
+"""The figures of a fine-tuned model and its base: titles, digits, directions and changes."""
 
 from __future__ import annotations
 

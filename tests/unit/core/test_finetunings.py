@@ -1,4 +1,4 @@
-"""What is taken from a finetune.json, and what is refused."""
+"""Which parts of a finetune.json are accepted and which are refused."""
 
 from __future__ import annotations
 

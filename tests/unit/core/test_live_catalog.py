@@ -1,4 +1,4 @@
-"""The models file as it stands now: what a change, a mistake and an absence do."""
+"""The current models file: the effects of a change, an error and an absence."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_threads_that_look_at_once_read_the_file_once(
     thread = threading.Thread(target=lambda: live.current)
     thread.start()
     assert inside.wait(10)
-    assert live.current.names == ("a",)  # nobody waits for the one that reads
+    assert live.current.names == ("a",)  # no thread waits for the one that reads
     may_go.set()
     thread.join(10)
     assert live.current.names == ("b",)
@@ -223,7 +223,7 @@ def test_a_served_model_that_went_from_the_file_is_served_on_by_a_process_that_s
     started = LiveCatalog(chosen, serve=("a",))
     assert started.current.names == ("a",)
     assert "TEXTMILL_SERVE names the model 'a'" in str(started.problem)
-    assert LiveCatalog(chosen).current.names == ("b",)  # and nobody else is harmed
+    assert LiveCatalog(chosen).current.names == ("b",)  # and other users are unaffected
 
 
 def test_another_file_is_not_answered_with_what_this_one_said(path: Path, tmp_path: Path) -> None:

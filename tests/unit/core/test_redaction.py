@@ -1,4 +1,4 @@
-"""What the logs tell of errors: never a prompt, a text, a cookie or a password."""
+"""Errors in the logs, which never contain a prompt, a completion, a cookie or a password."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MARK = "Seven purple elephants"
 
 
 class Body(BaseModel):
-    """A body whose number is no number."""
+    """A body with an invalid number."""
 
     number: int
 
@@ -67,7 +67,7 @@ def test_an_error_is_told_without_the_value_that_it_is_about(name: str) -> None:
         assert MARK not in told
         assert told
     assert type(error).__name__ in traceback_of(error)
-    assert "test_redaction" in traceback_of(error)  # where it happened is told
+    assert "test_redaction" in traceback_of(error)  # the traceback names the place
 
 
 @pytest.mark.parametrize("sqlstate", ["23514", "23505", "22P02", "22001"])

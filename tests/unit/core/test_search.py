@@ -1,4 +1,4 @@
-"""The words of the history's search."""
+"""The terms of the history's search."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_terms_are_what_both_databases_take_for_one(text: str) -> None:
 
 
 def matches(query: Query, *texts: str) -> bool:
-    """What a database finds, in plain Python."""
+    """Find as a database does, in plain Python."""
     columns = search_columns(*texts)
     has_terms = set(query.terms) <= set(columns["search_text"].split(" "))
     return has_terms and all(run in columns["search_runs"] for run in query.runs)

@@ -1,4 +1,4 @@
-"""Settings: what is refused and why, and the way to a child process and back."""
+"""Settings: invalid values and their messages, and passing them to a child process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One thread: tiny products gain nothing from two, and lose much on a busy machine."""
+"""Use one thread: tiny products gain nothing from two, and lose much on a busy machine."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_rows_join_and_leave_between_steps() -> None:
     assert texts == ["abcdefgh", "ab", "abc", "a"]
     assert max(runner.batch_sizes) == 2
     assert runner.slots_seen[-1] <= {0, 1}
-    assert runner.num_decode_steps <= 9  # the short ones ran beside the long one
+    assert runner.num_decode_steps <= 9  # the short ones ran in parallel with the long one
 
 
 def test_a_cancel_takes_effect_and_keeps_the_text_made_so_far() -> None:

@@ -1,4 +1,4 @@
-"""Completions of real (tiny) models equal those of transformers, whatever else is decoded."""
+"""Completions of tiny models equal those of transformers, in any batch."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_beam_search_writes_the_text_of_transformers(family: str, kind: str) -> 
 def test_two_hundred_jobs_give_the_same_texts_in_any_order_and_batch_size(
     family: str, kind: str
 ) -> None:
-    """All of them, whatever runs beside a job, in which slot and after whom."""
+    """Run all requests in varying batches, slots and orders."""
     rng = random.Random(1)
     requests = [
         request(
@@ -261,7 +261,7 @@ WAYS = [*product(["llama", "gpt_neo"], KINDS), ("llama", "bfloat16"), ("opt", "t
 
 @pytest.mark.parametrize(("family", "kind"), WAYS)
 def test_prompts_that_are_known_or_taken_out_of_turn_change_no_text(family: str, kind: str) -> None:
-    """Long and short ones at once, most of them alike, then all again when they are known."""
+    """Long and short prompts together, most of them alike, then all again from the prefix cache."""
     prompts = ["x " * 60, "x " * 30 + "T", "T", "The quick brown fox " * 3, "y " * 100, "x " * 60]
     requests = [
         request(family, job, prompt, strategy="sampling", max_new_tokens=6)

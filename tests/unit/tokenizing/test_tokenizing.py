@@ -73,7 +73,7 @@ def sentencepiece() -> Tokenizer:
 
 
 def word_piece() -> Tokenizer:
-    """As BERT has it: lower case, accents gone, spaces dropped, both ends set."""
+    """As in BERT: lower case, without accents and spaces, with tokens at both ends."""
     words = ["[UNK]", "[CLS]", "[SEP]", "the", "##re", "cafe", "!", "t", "##h"]
     tokenizer = Tokenizer(models.WordPiece({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -90,7 +90,7 @@ def composing() -> Tokenizer:
 
 
 def trimming() -> Tokenizer:
-    """Offsets without the space that a word brings, as GPT-2's own file has it."""
+    """Offsets without the space before a word, as in GPT-2's own file."""
     tokenizer = byte_level()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
     return tokenizer
@@ -124,7 +124,7 @@ def test_the_pieces_of_a_text_are_the_text(kind: str, text: str) -> None:
     pieces = spans.pieces(text)
     assert len(pieces) == len(spans.ids)
     assert spans.ids == safe(kind).encode(text)
-    if not all(spans.is_added):  # else nothing of it is a token's
+    if not all(spans.is_added):  # otherwise no token represents any of it
         assert "".join(pieces) == text
 
 

@@ -1,4 +1,4 @@
-"""An engine and a store that do what a test tells them, for the parts between the two."""
+"""A fake engine and a fake store, controlled by tests of the parts between the two."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def result(reason: str = "length", text: str = "there was", **values: Any) -> Ge
 
 @dataclass
 class FakeEngine:
-    """Holds what it was given until the test ends it; ``refuses`` is raised instead."""
+    """Keeps each request until the test ends it; raises ``refuses`` instead if that is set."""
 
     num_slots: int = 2
     refuses: Exception | None = None
@@ -95,7 +95,7 @@ class FakeEngine:
         self.given[job_id].finish(ended)
 
     def end_canceled(self) -> None:
-        """As the engine does at its next step: end what somebody wants ended."""
+        """End the generations that are to be canceled, as the engine does at its next step."""
         for generation in self.given.values():
             if generation.cancel_reason and not generation.done():
                 generation.finish(result(generation.cancel_reason, generation.text_so_far))
@@ -225,7 +225,7 @@ class RunnerBench:
         return thread
 
     def start(self, job: JobRecord) -> Generation:
-        """Queue a job, let a thread take it, and wait until the engine has it."""
+        """Queue a job, let a thread claim it, and wait until the engine has it."""
         self.store.queued.append(job)
         self.work()
         return self.engine.await_job(job.id)

@@ -1,4 +1,4 @@
-"""What runs beside what after losses, and whole histories of workers that are killed."""
+"""Which jobs run in parallel after losses, and simulated histories of killed workers."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Job:
 
 @dataclass
 class World:
-    """One worker and its line, with a clock that goes on in small steps."""
+    """One worker and its queue, with a clock that advances in small steps."""
 
     line: list[Job]
     now: float = 0.0
@@ -81,7 +81,7 @@ class World:
             self.now += TICK
 
     def lose_all(self) -> None:
-        """The worker dies; the sweeper has taken back what it held."""
+        """The worker dies; the sweeper returns its jobs to the queue."""
         self.num_deaths += 1
         for job in self.running:
             job.not_before = self.now + RETRY_DELAY_SECONDS * job.lost_count
@@ -171,7 +171,7 @@ def test_twice_lost_jobs_hold_up_the_others_for_a_bounded_time() -> None:
     twice = [Job(60.0, lost_count=2) for _ in range(GROUP)]
     world = World([*twice, *[Job(60.0) for _ in range(100)]])
     world.run(GROUP * 2 * SETTLED)
-    # The first of them has settled; the others wait for its end, and nobody waits for them.
+    # The first of them has settled; the others wait for its end, and no job waits for them.
     assert len(world.running) == NUM_SLOTS
     world.run()
     assert {job.ended for job in twice} == {"succeeded"}

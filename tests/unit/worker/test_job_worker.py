@@ -1,4 +1,4 @@
-"""JobWorker between a store and an engine that do what the test says."""
+"""JobWorker between a fake store and a fake engine."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_the_engine_gets_the_request_as_it_was_stored(bench: RunnerBench) -> Non
 
 @dataclass
 class Token:
-    """Stands in for the engine's record of one token."""
+    """A fake of the engine's record of one token."""
 
     id: int
     text: str
@@ -212,7 +212,7 @@ def test_parameters_that_cannot_be_read_fail_the_job_and_not_the_worker(
     assert bench.store.finished[0][1].status == "failed"
 
 
-# ---- how many at once -------------------------------------------------------------------------
+# ---- the number of concurrent jobs -----------------------------------------------------------
 
 
 def test_no_more_jobs_are_claimed_than_there_are_slots(bench: RunnerBench) -> None:
@@ -233,7 +233,7 @@ def test_no_more_jobs_are_claimed_than_there_are_slots(bench: RunnerBench) -> No
 def test_a_job_that_was_lost_twice_waits_for_its_turn_and_starts_alone(bench: RunnerBench) -> None:
     bench.start(make_job(1))
     bench.store.queued += [make_job(2, lost_count=2), make_job(3)]
-    assert bench.runner.work() == 0  # the first has only just begun, and nothing passes by
+    assert bench.runner.work() == 0  # the first has just begun, so no other job may start
     assert bench.runner.is_blocked
     bench.runner._settled_seconds = 0.0
     bench.work()

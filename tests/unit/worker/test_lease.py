@@ -272,7 +272,7 @@ def test_a_loop_that_was_never_started_or_ends_itself_closes() -> None:
 
 def test_closing_a_loop_between_two_looks_at_its_flags_ends_it_at_once() -> None:
     class Stirred(threading.Event):
-        """The thread is about to begin its turn when somebody closes the loop."""
+        """Close the loop while its thread is about to begin a turn."""
 
         def clear(self) -> None:
             loop._closing.set()

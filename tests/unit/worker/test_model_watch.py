@@ -1,4 +1,4 @@
-"""What a change of the models file, or of a model's files, makes a worker do."""
+"""A worker's reaction to changes of the models file and of a model's files."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class FakeBoard:
 
 @dataclass
 class Bench:
-    """A watch over folders; what it does is written down, and what is loaded is a fake.
+    """A watch over folders, with recorded actions and fake models.
 
     Attributes:
         broken: models that cannot be loaded.
-        slow: models whose trial takes longer than the start gives it.
+        slow: models whose trial takes longer than allowed at the start.
         harmful: models that crash on trial.
         now: the watch's clock.
-        revisions: of the weights, where they are to differ from ``r``.
+        revisions: of the weights, if they differ from ``r``.
         refuses: raised instead of serving a model.
     """
 
@@ -80,7 +80,7 @@ class Bench:
         self.actions = Actions(self._add, self._renew, self._end)
 
     def write(self, *names: str, default: str = "a", **changes: str) -> None:
-        """Put the models file down anew; a model's folder is made where there is none."""
+        """Write the models file, and create missing folders of models."""
         for name in names:
             folder = self.folder / name
             if not folder.exists():
@@ -102,7 +102,7 @@ class Bench:
         assert self.done == []
 
     def look(self, times: int = 1) -> list[str]:
-        """Look, and say what has been done so far."""
+        """Look, and return all actions so far."""
         for _ in range(times):
             self.watch.look(self.actions)
         return self.done
@@ -335,7 +335,7 @@ def test_a_changed_entry_asks_for_a_new_process_once_it_is_proven_to_load(bench:
     bench.start("a", "b")
     bench.revisions["b"] = "other"
     touch(bench.folder / "b" / "model.safetensors")
-    assert bench.look() == []  # somebody may still be copying
+    assert bench.look() == []  # the file may still be being copied
     assert bench.look() == ["load b", "end: the model b is changed"]
     assert bench.look(3) == ["load b", "end: the model b is changed"]
 
@@ -420,7 +420,7 @@ def test_on_a_gpu_a_model_whose_files_cannot_be_used_ends_nothing(tmp_path: Path
     assert bench.look(5) == ["load b"]
 
 
-# ---- what a model is made of ----------------------------------------------------------------
+# ---- the files of a model -------------------------------------------------------------------
 
 
 Change = Callable[[Path], object]

@@ -53,7 +53,7 @@ def test_joining_keeps_every_jobs_text_order_and_positions(
         before = [entry for entry in entries if entry.job_id == job_id]
         after = [entry for entry in result if entry.job_id == job_id]
         assert _unrolled(after) == _unrolled(before)
-        # Nothing is left that could have been joined.
+        # No adjacent entries are left that could be joined.
         for first, second in pairwise(after):
             assert not (first.kind == second.kind == "token" and first.attempt == second.attempt)
         for entry in after:
@@ -61,7 +61,7 @@ def test_joining_keeps_every_jobs_text_order_and_positions(
 
 
 def _unrolled(entries: Sequence[StreamEntry]) -> list[tuple[object, ...]]:
-    """Character by character with its place, and what stands between the characters."""
+    """Each character with its position, and the entries between characters."""
     found: list[tuple[object, ...]] = []
     for entry in entries:
         if entry.kind != "token":
@@ -115,7 +115,7 @@ def test_storable_text_keeps_its_length_and_has_no_nul(text: str) -> None:
 
 
 class Receiver:
-    """Stands in for Redis; may be held up or fail."""
+    """A fake Redis that can be blocked or fail."""
 
     def __init__(self) -> None:
         self.batches: list[list[StreamEntry]] = []

@@ -1,4 +1,4 @@
-"""The sweeper and the poller: what they ask the store, and whom they tell."""
+"""The sweeper and the poller: their calls of the store and of the publisher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model is tried in a process of its own: what crashes or hangs does so there."""
+"""A model is tried in a separate process, in which it may crash or hang."""
 
 from __future__ import annotations
 

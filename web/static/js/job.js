@@ -125,7 +125,10 @@ const stream = new EventStream({
   },
   onClosed: settle,
   handlers: {
-    status: showStatus,
+    // A final status is shown by `done`, which follows, together with the whole text.
+    status: (job) => {
+      if (!isFinal(job.status)) showStatus(job);
+    },
     token: (data) => {
       if (!firstAt) {
         firstAt = performance.now();

@@ -207,7 +207,10 @@ const stream = new EventStream({
     if (!isAllFinal()) pollSoon();
   },
   handlers: {
-    status: (data) => update(data.job_id, data.job, false),
+    // A final status is shown by `done`, which follows, together with the whole text.
+    status: (data) => {
+      if (!isFinal(data.job.status)) update(data.job_id, data.job, false);
+    },
     token: (data) => {
       const sample = samples.get(data.job_id);
       if (!sample) return;

@@ -7,29 +7,51 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
-from textmill.engine.models.decoder import Decoder
+from textmill.engine.models.decoder import Decoder, in_torch
 from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
-from textmill.engine.models.runner import (
-    PREFILL_CHUNK_TOKENS,
-    KernelRunner,
-    TorchRunner,
-)
+from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS, KernelRunner
+from textmill.engine.models.torch_runner import TorchRunner
 
 NUM_SLOTS = 9
 PREFIX_BYTES = 1 << 20
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
-TestedRunner = TorchRunner | KernelRunner
 kinds = pytest.mark.parametrize("kind", ["torch", "kernels", "int8"])
 exact_kinds = pytest.mark.parametrize("kind", ["torch", "kernels"])
+
+
+class TensorDecoder(NativeDecoder):
+    """Takes and returns tensors instead of arrays, which the tests compare with PyTorch's."""
+
+    def forward(self, *arguments: Any) -> Any:
+        return torch.from_numpy(super().forward(*arguments))
+
+    def sample(self, logits: Any, *arguments: Any) -> None:
+        super().sample(np.asarray(logits), *arguments)
+
+
+class TensorRunner(KernelRunner):
+    """The same for a runner."""
+
+    def score(self, ids: list[int], slot: int = 0) -> Any:
+        places = range(len(ids))
+        logits: Any = self._decoder.forward(ids, places, [slot] * len(ids), places)
+        return logits.clone()
+
+    def log_softmax(self, logits: Any) -> Any:
+        return torch.from_numpy(super().log_softmax(np.asarray(logits)))
+
+
+TestedRunner = TorchRunner | TensorRunner
 
 
 class PlainEntry:
@@ -44,14 +66,14 @@ class PlainEntry:
 def decoder_from(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = load_weights(spec, load_file(folder / "model.safetensors"), dtype)
-    return Decoder(spec, weights, NUM_SLOTS)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"))
+    return Decoder(spec, in_torch(weights, dtype), NUM_SLOTS)
 
 
 def runner_from(folder: Path, kind: str) -> TestedRunner:
     if kind == "torch":
         return TorchRunner(decoder_from(folder), prefix_bytes=PREFIX_BYTES)
-    return KernelRunner(native_from(folder, is_int8=kind == "int8"), prefix_bytes=PREFIX_BYTES)
+    return TensorRunner(native_from(folder, is_int8=kind == "int8"), prefix_bytes=PREFIX_BYTES)
 
 
 def native_from(
@@ -59,20 +81,20 @@ def native_from(
     *,
     is_int8: bool,
     num_threads: int = 1,
-    cache_dtype: torch.dtype | None = None,
+    is_cache_int8: bool | None = None,
     num_slots: int = NUM_SLOTS,
-) -> NativeDecoder:
+) -> TensorDecoder:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = load_weights(spec, load_file(folder / "model.safetensors"), torch.float32)
-    return NativeDecoder(
+    weights = load_weights(spec, load_file(folder / "model.safetensors"))
+    return TensorDecoder(
         spec,
         weights,
         num_slots,
         library=library(),
         is_int8=is_int8,
         num_threads=num_threads,
-        cache_dtype=cache_dtype,
+        is_cache_int8=is_cache_int8,
     )
 
 
@@ -198,8 +220,9 @@ def test_a_wiped_row_leaves_no_nan_behind(kind: str) -> None:
     runner = runner_from(tiny_model("llama"), kind)
     short, text = random_ids(4, seed=1), random_ids(3, seed=2)
     fresh = decoded(runner, [PlainEntry(short, 0)], [text])[0]
-    runner.cache.values[0][0, :, :40] = torch.nan
-    runner.cache.keys[0][0, :, :40] = torch.nan
+    for numbers in (runner.cache.values, runner.cache.keys):
+        is_int8 = kind == "int8"
+        numbers[0][0, :, :40] = -1 if is_int8 else torch.nan  # a scale of all bits is NaN
     runner.wipe(0, 40)
     assert torch.equal(decoded(runner, [PlainEntry(short, 0)], [text])[0], fresh)
 
@@ -267,11 +290,11 @@ def test_a_released_slot_takes_no_memory_and_leaves_its_neighbours_alone(kind: s
     runner = runner_from(tiny_model("llama", context_length=4096), kind)
     rows = [PlainEntry(random_ids(3000, seed=slot), slot) for slot in range(3)]
     decoded(runner, rows, [[1]] * 3)
-    before = [runner.cache.values[:, slot].clone() for slot in range(3)]
+    before = [np.asarray(runner.cache.values[:, slot]).copy() for slot in range(3)]
     runner.release(1)
-    assert torch.equal(runner.cache.values[:, 0], before[0])
-    assert torch.equal(runner.cache.values[:, 2], before[2])
-    assert not runner.cache.values[:, 1, 0, 100:2900].any()
+    assert np.array_equal(runner.cache.values[:, 0], before[0])
+    assert np.array_equal(runner.cache.values[:, 2], before[2])
+    assert not runner.cache.values[:, 1, 0, 300:2900].any()  # whole pages
 
 
 def test_two_threads_compute_the_same_as_one() -> None:
@@ -280,7 +303,7 @@ def test_two_threads_compute_the_same_as_one() -> None:
             found = []
             for num_threads in (1, 2, 3):
                 decoder = native_from(tiny_model(family), is_int8=is_int8, num_threads=num_threads)
-                runner = KernelRunner(decoder, prefix_bytes=0)
+                runner = TensorRunner(decoder, prefix_bytes=0)
                 found.append(runner.score(random_ids(100, seed=1)))
             assert torch.equal(found[0], found[1])
             assert torch.equal(found[0], found[2])

@@ -81,7 +81,7 @@ def folder(request: pytest.FixtureRequest, parent: Path) -> Path:
 
 
 def runner_of(folder: Path) -> GenericRunner:
-    return GenericRunner(folder, torch.float32, NUM_SLOTS)
+    return GenericRunner(folder, "float32", NUM_SLOTS)
 
 
 def prefilled(runner: GenericRunner, row: Row) -> Row:
@@ -157,7 +157,7 @@ def test_what_is_known_of_the_model_is_what_its_config_says(folder: Path) -> Non
 
 
 def test_bfloat16_is_kept_small_and_answers_in_float32(parent: Path) -> None:
-    runner = GenericRunner(folder_of("gpt_neox", parent), torch.bfloat16, 1)
+    runner = GenericRunner(folder_of("gpt_neox", parent), "bfloat16", 1)
     assert runner.decode([Row([5], 0)]).dtype == torch.float32
     assert {p.dtype for p in runner._model.parameters()} == {torch.bfloat16}
 

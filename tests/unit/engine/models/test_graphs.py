@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.numpy import load_file
 from structlog.testing import capture_logs
 
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
@@ -22,7 +22,7 @@ from tests.unit.engine.models.test_decoder import (
 )
 from textmill.engine.models.attention import fused
 from textmill.engine.models.cuda_graphs import GraphRunner, Recorder, bucket_of, buckets
-from textmill.engine.models.decoder import Decoder, on_device
+from textmill.engine.models.decoder import Decoder, in_torch
 from textmill.engine.models.families import describe, load_weights
 
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
@@ -54,9 +54,8 @@ def graph_runner(
 ) -> GraphRunner:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
-    weights = load_weights(spec, load_file(folder / "model.safetensors"), dtype)
-    weights = on_device(weights, torch.device("cpu"))
-    decoder = Decoder(spec, weights, NUM_SLOTS, attention=fused)
+    weights = load_weights(spec, load_file(folder / "model.safetensors"))
+    decoder = Decoder(spec, in_torch(weights, dtype), NUM_SLOTS, attention=fused)
     return GraphRunner(decoder, NUM_SLOTS, prefix_bytes=PREFIX_BYTES, record=record)
 
 

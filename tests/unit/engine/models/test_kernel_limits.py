@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.kernels import library
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
-from tests.unit.engine.models.test_decoder import PlainEntry, native_from, random_ids
+from tests.unit.engine.models.test_decoder import PlainEntry, TensorRunner, native_from, random_ids
 from textmill.core.strategies import DecodingParameters
 from textmill.engine import kernels
 from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE
@@ -23,7 +24,6 @@ from textmill.engine.kernels.status import Status, check_load, check_step, reaso
 from textmill.engine.models import native_runtime as native
 from textmill.engine.models.errors import KernelRefusal, ModelUnusable
 from textmill.engine.models.native_runtime import MAX_STEP_TOKENS
-from textmill.engine.models.runner import KernelRunner
 from textmill.engine.sampling.native_sampler import KernelSampler
 from textmill.engine.sampling.token_records import SamplingState
 
@@ -36,7 +36,7 @@ def test_logits_in_all_slots_that_a_setting_allows_are_those_of_a_sequence_alone
     """Bit for bit, below and above the size of the kernels' buffers."""
     for is_int8 in (False, True):
         decoder = native_from(tiny_model("llama"), is_int8=is_int8, num_slots=MAX_SLOTS)
-        runner = KernelRunner(decoder, prefix_bytes=0)
+        runner = TensorRunner(decoder, prefix_bytes=0)
         prompts = [random_ids(3 + slot % 3, seed=slot) for slot in range(MAX_SLOTS)]
         alone = {}
         for slot in {0, 1, *(b - 1 for b in BOUNDARIES), 300, 510, 513}:
@@ -58,7 +58,7 @@ def test_a_long_sequences_logits_do_not_share_memory_with_many_slots() -> None:
     folder = tiny_model("llama", context_length=MAX_STEP_TOKENS + 200)
     ids = random_ids(MAX_STEP_TOKENS + 150, seed=1)
     few, many = (
-        KernelRunner(native_from(folder, is_int8=False, num_slots=number), prefix_bytes=0)
+        TensorRunner(native_from(folder, is_int8=False, num_slots=number), prefix_bytes=0)
         for number in (2, MAX_SLOTS)
     )
     wanted = few.score(ids)
@@ -117,7 +117,7 @@ def test_a_step_in_parts_refuses_the_same(wanted: list[int]) -> None:
 def test_a_step_may_be_empty() -> None:
     decoder = native_from(tiny_model("llama"), is_int8=False)
     assert decoder.forward([], [], [], []).shape == (0, VOCABULARY)
-    runner = KernelRunner(decoder, prefix_bytes=0)
+    runner = TensorRunner(decoder, prefix_bytes=0)
     row = PlainEntry([5, 6, 7], 1)
     runner.prefill([])
     runner.prefill([(row, 0)])
@@ -139,8 +139,8 @@ def test_a_penalty_for_a_token_that_does_not_exist_is_refused(ids: list[int]) ->
     logits = torch.zeros(3, VOCABULARY)
     rows = [state([1]), state(ids, repetition_penalty=1.2), state([2])]
     with pytest.raises(KernelRefusal, match="vocabulary"):
-        own.sample(logits, rows, str)
-    assert len(own.sample(logits, [state([1])] * 3, str)) == 3
+        own.sample(logits.numpy(), rows, str)
+    assert len(own.sample(logits.numpy(), [state([1])] * 3, str)) == 3
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_penalty_for_a_token_that_does_not_exist_is_refused(ids: list[int]) ->
 )
 def test_a_parameter_outside_of_its_range_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(KernelRefusal, match="parameter"):
-        sampler().sample(torch.zeros(1, VOCABULARY), [state([1], **changes)], str)
+        sampler().sample(np.zeros((1, VOCABULARY), np.float32), [state([1], **changes)], str)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_parameter_outside_of_its_range_is_refused(changes: dict[str, Any]) ->
 )
 def test_logits_of_another_shape_are_refused(logits: Tensor) -> None:
     with pytest.raises(KernelRefusal, match="shape"):
-        sampler().sample(logits, [state([1])], str)
+        sampler().sample(logits.numpy(), [state([1])], str)
 
 
 def test_room_for_tokens_draws_and_traces_is_checked() -> None:
@@ -225,15 +225,15 @@ def spoiled(folder: Path, change: Callable[[Any], None]) -> Callable[[], object]
 
 def narrower(weights: Any) -> None:
     weight, bias = weights.layers[1].qkv
-    weights.layers[1].qkv = weight[:-1].clone(), bias
+    weights.layers[1].qkv = weight[:-1].copy(), bias
 
 
 def shorter_norm(weights: Any) -> None:
-    weights.layers[0].norm2 = weights.layers[0].norm2[0][:-8].clone(), None
+    weights.layers[0].norm2 = weights.layers[0].norm2[0][:-8].copy(), None
 
 
 def short_head(weights: Any) -> None:
-    weights.head = weights.head[0][:-5].clone(), None
+    weights.head = weights.head[0][:-5].copy(), None
 
 
 def flat_weight(weights: Any) -> None:
@@ -287,9 +287,9 @@ def test_short_memory_while_loading_makes_the_model_unusable_and_leaves_nothing(
     assert failing.calls["textmill_free"] == (name != "new")
 
 
-def test_pytorchs_own_memory_errors_are_reported_alike() -> None:
+def test_numpys_own_memory_errors_are_reported_alike() -> None:
     def allocate(weights: Any) -> None:
-        torch.empty(1 << 60)
+        np.empty(1 << 59, np.uint8)
 
     with pytest.raises(ModelUnusable, match="emory"):
         spoiled(tiny_model("llama"), allocate)()

@@ -54,7 +54,7 @@ class OneRow:
 def logits(model: LoadedModel) -> torch.Tensor:
     row = OneRow()
     model.runner.prefill([(row, len(row.ids) - 1)])
-    return model.runner.decode([row])[0]
+    return torch.as_tensor(model.runner.decode([row])[0])
 
 
 def reference(folder: Path) -> torch.Tensor:

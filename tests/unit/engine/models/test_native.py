@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.tiny_models import NATIVE_FAMILIES, tiny_model
-from tests.unit.engine.models.test_decoder import decoder_from, native_from, random_ids, runner_from
+from tests.unit.engine.models.test_decoder import (
+    TensorRunner,
+    decoder_from,
+    native_from,
+    random_ids,
+    runner_from,
+)
 from textmill.engine.models import decoder as plain
 from textmill.engine.models import placement
 from textmill.engine.models.native_runtime import MAX_STEP_TOKENS
@@ -62,8 +69,8 @@ def test_int8_is_the_arithmetic_that_the_docs_describe(
 ) -> None:
     """With a float32 cache; the remaining differences are numbers rounded the other way."""
     folder, ids = tiny_model(family), random_ids(60, seed=1)
-    decoder = native_from(folder, is_int8=True, cache_dtype=torch.float32)
-    ours = KernelRunner(decoder, prefix_bytes=0).score(ids)
+    decoder = native_from(folder, is_int8=True, is_cache_int8=False)
+    ours = TensorRunner(decoder, prefix_bytes=0).score(ids)
     exact = runner_from(folder, "torch").score(ids)
     monkeypatch.setattr(plain, "linear", rounded_product)
     zero = torch.tensor([0])
@@ -71,6 +78,18 @@ def test_int8_is_the_arithmetic_that_the_docs_describe(
     from_wanted, from_exact = (ours - wanted).norm(), (ours - exact).norm()
     assert from_wanted < 0.6 * from_exact
     assert from_exact < 0.1 * exact.norm()
+
+
+@families
+def test_a_cache_in_int8_changes_logits_by_no_more_than_rounding(family: str) -> None:
+    folder, ids = tiny_model(family), random_ids(120, seed=2)
+    exact, rounded = (
+        TensorRunner(native_from(folder, is_int8=False, is_cache_int8=kind), prefix_bytes=0).score(
+            ids
+        )
+        for kind in (False, True)
+    )
+    assert 1e-5 * exact.norm() < (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_the_hadamard_transform_is_its_own_inverse() -> None:
@@ -92,7 +111,7 @@ def test_a_sequence_may_be_longer_than_a_step(kind: str) -> None:
         parts.append(
             cut_elsewhere.forward(ids[start:end], places, [1] * len(places), range(len(places)))
         )
-    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(torch.cat([torch.as_tensor(part) for part in parts]), whole)
 
 
 @families
@@ -101,8 +120,8 @@ def test_numbers_that_are_not_finite_affect_only_their_own_token(family: str, ki
     runner = runner_from(tiny_model(family), kind)
     healthy = runner.score([5, 6, 7], slot=1)
     decoder = native_from(tiny_model(family), is_int8=kind == "int8")
-    decoder._embedding = decoder._embedding.clone()
-    decoder._embedding[9] = torch.nan
+    decoder._embedding = decoder._embedding.copy()
+    decoder._embedding[9] = np.nan
     logits = decoder.forward([5, 9, 6, 7], [0, 0, 1, 2], [1, 0, 1, 1], [0, 1, 2, 3])
     assert logits[1].isnan().all()
     assert torch.equal(logits[[0, 2, 3]], healthy)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -117,7 +118,7 @@ def test_float64_and_mixed_halves_are_computed_with_in_float32(
     )
     model = loaded(folder, kernel_dir)
     assert model.info.dtype == "float32"
-    assert bool(torch.isfinite(model.runner.score([5, 17, 300])).all())
+    assert bool(np.isfinite(np.asarray(model.runner.score([5, 17, 300]))).all())
 
 
 @pytest.mark.parametrize("vocab_size", [4_000_000, 448, 401, 399, 1])
@@ -280,8 +281,8 @@ def test_what_is_read_is_what_the_library_reads(tmp_path: Path) -> None:
     read = Checkpoint([tmp_path / "m.safetensors"])
     assert set(read) == set(tensors)
     for name, tensor in load_file(tmp_path / "m.safetensors").items():
-        assert read[name].dtype == tensor.dtype
-        assert torch.equal(read[name], tensor)
+        wanted = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        assert torch.equal(torch.from_numpy(read[name]), wanted)
 
 
 def test_a_file_that_was_cut_off_after_the_table_was_read_is_an_error_and_no_signal(

@@ -47,7 +47,7 @@ def loaded(source: Path | str, cache: Path, adapter: Path | None = None) -> Load
 def logits(model: LoadedModel) -> torch.Tensor:
     row = OneRow(IDS)
     model.runner.prefill([(row, len(row.ids) - 1)])
-    return model.runner.decode([row])[0]
+    return torch.as_tensor(model.runner.decode([row])[0])
 
 
 def reference(model: torch.nn.Module) -> torch.Tensor:

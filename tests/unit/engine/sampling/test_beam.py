@@ -36,7 +36,7 @@ def searched(model: Any, prompt: list[int], search: BeamSearch) -> Hypothesis:
     texts = [prompt]
     while True:
         logits = model(torch.tensor(texts)).logits[:, -1].float()
-        beams = search.advance(torch.log_softmax(logits, -1))
+        beams = search.advance(torch.log_softmax(logits, -1).numpy())
         if not beams:
             return search.best
         texts = [[*texts[beam.parent], beam.token] for beam in beams]
@@ -82,10 +82,10 @@ def test_a_search_worked_by_hand() -> None:
         max_new_tokens=2,
         eos_token_ids=frozenset(),
     )
-    beams = search.advance(torch.tensor([after[()]]).log())
+    beams = search.advance(torch.tensor([after[()]]).log().numpy())
     assert [(beam.parent, beam.token) for beam in beams] == [(0, 1), (0, 2)]
     assert search.leading == (1,)
-    assert search.advance(torch.tensor([after[(1,)], after[(2,)]]).log()) == []
+    assert search.advance(torch.tensor([after[(1,)], after[(2,)]]).log().numpy()) == []
     assert search.is_done
     assert search.best.tokens == (2, 3)
     assert search.best.score == pytest.approx(torch.tensor(0.4 * 0.95).log().item() / 2)
@@ -100,9 +100,9 @@ def test_a_text_that_ends_counts_only_among_the_likeliest() -> None:
         max_new_tokens=3,
         eos_token_ids=frozenset({0}),
     )
-    beams = search.advance(torch.tensor([[0.2, 0.5, 0.3]]).log())
+    beams = search.advance(torch.tensor([[0.2, 0.5, 0.3]]).log().numpy())
     assert [beam.token for beam in beams] == [1, 2]
-    search.advance(torch.tensor([[0.9, 0.05, 0.05], [0.8, 0.1, 0.1]]).log())
+    search.advance(torch.tensor([[0.9, 0.05, 0.05], [0.8, 0.1, 0.1]]).log().numpy())
     assert search.is_done
     assert search.best.tokens == (1,)
     assert search.best.finish_reason == "stop"

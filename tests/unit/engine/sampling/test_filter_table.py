@@ -12,6 +12,7 @@ import ctypes
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ from textmill.core.strategies import DecodingParameters
 from textmill.engine.kernels.interface import Spec
 from textmill.engine.sampling.filter_table import FILTERS, STEPS, SamplingStep, filter_of, is_greedy
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import SampledToken, Sampler, TorchSampler
+from textmill.engine.sampling.plain_sampler import TorchSampler
+from textmill.engine.sampling.sampler import SampledToken, Sampler
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES, SamplingState
 
 SMALL, SIZES = NUM_ALTERNATIVES, (NUM_ALTERNATIVES, 300, 3001)  # a small trace has every token
@@ -52,8 +54,8 @@ def kernel_sampler(vocabulary_size: int) -> KernelSampler:
     handle = ctypes.c_void_p()
     assert library().textmill_new(ctypes.byref(Spec(**sizes)), ctypes.byref(handle)) == 0
 
-    def sample(logits: Tensor, parameters: bytes, tokens: Any, traces: Any) -> None:
-        arguments = len(tokens), logits.data_ptr(), parameters, tokens, traces
+    def sample(logits: Any, parameters: bytes, tokens: Any, traces: Any) -> None:
+        arguments = len(tokens), np.asarray(logits).ctypes.data, parameters, tokens, traces
         assert library().textmill_sample(handle, *arguments) == 0
 
     return KernelSampler(sample)

@@ -14,7 +14,7 @@ from tests.tiny_models import tiny_model
 from tests.unit.engine.models.test_decoder import native_from
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.sampler import TorchSampler
+from textmill.engine.sampling.plain_sampler import TorchSampler
 from textmill.engine.sampling.token_records import SamplingState
 
 STRATEGIES: list[dict[str, Any]] = [
@@ -58,7 +58,7 @@ def text_of(token: int) -> str:
 
 def tokens_of(logits: Tensor, rows: list[SamplingState], num_threads: int = 1) -> list[int | None]:
     sampler = vocabulary_and_sampler(num_threads)[1]
-    return [sampled.token for sampled in sampler.sample(logits, rows, text_of)]
+    return [sampled.token for sampled in sampler.sample(logits.numpy(), rows, text_of)]
 
 
 @pytest.mark.parametrize("options", STRATEGIES)
@@ -76,7 +76,7 @@ def test_traces_are_those_of_pytorch(options: dict[str, Any]) -> None:
     logits = random_logits(40, seed=1)
     logits[:, 17] = logits[:, 90]  # equals
     rows = [state(seed, **options, trace=True) for seed in range(40)]
-    ours = vocabulary_and_sampler()[1].sample(logits, rows, text_of)
+    ours = vocabulary_and_sampler()[1].sample(logits.numpy(), rows, text_of)
     theirs = TorchSampler().sample(logits, rows, text_of)
     for own, other in zip(ours, theirs, strict=True):
         assert own.trace is not None
@@ -184,3 +184,30 @@ def test_frequencies_are_the_strategys_probabilities(
     )
     # Quantiles of chi-square at 1 - 1e-6 for 1 to 4 degrees of freedom.
     assert statistic < {1: 23.93, 2: 27.63, 3: 30.66, 4: 33.38}[len(kept) - 1]
+
+
+def test_the_trace_of_a_given_token_is_that_of_pytorch() -> None:
+    logits = random_logits(30, seed=4)
+    logits[:, 17] = logits[:, 90]  # equals
+    tokens = [17, 90, *logits[2:10].argmax(-1).tolist(), *range(20)]
+    ours = vocabulary_and_sampler()[1].trace(logits.numpy(), tokens, text_of)
+    theirs = TorchSampler().trace(logits, tokens, text_of)
+    for own, other in zip(ours, theirs, strict=True):
+        assert (own.id, own.text, own.rank) == (other.id, other.text, other.rank)
+        assert own.probability == other.probability == 1.0
+        assert own.logprob == pytest.approx(other.logprob, abs=2e-5)
+        assert own.entropy == pytest.approx(other.entropy, abs=2e-5)
+        found = {a.id: a.probability for a in own.alternatives}
+        assert sum(found.values()) == (1.0 if own.id in found else 0.0)
+
+
+def test_rows_that_are_not_finite_are_found() -> None:
+    sampler = vocabulary_and_sampler()[1]
+    logits = random_logits(2).numpy()
+    assert sampler.are_finite(logits)
+    for value in (float("nan"), float("inf")):
+        spoiled = logits.copy()
+        spoiled[1, 5] = value
+        assert not sampler.are_finite(spoiled)
+    logits[0, 5] = -float("inf")
+    assert sampler.are_finite(logits)

@@ -286,7 +286,7 @@ def exact_probabilities(logits: Tensor, parameters: DecodingParameters) -> Any:
 
 
 def smallest_set(order: Any, chances: Any, share: float) -> Any:
-    # Sums of equals reach a round share but for rounding, and typical surprises of equals differ
+    # Sums of equal values reach a round share up to rounding, and surprises of equal values differ
     # by less than this.
     ranked = np.argsort(np.round(order, 12), kind="stable")
     return ranked[: int((chances[ranked].cumsum() < share - 1e-12).sum()) + 1]
