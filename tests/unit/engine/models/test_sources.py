@@ -171,7 +171,11 @@ def tiny_gguf(tmp_path: Path) -> tuple[Path, LlamaForCausalLM]:
 
 
 def written_gguf(
-    path: Path, pre: str, vocabulary: list[str], merges: list[str]
+    path: Path,
+    pre: str,
+    vocabulary: list[str],
+    merges: list[str],
+    kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
 ) -> tuple[Path, LlamaForCausalLM]:
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -205,7 +209,8 @@ def written_gguf(
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     for name, tensor in gguf_tensors(model):
-        writer.add_tensor(name, tensor)
+        own = kind if tensor.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quantize(tensor, own), raw_dtype=own)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
