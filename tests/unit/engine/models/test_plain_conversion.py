@@ -14,7 +14,7 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM
 
 from tests.kernels import KERNEL_DIR, library
 from tests.tiny_models import tiny_model
@@ -27,7 +27,7 @@ TARGETS = {"llama": "q_proj", "gpt2": "c_attn", "gpt_neo": "v_proj"}
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),  # of tied embeddings
 ]
 
 
@@ -48,18 +48,21 @@ def test_a_gguf_file_becomes_what_transformers_reads(kind: Kind, tmp_path: Path)
     assert [name for name in ours if not same_bits(ours[name], theirs[name])] == []
 
 
-def adapter_for(family: str, folder: Path, **options: Any) -> PreTrainedModel:
+def adapter_for(family: str, folder: Path, **options: Any) -> torch.nn.Module:
     """Save an adapter with random numbers, and return the merged model."""
     base = AutoModelForCausalLM.from_pretrained(tiny_model(family))
     torch.manual_seed(1)
-    given = {"r": 4, "target_modules": [TARGETS[family]], "fan_in_fan_out": family == "gpt2"}
+    given: dict[str, Any] = {
+        "r": 4,
+        "target_modules": [TARGETS[family]],
+        "fan_in_fan_out": family == "gpt2",
+    }
     tuned = get_peft_model(
         base,
         LoraConfig(**(given | options), init_lora_weights=False, task_type="CAUSAL_LM"),
     )
     tuned.save_pretrained(str(folder))
-    merged: PreTrainedModel = tuned.merge_and_unload()
-    return merged
+    return tuned.merge_and_unload()
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
