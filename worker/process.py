@@ -49,6 +49,16 @@ DATABASE_CONNECTIONS = 6  # twice as many under load; claims are serial, results
 log = structlog.get_logger(__name__)
 
 
+def _make_engine(settings: Settings, watch: ModelWatch, num_slots: int) -> InferenceEngine:
+    return InferenceEngine(
+        watch.models,
+        num_slots=num_slots,
+        cache_bytes=cache_bytes(settings.cache_mib << 20),
+        on_prefill=partial(reach, "prefill"),
+        speculates=settings.speculation == "auto",
+    )
+
+
 class WorkerProcess:
     """The parts of one worker process, and the order in which they start and stop.
 
@@ -80,13 +90,7 @@ class WorkerProcess:
         num_slots = settings.num_slots or default_num_slots(
             settings.kernel_dir, settings.kernels_isa
         )
-        self.engine = InferenceEngine(
-            watch.models,
-            num_slots=num_slots,
-            cache_bytes=cache_bytes(settings.cache_mib << 20),
-            on_prefill=partial(reach, "prefill"),
-            speculates=settings.speculation == "auto",
-        )
+        self.engine = _make_engine(settings, watch, num_slots)
         self.store = make_store(settings, intervals.lease)
         self.metrics = WorkerMetrics()
         self.metrics.watch(self.engine)
@@ -107,11 +111,10 @@ class WorkerProcess:
         self._tickets = TicketPublisher(self.celery)
         self._consumer: Any = None  # Celery's, once it exists
         self._loops = self._make_loops(num_slots, intervals)
-        self._listener = (
-            CancelListener(settings.redis_url, self._progress_loop.wake)
-            if settings.redis_url
-            else None
-        )
+        self._listener = self._make_listener(settings.redis_url)
+
+    def _make_listener(self, redis_url: str | None) -> CancelListener | None:
+        return CancelListener(redis_url, self._progress_loop.wake) if redis_url else None
 
     def _make_loops(self, num_slots: int, intervals: Intervals) -> list[Loop]:
         heartbeat = Heartbeat(

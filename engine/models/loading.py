@@ -137,10 +137,8 @@ def load(
         placement = place(dtype, kernel_dir, say, instruction_set)
         loaded = _native(decoder_spec, config, folder, placement, slots, prefix_bytes)
     _check_tokens(tokenizer, loaded.facts["vocabulary_size"], folder)
-    if folder == Path(spec.source) and state_of(folder) != before:
-        raise ModelUnusable(
-            f"The files in {folder} changed while they were read. Load the model again."
-        )
+    if folder == Path(spec.source):
+        _check_unchanged(folder, before)
     info = ModelInfo(
         **loaded.facts,
         revision=prepared.revision,
@@ -157,6 +155,13 @@ def load(
         read_provenance(folders, say),
         _ngrams(folders[0], info.vocabulary_size, say),
     )
+
+
+def _check_unchanged(folder: Path, before: object) -> None:
+    if state_of(folder) != before:
+        raise ModelUnusable(
+            f"The files in {folder} changed while they were read. Load the model again."
+        )
 
 
 def _ngrams(folder: Path, vocabulary_size: int, say: Report) -> NgramTable | None:
