@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 
 from textmill.core.catalog.models_file import Catalog
 from textmill.core.paths import expand_home
+from textmill.engine.models.conversion import plain_config
 from textmill.engine.models.errors import ModelLoadError, in_one_line
-from textmill.engine.models.sources import plain_config, prepare
+from textmill.engine.models.sources import prepare
 from textmill.finetune.config import FinetuneConfig
 from textmill.finetune.encoding import Encoder
 from textmill.finetune.errors import ConfigError

@@ -87,6 +87,24 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
         return len(self.entries)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model; its folder may also contain those of adapters."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelUnusable(f"{index} cannot be read. Copy the folder again.") from error
+        return [folder / name for name in sorted(names)]
+    single = folder / "model.safetensors"
+    return [single] if single.is_file() else []
+
+
+def is_plain(folder: Path) -> bool:
+    """Whether a folder needs no conversion: it has safetensors and a tokenizer.json."""
+    return (folder / "tokenizer.json").is_file() and bool(weight_files(folder))
+
+
 def float32_of_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Numbers from their upper 16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

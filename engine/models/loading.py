@@ -11,7 +11,7 @@ from typing import Any
 
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.kernels.instruction_sets import AUTO
-from textmill.engine.models.checkpoint import Checkpoint
+from textmill.engine.models.checkpoint import Checkpoint, weight_files
 from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.native_runtime import NativeDecoder
@@ -24,7 +24,7 @@ from textmill.engine.models.provenance import (
 )
 from textmill.engine.models.runner import KernelRunner, ModelRunner
 from textmill.engine.models.shapes import check_tensors
-from textmill.engine.models.sources import prepare, state_of, weight_files
+from textmill.engine.models.sources import prepare, state_of
 from textmill.engine.models.threads import num_threads
 from textmill.engine.models.tokenizer import TextTokenizer
 from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Float32

@@ -16,9 +16,10 @@ from tests.kernels import KERNEL_DIR
 from tests.tiny_models import tiny_model
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.models import sources
+from textmill.engine.models.checkpoint import weight_files
+from textmill.engine.models.conversion import write_plain_model
 from textmill.engine.models.errors import ModelLoadError, ModelUnusable, SourceNotFound
 from textmill.engine.models.loading import LoadedModel, load
-from textmill.engine.models.sources import weight_files
 
 IDS = [5, 17, 300, 42, 9]
 
@@ -234,16 +235,16 @@ def test_of_two_workers_that_convert_at_once_the_second_takes_what_the_first_mad
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     cache = tmp_path / "cache"
-    save = sources._save
+    save = write_plain_model
     made: list[sources.PreparedModel] = []
 
     def overtaken(*arguments: Any) -> None:
         """Another worker begins and ends while this one converts."""
-        monkeypatch.setattr(sources, "_save", save)
+        monkeypatch.setattr(sources, "write_plain_model", save)
         made.append(sources.prepare(str(folder), None, cache, lambda _: None))
         save(*arguments)
 
-    monkeypatch.setattr(sources, "_save", overtaken)
+    monkeypatch.setattr(sources, "write_plain_model", overtaken)
     made.append(sources.prepare(str(folder), None, cache, lambda _: None))
     assert made[0] == made[1]
     assert list(cache.iterdir()) == [made[0].folder]  # nothing half done is left

@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 from tests.kernels import KERNEL_DIR, library
 from tests.tiny_models import tiny_model
 from tests.unit.engine.models.test_sources import bytes_to_unicode, written_gguf
-from textmill.engine.models.checkpoint import Checkpoint
+from textmill.engine.models.checkpoint import Checkpoint, weight_files
 from textmill.engine.models.lora import product, read_lora
-from textmill.engine.models.sources import prepare, weight_files
+from textmill.engine.models.sources import prepare
 
 TARGETS = {"llama": "q_proj", "gpt2": "c_attn", "gpt_neo": "v_proj"}
 # PEFT 0.21 asks transformers 5.23 for a property by its old name.
