@@ -61,6 +61,9 @@ def _save_gguf(found: Path, work: Path, report: Report) -> bool:
     read = read_gguf_tokenizer(found, report)  # first, because it fails within a second
     if not convert_gguf(found, work):
         return False
+    config = _json_object(work / "config.json") or {}
+    if (spec := describe(config)) is not None:  # the file's own numbers may contradict each other
+        check_tensors(spec, config, Checkpoint(weight_files(work)).entries)
     if read.tokenizer.post_processor is None:  # transformers writes one that adds nothing
         read.tokenizer.post_processor = TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
     read.tokenizer.save(str(work / "tokenizer.json"))

@@ -90,8 +90,7 @@ class GgufFile:
         """Read a tensor, and convert it to float32.
 
         Raises:
-            ModelUnusable: the file ends before the tensor does.
-            NotImplementedError: its type is unknown.
+            ModelUnusable: the file ends before the tensor does, or its type cannot be read.
         """
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415 - rarely needed
         from gguf.quants import dequantize  # noqa: PLC0415
@@ -101,7 +100,7 @@ class GgufFile:
             kind = GGMLQuantizationType(entry.kind)
             num_values, num_bytes = GGML_QUANT_SIZES[kind]
         except (ValueError, KeyError) as error:
-            raise NotImplementedError(f"The type {entry.kind} is unknown.") from error
+            raise self._unreadable(name, f"number {entry.kind}") from error
         if entry.shape[-1] % num_values:
             raise _broken(self.path, f"{name} has rows of {entry.shape[-1]} numbers")
         size = math.prod(entry.shape) // num_values * num_bytes
@@ -113,7 +112,17 @@ class GgufFile:
         if content.size < size:  # it became shorter meanwhile
             raise _broken(self.path, f"it ends before {name} does")
         rows = content.reshape(*entry.shape[:-1], -1)
-        return np.ascontiguousarray(dequantize(rows, kind).reshape(entry.shape), np.float32)
+        try:
+            numbers = dequantize(rows, kind)
+        except NotImplementedError as error:
+            raise self._unreadable(name, kind.name) from error
+        return np.ascontiguousarray(numbers.reshape(entry.shape), np.float32)
+
+    def _unreadable(self, name: str, kind: str) -> ModelUnusable:
+        return ModelUnusable(
+            f"{self.path}: the tensor {name} has the type {kind}, which cannot be read. Quantize"
+            " the model to another type, Q8_0 for example."
+        )
 
 
 class _Cursor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.kernels import KERNEL_DIR, library
 from tests.tiny_models import tiny_model
 from tests.unit.engine.models.test_sources import bytes_to_unicode, written_gguf
 from textmill.engine.models.checkpoint import Checkpoint, weight_files
+from textmill.engine.models.errors import ModelUnusable
 from textmill.engine.models.lora import product, read_lora
 from textmill.engine.models.sources import prepare
 
@@ -46,6 +48,40 @@ def test_a_gguf_file_becomes_what_transformers_reads(kind: Kind, tmp_path: Path)
     ours = load_file(folder / "model.safetensors")
     assert ours.keys() == theirs.keys() - {"lm_head.weight"}  # tied
     assert [name for name in ours if not same_bits(ours[name], theirs[name])] == []
+
+
+def edited_gguf(path: Path, before: bytes, after: bytes) -> None:
+    content = path.read_bytes()
+    assert content.count(before) == 1
+    path.write_bytes(content.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [(Kind.I8, "I8"), (99, "number 99")],
+    ids=["not numbers of a model", "unknown"],
+)
+def test_a_tensor_of_a_type_that_cannot_be_read_is_refused_by_its_name(
+    kind: int, says: str, tmp_path: Path
+) -> None:
+    vocabulary = ["<|endoftext|>", *bytes_to_unicode().values(), "th", "the"]
+    path, _ = written_gguf(tmp_path / "tiny.gguf", "default", vocabulary, ["t h", "th e"])
+    name = b"output_norm.weight"  # one dimension of 32 numbers, then the type
+    head = name + struct.pack("<IQ", 1, 32)
+    edited_gguf(path, head + struct.pack("<I", Kind.F32), head + struct.pack("<I", int(kind)))
+    with pytest.raises(ModelUnusable, match=rf"output_norm\.weight has the type {says}"):
+        prepare(str(path), None, tmp_path / "cache", lambda _: None)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_gguf_file_whose_numbers_contradict_each_other_is_not_converted(tmp_path: Path) -> None:
+    vocabulary = ["<|endoftext|>", *bytes_to_unicode().values(), "th", "the"]
+    path, _ = written_gguf(tmp_path / "tiny.gguf", "default", vocabulary, ["t h", "th e"])
+    key = b"llama.feed_forward_length" + struct.pack("<I", 4)  # then an unsigned number
+    edited_gguf(path, key + struct.pack("<I", 64), key + struct.pack("<I", 65))
+    with pytest.raises(ModelUnusable, match=r"mlp\.(gate|up|down)_proj"):
+        prepare(str(path), None, tmp_path / "cache", lambda _: None)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def adapter_for(family: str, folder: Path, **options: Any) -> torch.nn.Module:
