@@ -23,7 +23,7 @@ from textmill.engine.sequence import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class VerifiedDraft:
     """The tokens drawn for a sequence, of which those after the first wrong guess do not count."""
 
     sequence: TokenSequence
@@ -31,7 +31,7 @@ class Drawn:
     tokens: Sequence[SampledToken]
 
     @property
-    def num_held(self) -> int:
+    def num_accepted(self) -> int:
         """The number of guesses that were drawn, up to the first that was not."""
         pairs = zip(self.draft, self.tokens, strict=False)
         return next(
@@ -79,7 +79,9 @@ class DecodeBatch:
             return runner.verify(self._entries, self._entry_drafts)
         return runner.decode(self._entries)
 
-    def sample(self, logits: Any, sampler: Sampler, text_of: Callable[[int], str]) -> list[Drawn]:
+    def sample(
+        self, logits: Any, sampler: Sampler, text_of: Callable[[int], str]
+    ) -> list[VerifiedDraft]:
         """Draw the tokens of all sequences but beam searches."""
         rows = [row for s in self.single for row in range(self._rows[s].start, self._rows[s].stop)]
         states = [state for s in self.single for state in self._states(s)]
@@ -89,7 +91,7 @@ class DecodeBatch:
         for sequence in self.single:
             draft = self._drafts.get(sequence, ())
             end = start + 1 + len(draft)
-            drawn.append(Drawn(sequence, draft, tokens[start:end]))
+            drawn.append(VerifiedDraft(sequence, draft, tokens[start:end]))
             start = end
         return drawn
 

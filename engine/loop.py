@@ -18,7 +18,7 @@ import structlog
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.beams import BeamSequence
-from textmill.engine.decode_batch import DecodeBatch, Drawn
+from textmill.engine.decode_batch import DecodeBatch, VerifiedDraft
 from textmill.engine.model_drafting import ModelDrafting
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.models.runner import PREFILL_CHUNK_TOKENS, KernelRunner, ModelRunner
@@ -326,19 +326,19 @@ class InferenceEngine:
         self._throughput.count(
             len(sequences),
             num_drafted=batch.num_drafted,
-            num_accepted=sum(one.num_held for one in drawn),
+            num_accepted=sum(one.num_accepted for one in drawn),
         )
         for one in drawn:
             if drafting is not None and one.draft:
-                drafting.note(one.sequence, one.num_held)
+                drafting.note(one.sequence, one.num_accepted)
             self._advance_single(model, one)
         for sequence in batch.beams:
             self._advance_beams(model, sampler, sequence, logits[batch.rows(sequence)])
 
-    def _advance_single(self, model: LoadedModel, drawn: Drawn) -> None:
-        """Append a sequence's next token, with the guesses before it that held."""
+    def _advance_single(self, model: LoadedModel, drawn: VerifiedDraft) -> None:
+        """Append a sequence's next token, after the accepted tokens of its draft."""
         sequence = drawn.sequence
-        for place, sampled in enumerate(drawn.tokens[: drawn.num_held + 1]):
+        for place, sampled in enumerate(drawn.tokens[: drawn.num_accepted + 1]):
             if place and sequence.reason_to_end(time.monotonic()) is not None:
                 return  # it ends before the next step, after the token that it would end after
             if sampled.token is None:

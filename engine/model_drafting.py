@@ -13,12 +13,12 @@ from weakref import WeakKeyDictionary
 
 from textmill.engine.beams import BeamSequence
 from textmill.engine.sequence import TokenSequence
-from textmill.engine.speculation.choosing import choice_for
+from textmill.engine.speculation.acceptance import AcceptanceTracker
+from textmill.engine.speculation.draft_sampler import draft_sampler_for
 from textmill.engine.speculation.ngram_table import NgramTable
-from textmill.engine.speculation.pace import DraftPace
 from textmill.engine.speculation.proposer import (
     MAX_DRAFT_TOKENS,
-    Guess,
+    DraftToken,
     TextIndex,
     propose,
 )
@@ -34,8 +34,8 @@ class _Drafting:
     """What is known of one sequence."""
 
     index: TextIndex = field(default_factory=TextIndex)
-    pace: DraftPace = field(default_factory=DraftPace)
-    guesses: list[Guess] = field(default_factory=list)
+    acceptance: AcceptanceTracker = field(default_factory=AcceptanceTracker)
+    guesses: list[DraftToken] = field(default_factory=list)
 
 
 class ModelDrafting:
@@ -51,7 +51,7 @@ class ModelDrafting:
         self._known: WeakKeyDictionary[TokenSequence, _Drafting] = WeakKeyDictionary()
 
     def draft(self, sequences: Sequence[TokenSequence]) -> dict[TokenSequence, list[int]]:
-        """Guess the next tokens of sequences that are about to be decoded together.
+        """DraftToken the next tokens of sequences that are about to be decoded together.
 
         Args:
             sequences: all that the step contains; with a beam search there are no drafts, since
@@ -65,11 +65,11 @@ class ModelDrafting:
         drafts = {s: self._guess(s, MIN_CONFIDENCES[len(sequences) - 1]) for s in sequences}
         return {sequence: draft for sequence, draft in drafts.items() if draft}
 
-    def note(self, sequence: TokenSequence, num_held: int) -> None:
-        """Remember how many of a sequence's guesses held."""
+    def note(self, sequence: TokenSequence, num_accepted: int) -> None:
+        """Remember how many tokens of a sequence's draft were accepted."""
         known = self._known[sequence]
         expected = sum(accumulate((guess.confidence for guess in known.guesses), mul))
-        known.pace.note(expected, num_held)
+        known.acceptance.note(expected, num_accepted)
 
     def _guess(self, sequence: TokenSequence, min_confidence: float) -> list[int]:
         known = self._known.setdefault(sequence, _Drafting())
@@ -79,9 +79,9 @@ class ModelDrafting:
             self._table,
             # The step's own token is not a guess.
             max_tokens=min(MAX_DRAFT_TOKENS, sequence.max_tokens - len(sequence.ids) - 1),
-            min_confidence=min_confidence / known.pace.scale,
-            choose=choice_for(sequence.sampling_state()),
+            min_confidence=min_confidence / known.acceptance.scale,
+            sample=draft_sampler_for(sequence.sampling_state()),
         )
         if not known.guesses:
-            known.pace.note(0.0, 0)
+            known.acceptance.note(0.0, 0)
         return [guess.token for guess in known.guesses]

@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 
 from textmill.engine.models.conversion import plain_config
-from textmill.engine.speculation.building import build
+from textmill.engine.speculation.ngram_builder import build
 from textmill.engine.speculation.ngram_table import NGRAMS_FILE
 from textmill.finetune.export import check_output, move_into_place, save_weights, write_report
 from textmill.finetune.hardware import describe_hardware

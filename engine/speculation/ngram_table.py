@@ -107,7 +107,7 @@ def parse(content: bytes, vocabulary_size: int) -> NgramTable:
 
 
 def hash_of(context: Sequence[int]) -> int:
-    """The hash of a context, 32 bits; ``building`` computes the same for many at once."""
+    """The hash of a context, 32 bits; ``ngram_builder`` computes the same for many at once."""
     code = len(context)
     for token in context:
         code = (code * MULTIPLIER + token + 1) & _MASK

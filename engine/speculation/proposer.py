@@ -14,14 +14,14 @@ from textmill.engine.speculation.ngram_table import NgramTable
 MAX_DRAFT_TOKENS = 8  # a ninth would seldom count: all before it must hold
 MATCH_TOKENS = 3  # shorter repetitions foretell less than the table
 # How likely repetitions of three, four and more tokens go on as before: first estimates, which
-# ``DraftPace`` corrects for each text.
+# ``AcceptanceTracker`` corrects for each text.
 MATCH_CONFIDENCES = (0.5, 0.65, 0.8)
 Candidates = Sequence[tuple[int, float]]
-Choose = Callable[[Candidates, int], "Guess"]
+SampleDraft = Callable[[Candidates, int], "DraftToken"]
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class DraftToken:
     """A guessed token, and the probability with which it is expected to be the next one."""
 
     token: int
@@ -54,9 +54,9 @@ def propose(
     *,
     max_tokens: int,
     min_confidence: float,
-    choose: Choose,
-) -> list[Guess]:
-    """Guess the tokens that follow a text.
+    sample: SampleDraft,
+) -> list[DraftToken]:
+    """DraftToken the tokens that follow a text.
 
     Args:
         ids: the text.
@@ -64,21 +64,21 @@ def propose(
         table: of the model; ``None`` for none.
         max_tokens: the limit on guesses.
         min_confidence: the least probability that a guess and all before it hold.
-        choose: returns the guess among a place's candidates, given the number of earlier guesses.
+        sample: returns the guess among a place's candidates, given the number of earlier guesses.
     """
     place = index.match(ids)
     length = 0 if place is None else _num_equal(ids, place)
     order = 1 if table is None else table.order
     context = list(ids[-order:])
-    guesses: list[Guess] = []
+    guesses: list[DraftToken] = []
     expected = 1.0
     while len(guesses) < max_tokens:
         guess = None
         if place is not None and place < len(ids):
             confidence = MATCH_CONFIDENCES[min(length - MATCH_TOKENS, len(MATCH_CONFIDENCES) - 1)]
-            guess = Guess(ids[place], confidence)
+            guess = DraftToken(ids[place], confidence)
         if table is not None and (found := table.successors(context)):
-            other = choose(found, len(guesses))
+            other = sample(found, len(guesses))
             if guess is None or other.confidence > guess.confidence:
                 guess = other
         if guess is None or expected * guess.confidence < min_confidence:

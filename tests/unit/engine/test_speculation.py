@@ -17,7 +17,7 @@ from textmill.core.strategies import DecodingParameters
 from textmill.engine import Delta, EngineStatistics, GenerationRequest, InferenceEngine
 from textmill.engine.models.loading import LoadedModel
 from textmill.engine.models.weights import Float32
-from textmill.engine.speculation.building import build
+from textmill.engine.speculation.ngram_builder import build
 from textmill.engine.speculation.ngram_table import NgramTable
 
 PATIENCE_SECONDS = 120.0

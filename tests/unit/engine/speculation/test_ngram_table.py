@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from textmill.engine.models.loading import _ngrams
-from textmill.engine.speculation import building
-from textmill.engine.speculation.building import build
+from textmill.engine.speculation import ngram_builder
+from textmill.engine.speculation.ngram_builder import build
 from textmill.engine.speculation.ngram_table import (
     HEADER,
     MARK,
@@ -63,7 +63,7 @@ def test_the_most_frequent_contexts_are_kept() -> None:
 
 
 def test_texts_above_the_limit_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "MAX_TOKENS", 6)
+    monkeypatch.setattr(ngram_builder, "MAX_TOKENS", 6)
     table = build([[1, 2]] * 3 + [[3, 4]] * 9, VOCABULARY_SIZE)
     assert table.successors([3]) == []
     assert table.successors([1]) != []

@@ -7,10 +7,10 @@ import pytest
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.sampling.token_records import SamplingState
 from textmill.engine.sampling.uniform import uniform
-from textmill.engine.speculation.building import build
-from textmill.engine.speculation.choosing import choice_for, drawn, likeliest
+from textmill.engine.speculation.acceptance import AcceptanceTracker
+from textmill.engine.speculation.draft_sampler import draft_sampler_for, likeliest, sampled
+from textmill.engine.speculation.ngram_builder import build
 from textmill.engine.speculation.ngram_table import NgramTable
-from textmill.engine.speculation.pace import DraftPace
 from textmill.engine.speculation.proposer import TextIndex, propose
 
 
@@ -27,7 +27,7 @@ def guesses(
         table,
         max_tokens=max_tokens,
         min_confidence=min_confidence,
-        choose=likeliest,
+        sample=likeliest,
     )
     return [guess.token for guess in found]
 
@@ -72,37 +72,37 @@ def test_unlikely_guesses_end_a_draft() -> None:
 
 def test_a_drawn_candidate_follows_the_random_number_and_the_order_of_ids() -> None:
     candidates = [(9, 0.6), (4, 0.3)]
-    assert drawn(candidates, 0.2, 1.0).token == 4
-    assert drawn(candidates, 0.4, 1.0).token == 9
-    assert drawn(candidates, 0.2, 4.0).token == 9  # at a low temperature nearly always
-    assert drawn(candidates, 0.999999, 1.0).token == 9
+    assert sampled(candidates, 0.2, 1.0).token == 4
+    assert sampled(candidates, 0.4, 1.0).token == 9
+    assert sampled(candidates, 0.2, 4.0).token == 9  # at a low temperature nearly always
+    assert sampled(candidates, 0.999999, 1.0).token == 9
 
 
 def test_sampled_strategies_use_the_number_of_the_guessed_position() -> None:
     parameters = DecodingParameters("sampling", 100, seed=3)
-    choose = choice_for(SamplingState(parameters, [1], position=5))
+    sample = draft_sampler_for(SamplingState(parameters, [1], position=5))
     candidates = [(4, 0.5), (9, 0.5)]
     for place in range(30):
         expected = 4 if uniform(3, 5 + place) < 0.5 else 9
-        assert choose(candidates, place).token == expected
+        assert sample(candidates, place).token == expected
 
 
 def test_greedy_takes_the_likeliest_candidate() -> None:
     parameters = DecodingParameters("greedy", 100, seed=3)
-    choose = choice_for(SamplingState(parameters, [1], position=5))
-    assert {choose([(9, 0.5), (4, 0.4)], place).token for place in range(30)} == {9}
+    sample = draft_sampler_for(SamplingState(parameters, [1], position=5))
+    assert {sample([(9, 0.5), (4, 0.4)], place).token for place in range(30)} == {9}
 
 
 def test_failed_guesses_lower_the_pace_and_time_restores_it() -> None:
-    pace = DraftPace()
-    assert pace.scale == 1.0
+    tracker = AcceptanceTracker()
+    assert tracker.scale == 1.0
     for _ in range(20):
-        pace.note(1.0, 0)
-    low = pace.scale
+        tracker.note(1.0, 0)
+    low = tracker.scale
     assert low < 0.3
     for _ in range(100):
-        pace.note(0.0, 0)
-    assert pace.scale > 0.7
+        tracker.note(0.0, 0)
+    assert tracker.scale > 0.7
     for _ in range(20):
-        pace.note(1.0, 3)
-    assert pace.scale == 1.25
+        tracker.note(1.0, 3)
+    assert tracker.scale == 1.25

@@ -1,4 +1,4 @@
-"""Chooses the guess among candidates as the sampler will choose the token.
+"""Samples draft tokens among candidates as the sampler will sample the token.
 
 The sampler draws a token where the running sum of probabilities, in the order of token ids, exceeds
 a random number that seed and position give. So the guess may use the same number: at a place with
@@ -10,30 +10,30 @@ from __future__ import annotations
 from textmill.engine.sampling.filter_table import is_greedy
 from textmill.engine.sampling.token_records import SamplingState
 from textmill.engine.sampling.uniform import uniform
-from textmill.engine.speculation.proposer import Candidates, Choose, Guess
+from textmill.engine.speculation.proposer import Candidates, DraftToken, SampleDraft
 
 MIN_TEMPERATURE = 0.1  # below it, the likeliest candidate has all the weight anyway
 
 
-def choice_for(state: SamplingState) -> Choose:
+def draft_sampler_for(state: SamplingState) -> SampleDraft:
     """The choice for a sequence whose next token has that state."""
     parameters = state.parameters
     if is_greedy(parameters):
         return likeliest
     power = 1.0 / max(parameters.temperature, MIN_TEMPERATURE)
 
-    def choose(candidates: Candidates, place: int) -> Guess:
-        return drawn(candidates, uniform(parameters.seed, state.position + place), power)
+    def sample(candidates: Candidates, place: int) -> DraftToken:
+        return sampled(candidates, uniform(parameters.seed, state.position + place), power)
 
-    return choose
+    return sample
 
 
-def likeliest(candidates: Candidates, place: int) -> Guess:
+def likeliest(candidates: Candidates, place: int) -> DraftToken:
     """The first candidate, for greedy decoding."""
-    return Guess(*candidates[0])
+    return DraftToken(*candidates[0])
 
 
-def drawn(candidates: Candidates, number: float, power: float) -> Guess:
+def sampled(candidates: Candidates, number: float, power: float) -> DraftToken:
     """Draw a candidate with a random number in [0, 1), in the order of token ids.
 
     Args:
@@ -50,4 +50,4 @@ def drawn(candidates: Candidates, number: float, power: float) -> Guess:
         sum_so_far += weight
         if sum_so_far > target:
             break
-    return Guess(token, weight / (total + missing))
+    return DraftToken(token, weight / (total + missing))

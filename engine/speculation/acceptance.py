@@ -9,19 +9,19 @@ PRIOR_TOKENS = 4.0
 MEMORY = 0.97
 
 
-class DraftPace:
-    """Compares the guesses that held with those that were expected to."""
+class AcceptanceTracker:
+    """Compares the number of accepted draft tokens with the number that was expected."""
 
     def __init__(self) -> None:
         self._expected = 0.0
-        self._held = 0.0
+        self._accepted = 0.0
 
     @property
     def scale(self) -> float:
         """The factor on the confidence of guesses that experience suggests, at most 1.25."""
-        return min(1.25, (self._held + PRIOR_TOKENS) / (self._expected + PRIOR_TOKENS))
+        return min(1.25, (self._accepted + PRIOR_TOKENS) / (self._expected + PRIOR_TOKENS))
 
-    def note(self, num_expected: float, num_held: int) -> None:
+    def note(self, num_expected: float, num_accepted: int) -> None:
         """Remember a step: how many guesses were expected to hold, and how many did."""
         self._expected = self._expected * MEMORY + num_expected
-        self._held = self._held * MEMORY + num_held
+        self._accepted = self._accepted * MEMORY + num_accepted
