@@ -1,4 +1,4 @@
-"""Time transformers' ``generate`` on one static batch, in bfloat16, sampling.
+"""Time transformers' ``generate`` on one static batch, in bfloat16, sampling; on a GPU if there is one.
 
 ``python decode_transformers.py MODEL_FOLDER BATCHES``; needs transformers.
 """
@@ -18,11 +18,12 @@ def main(folder: str, batches: list[int]) -> None:
     """Load the model once, and time each batch size after a short warm-up."""
     started = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().to(device)
     print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
     sampling = {"do_sample": True, "temperature": 0.7, "top_k": 0}
     for batch_size in batches:
-        inputs = tokenizer([PROMPT] * batch_size, return_tensors="pt")
+        inputs = tokenizer([PROMPT] * batch_size, return_tensors="pt").to(device)
         model.generate(**inputs, **sampling, min_new_tokens=4, max_new_tokens=4)
         started = time.perf_counter()
         model.generate(**inputs, **sampling, min_new_tokens=NUM_NEW, max_new_tokens=NUM_NEW)

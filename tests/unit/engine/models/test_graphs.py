@@ -1,4 +1,4 @@
-"""The static step of the GPU path, computed on a CPU: the same arithmetic without the recording."""
+"""The static step of the GPU path: on a GPU if there is one, and on a CPU without the recording."""
 
 from __future__ import annotations
 
@@ -21,11 +21,20 @@ from tests.unit.engine.models.test_decoder import (
     reference,
 )
 from textmill.engine.models.attention import fused
-from textmill.engine.models.cuda_graphs import GraphRunner, Recorder, bucket_of, buckets
+from textmill.engine.models.cuda_graphs import (
+    CudaRecorder,
+    GraphRunner,
+    Recorder,
+    bucket_of,
+    buckets,
+    run_directly,
+)
 from textmill.engine.models.decoder import Decoder, in_torch
 from textmill.engine.models.families import describe, load_weights
 
 families = pytest.mark.parametrize("family", NATIVE_FAMILIES)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
 
 
 class FailingRecorder:
@@ -50,34 +59,80 @@ class FailingRecorder:
 
 
 def graph_runner(
-    folder: Path, dtype: torch.dtype = torch.float32, record: Recorder | None = None
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    record: Recorder | None = None,
+    device: str = "cpu",
 ) -> GraphRunner:
     spec = describe(json.loads((folder / "config.json").read_text()))
     assert spec is not None
     weights = load_weights(spec, load_file(folder / "model.safetensors"))
-    decoder = Decoder(spec, in_torch(weights, dtype), NUM_SLOTS, attention=fused)
+    decoder = Decoder(
+        spec, in_torch(weights, dtype, torch.device(device)), NUM_SLOTS, attention=fused
+    )
     return GraphRunner(decoder, NUM_SLOTS, prefix_bytes=PREFIX_BYTES, record=record)
 
 
+@devices
 @families
-def test_logits_are_those_of_transformers_in_any_slots(family: str) -> None:
+def test_logits_are_those_of_transformers_in_any_slots(family: str, device: str) -> None:
     folder = tiny_model(family)
     texts = [random_ids(length, length) for length in (3, 70, 9, 140)]
     rows = [PlainEntry(text[:2], slot) for text, slot in zip(texts, (8, 0, 5, 2), strict=True)]
-    found = decoded(graph_runner(folder), rows, [text[2:] for text in texts])
+    found = decoded(graph_runner(folder, device=device), rows, [text[2:] for text in texts])
     for text, logits in zip(texts, found, strict=True):
         torch.testing.assert_close(logits, reference(folder, text)[1:-1], rtol=0, atol=1e-4)
 
 
+@devices
 @families
-def test_a_row_has_the_same_last_bit_alone_and_beside_any_others(family: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_row_has_the_same_last_bit_alone_and_beside_any_others(
+    family: str, dtype: torch.dtype, device: str
+) -> None:
     folder = tiny_model(family)
     text = random_ids(90, 1)
-    alone = decoded(graph_runner(folder), [PlainEntry(text[:2], 3)], [text[2:]])[0]
+    runner = graph_runner(folder, dtype, device=device)
+    alone = decoded(runner, [PlainEntry(text[:2], 3)], [text[2:]])[0]
     others = [random_ids(length, length + 7) for length in (200, 5, 60)]
     rows = [PlainEntry(t[:2], slot) for t, slot in zip([text, *others], (3, 0, 7, 4), strict=True)]
-    beside = decoded(graph_runner(folder), rows, [t[2:] for t in [text, *others]])[0]
+    runner = graph_runner(folder, dtype, device=device)
+    beside = decoded(runner, rows, [t[2:] for t in [text, *others]])[0]
     assert torch.equal(alone, beside)
+
+
+@needs_gpu
+@families
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_recorded_step_computes_what_it_computes_directly(
+    family: str, dtype: torch.dtype
+) -> None:
+    folder, text = tiny_model(family), random_ids(140, 6)
+    recorded = graph_runner(folder, dtype, device="cuda")
+    direct = graph_runner(folder, dtype, record=run_directly, device="cuda")
+    found, wanted = (
+        decoded(runner, [PlainEntry(text[:2], 3)], [text[2:]])[0] for runner in (recorded, direct)
+    )
+    assert torch.equal(found, wanted)
+
+
+@needs_gpu
+def test_a_step_that_cuda_cannot_record_runs_directly() -> None:
+    class Unrecordable(CudaRecorder):
+        def __call__(self, compute: Callable[[], None]) -> Callable[[], None]:
+            def waiting() -> None:
+                compute()
+                torch.cuda.synchronize()  # CUDA does not record waits of the host
+
+            return super().__call__(waiting)
+
+    folder, text = tiny_model("llama"), random_ids(140, 5)
+    wanted = decoded(graph_runner(folder, device="cuda"), [PlainEntry(text[:2], 3)], [text[2:]])[0]
+    with capture_logs() as logs:
+        runner = graph_runner(folder, record=Unrecordable(), device="cuda")
+        found = decoded(runner, [PlainEntry(text[:2], 3)], [text[2:]])[0]
+    assert torch.equal(found, wanted)
+    assert [entry["event"] for entry in logs] == ["step_not_recorded"]
 
 
 def test_a_prompt_that_is_being_prefilled_is_not_disturbed_by_running_texts() -> None:
