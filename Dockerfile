@@ -33,6 +33,7 @@ ENV PATH=/opt/textmill/bin:$PATH \
     HOME=/var/lib/textmill \
     TEXTMILL_HOME=/var/lib/textmill \
     TEXTMILL_HOST=0.0.0.0 \
+    TEXTMILL_ALLOWED_HOSTS=127.0.0.1,localhost \
     TEXTMILL_LOG_FORMAT=json
 WORKDIR /var/lib/textmill
 VOLUME /var/lib/textmill

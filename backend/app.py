@@ -6,7 +6,11 @@ import time
 
 import structlog
 from flask import Flask, Response, g, request
+from werkzeug.middleware.proxy_fix import ProxyFix
 
+from textmill.backend.access.control import EXTENSION as ACCESS
+from textmill.backend.access.control import AccessControl
+from textmill.backend.access.headers import BrowserHeaders
 from textmill.backend.api import api
 from textmill.backend.bodies import MAX_BODY_BYTES, refuse_body
 from textmill.backend.current import EXTENSION
@@ -18,6 +22,8 @@ from textmill.backend.pages.responses import render_error
 from textmill.backend.server.wsgi import ARRIVED_KEY
 from textmill.backend.services.container import Services, make_services
 from textmill.backend.streams.responses import is_placeholder
+from textmill.core.access.keys import KeyStore
+from textmill.core.access.secret import signing_secret
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.database import deadlines
 from textmill.core.database.connections import REQUEST_SECONDS, make_engine
@@ -26,10 +32,6 @@ from textmill.core.jobs.store import JobStore, Limits
 from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher, make_celery
 
-PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
 DATABASE_CONNECTIONS = 20  # twice as many under load; PostgreSQL allows 100 for all processes
 log = structlog.get_logger(__name__)
 
@@ -54,12 +56,34 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(blueprint)
     register_errors(app, render_error)
     app.before_request(_note_time)
+    add_access(app, settings, KeyStore(services.store.engine))
     app.before_request(_refuse_body)
     app.after_request(_end_deadline)
     app.teardown_request(_forget_deadline)
-    app.after_request(_add_headers)
+    app.after_request(_log_request)
     app.after_request(metrics.observe)
     return app
+
+
+def add_access(app: Flask, settings: Settings, keys: KeyStore) -> None:
+    """Add the rules of access, and the headers of every response.
+
+    Raises:
+        SettingsError: there is no secret, and none can be stored.
+    """
+    secret = signing_secret(settings) if settings.is_open else ""
+    control, headers = AccessControl(settings, secret, keys), BrowserHeaders(settings)
+
+    def finish(response: Response) -> Response:
+        headers.add(request, response)
+        return control.after(response)
+
+    app.extensions[ACCESS] = control
+    app.before_request(control.before)
+    app.after_request(finish)
+    if settings.trusted_proxies:
+        count = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
 
 
 def services_of(settings: Settings) -> Services:
@@ -94,12 +118,7 @@ def _refuse_body() -> None:
     refuse_body(request)
 
 
-def _add_headers(response: Response) -> Response:
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    response.headers.setdefault("Referrer-Policy", "same-origin")
-    response.headers.setdefault("Content-Security-Policy", PAGE_POLICY)
-    if request.path.startswith("/api/"):
-        response.headers.setdefault("Cache-Control", "no-store")
+def _log_request(response: Response) -> Response:
     if is_placeholder():
         return response
     log.debug(

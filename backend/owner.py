@@ -1,6 +1,7 @@
-"""Identifies clients: by a random cookie for browsers, otherwise by address.
+"""Identifies clients on one's own machine: browsers by a random cookie, others by address.
 
-The owner determines the fair share of the queue and the scope of idempotency keys, never access.
+This owner determines the fair share of the queue and the scope of idempotency keys, never access:
+in the mode ``local``, everybody sees everything.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from textmill.core.errors import FieldError
 CONTENT_TYPE = "application/problem+json"
 _TITLES = {
     400: "Bad request",
+    401: "Sign in first",
     403: "Forbidden",
     404: "Not found",
     405: "Method not allowed",
@@ -22,6 +23,7 @@ _TITLES = {
     413: "Request too large",
     414: "Address too long",
     415: "Unsupported media type",
+    421: "Not a name of this service",
     422: "Some fields are invalid",
     429: "Too many jobs waiting",
     431: "Headers too large",

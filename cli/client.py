@@ -20,6 +20,7 @@ from textmill.cli.server_errors import Refused, Unreachable
 
 Document = dict[str, Any]
 
+_VISITOR = "Textmill-Visitor"
 _ANSWER_SECONDS = 60.0  # above the 30 s of a long poll and the 15 s between a stream's comments
 LONG_POLL_SECONDS = 25
 
@@ -41,12 +42,16 @@ class Client:
     Args:
         url: the server's address, with an optional path in front of ``/api``.
         transport: for tests.
+        api_key: for a server that asks for one. Without a key, a public server gives each client a
+            token, which is sent back with the next requests.
 
     Raises:
         Unreachable: the address is invalid.
     """
 
-    def __init__(self, url: str, transport: httpx2.BaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, transport: httpx2.BaseTransport | None = None, *, api_key: str | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         try:
             is_valid = httpx2.URL(url).scheme in {"http", "https"} and bool(httpx2.URL(url).host)
@@ -54,9 +59,12 @@ class Client:
             is_valid = False
         if not is_valid:
             raise Unreachable(f"{url!r} is not a valid address; write http://HOST:PORT.")
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if api_key is not None:
+            headers["Authorization"] = f"Bearer {api_key}"
         self._http = httpx2.Client(
             base_url=f"{self.url}/api/v1/",
-            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            headers=headers,
             timeout=_ANSWER_SECONDS,
             limits=httpx2.Limits(max_keepalive_connections=0),
             trust_env=False,
@@ -100,6 +108,8 @@ class Client:
     def _call(self, method: str, path: str, **options: Any) -> Document:
         with self._reported():
             response = self._http.request(method, path, **options)
+        if _VISITOR in response.headers:
+            self._http.headers[_VISITOR] = response.headers[_VISITOR]
         if response.status_code >= 300:
             raise _refusal(response)
         document = _json(response)

@@ -63,7 +63,8 @@ def generate(prompt: str, url: str | None, as_json: bool, retry_for: float, **fi
     from textmill.cli.client import Client
     from textmill.cli.job_output import JobOutput, follow
 
-    client = Client(url or _configured_url())
+    settings = Settings.from_environment(os.environ)
+    client = Client(url or _configured_url(settings), api_key=settings.api_key)
     patience = Patience(retry_for, notify=_show_failure)
     request = {name: value for name, value in fields.items() if value not in (None, ())}
     request["prompt"] = sys.stdin.read() if prompt == "-" else prompt
@@ -82,8 +83,7 @@ def generate(prompt: str, url: str | None, as_json: bool, retry_for: float, **fi
         raise CommandFailed(_failure(job), EXIT_FAILED)
 
 
-def _configured_url() -> str:
-    settings = Settings.from_environment(os.environ)
+def _configured_url(settings: Settings) -> str:
     return url_of(reachable_host(settings.host), settings.port)
 
 

@@ -14,6 +14,7 @@ import click
 
 from textmill.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 from textmill.cli.generate import generate
+from textmill.cli.keys import keys
 from textmill.cli.private_state import keep_private
 from textmill.cli.register import register
 from textmill.cli.terminal import printable
@@ -128,6 +129,7 @@ def finetune(arguments: tuple[str, ...]) -> NoReturn:
 
 textmill.add_command(generate)
 textmill.add_command(register)
+textmill.add_command(keys)
 
 
 def _settings() -> Settings:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 _FOLDERS = ("logs", "redis", "workers", "models", "kernels", "finetune")
-_FILES = ("up.lock", "models.toml")
+_FILES = ("up.lock", "models.toml", "secret")
 _DATABASE_SUFFIXES = ("", "-wal", "-shm", "-journal")
 
 

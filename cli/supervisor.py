@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,6 +50,10 @@ def _no_inputs() -> object:
     """For plans whose services read no files that change."""
 
 
+async def _no_lines() -> Sequence[str]:
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """The processes to run.
@@ -63,6 +67,7 @@ class Plan:
         after_end: the command to run after a service has ended, before its restart.
         inputs: the state of the files that services read at their start; when it changes, a service
             that could not start is tried again.
+        on_ready: makes further lines to print, once, when it is ready; no log file gets them.
     """
 
     prerequisites: tuple[tuple[ChildSpec, Probe], ...]
@@ -72,6 +77,7 @@ class Plan:
     ready_line: str
     after_end: Callable[[End], ChildSpec | None] = _no_command
     inputs: Callable[[], object] = _no_inputs
+    on_ready: Callable[[], Awaitable[Sequence[str]]] = _no_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +266,8 @@ class Supervisor:
             await asyncio.sleep(self._timeouts.poll)
         self._was_ready = True
         self._console.show(self._plan.ready_line)
+        for line in await self._plan.on_ready():
+            self._console.show(line)
 
     async def _end_all(self) -> None:
         """End the services first, then the prerequisites."""

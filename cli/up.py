@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from textmill.cli.addresses import reachable_host, url_of
@@ -80,6 +80,7 @@ class _Planner:
             readiness=self._readiness,
             after_end=self._recover_worker,
             inputs=self._inputs,
+            on_ready=self._first_key,
             ready_line=f"Textmill is ready: {url_of(settings.host, settings.port)}",
         )
 
@@ -141,6 +142,22 @@ class _Planner:
         return ChildSpec(
             name, (sys.executable, "-P", "-m", "textmill", command), environment, death_signal
         )
+
+    async def _first_key(self) -> Sequence[str]:
+        """Create the first admin key where keys are used, and show it."""
+        if not self.settings.is_open:
+            return ()
+        spec = self._textmill("keys", "keys")
+        process = await asyncio.create_subprocess_exec(
+            *spec.command, "create-first", env=spec.environment, stdout=asyncio.subprocess.PIPE
+        )
+        output, _ = await process.communicate()
+        token = output.decode(errors="replace").strip()
+        if process.returncode != 0:
+            return ("The first admin key could not be created; run `textmill keys create`.",)
+        if not token:
+            return ()
+        return (f"The first admin key, which is not shown again: {token}",)
 
     async def _readiness(self) -> str | None:
         host = reachable_host(self.settings.host)

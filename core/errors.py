@@ -4,8 +4,11 @@ TextmillError
 ├── SettingsError            an invalid setting or models file: the start is refused
 ├── ClientError              something the client sent; carries its HTTP status
 │   ├── BadRequest           400
+│   ├── Unauthorized         401, no valid credentials
+│   ├── Forbidden            403, the credentials do not allow this
 │   ├── NotFound             404
 │   ├── Conflict             409
+│   ├── Misdirected          421, a host name that is not this service's
 │   ├── ValidationFailed     422, names every bad field at once
 │   ├── Unstorable           422, the database cannot store a value
 │   └── Unavailable          has a time after which to retry
@@ -49,6 +52,27 @@ class BadRequest(ClientError):
     """The request cannot be read at all."""
 
     code = "bad_request"
+
+
+class Unauthorized(ClientError):
+    """The request needs credentials, or its credentials are not valid."""
+
+    code = "unauthorized"
+    http_status = 401
+
+
+class Forbidden(ClientError):
+    """The credentials are valid but do not allow this."""
+
+    code = "forbidden"
+    http_status = 403
+
+
+class Misdirected(ClientError):
+    """The request names a host that is not this service's."""
+
+    code = "misdirected"
+    http_status = 421
 
 
 class NotFound(ClientError):

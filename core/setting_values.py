@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -11,6 +13,12 @@ from pydantic_settings import NoDecode
 
 from textmill.core.errors import SettingsError
 from textmill.core.paths import expand_home
+
+MIN_SECRET_CHARACTERS = 32
+ORIGINS = "origins such as https://example.org, separated by commas"
+# A name, an IPv4 address, or an IPv6 address in brackets; without a port.
+_HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 class UnusableValueError(ValueError):
@@ -73,6 +81,39 @@ def _names(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _host_names(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(name.lower().rstrip(".") for name in _names(value))
+    if not all(_HOST_NAME.fullmatch(name) for name in names):
+        raise ValueError
+    return names
+
+
+def _origins(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    origins = tuple(origin.lower().rstrip("/") for origin in _names(value))
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError
+    return origins
+
+
+def _secret(text: str | None) -> str | None:
+    if text is not None and len(text) < MIN_SECRET_CHARACTERS:
+        raise ValueError
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, which others cannot reach."""
+    name = host.lower().rstrip(".").removeprefix("[").removesuffix("]")
+    if name == "localhost" or name.endswith(".localhost"):  # RFC 6761, section 6.3
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
 Whole = Annotated[int, BeforeValidator(_int)]
 Seconds = Annotated[float, BeforeValidator(_float)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
@@ -80,4 +121,7 @@ Host = Annotated[str, BeforeValidator(_host)]
 DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]
 RedisUrl = Annotated[str | None, BeforeValidator(_redis_url)]
 Kernels = Annotated[str, BeforeValidator(_kernels)]
+HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)]
+Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
+Secret = Annotated[str | None, BeforeValidator(_secret)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]

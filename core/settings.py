@@ -21,15 +21,20 @@ from pydantic_settings import (
 
 from textmill.core.errors import SettingsError
 from textmill.core.setting_values import (
+    ORIGINS,
     AbsolutePath,
     DatabaseUrl,
     Host,
+    HostNames,
     Kernels,
     Names,
+    Origins,
     RedisUrl,
     Seconds,
+    Secret,
     UnusableValueError,
     Whole,
+    is_loopback,
 )
 
 PREFIX = "TEXTMILL_"
@@ -69,6 +74,20 @@ class Settings(BaseSettings):
     )
     host: Host = Field("127.0.0.1", description="a host name or an IP address")
     port: Whole = _integer(8000, 1, 65_535)
+    # Who may ask, and what each sees: docs/security.md.
+    access: Literal["local", "demo", "team"] = Field(
+        "local", description="one of local, demo, team"
+    )
+    # Host names of requests, besides the loopback ones.
+    allowed_hosts: HostNames = Field((), description="host names separated by commas")
+    # Proxies in front, each of which appends an address to X-Forwarded-For.
+    trusted_proxies: Whole = _integer(0, 0, 16)
+    # Sites that may show the pages in a frame.
+    embed_origins: Origins = Field((), description=ORIGINS)
+    # Sites whose scripts may use the API.
+    cors_origins: Origins = Field((), description=ORIGINS)
+    # Signs the visitors' tokens; by default a file in ``home``.
+    secret: Secret = Field(None, description="at least 32 characters", repr=False)
     database_url: DatabaseUrl = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/textmill.db",
         description="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
@@ -117,6 +136,8 @@ class Settings(BaseSettings):
     # address: one visitor cannot use all of them.
     max_streams: Whole = _integer(4096, 1, 1_000_000)
     max_streams_per_visitor: Whole = _integer(2048, 1, 1_000_000)
+    # The key with which `textmill generate` asks a server in the modes demo and team.
+    api_key: str | None = Field(None, description="an API key", repr=False)
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="one of debug, info, warning, error"
     )
@@ -160,7 +181,13 @@ class Settings(BaseSettings):
         problem = _first_problem(own, known, invalid)
         if problem is not None:
             raise SettingsError(problem)
+        check_access(settings)
         return settings
+
+    @property
+    def is_open(self) -> bool:
+        """Whether principals see only what is theirs: the modes demo and team."""
+        return self.access != "local"
 
     def to_environment(self) -> dict[str, str]:
         """The settings as environment variables, for a child process."""
@@ -188,6 +215,27 @@ class Settings(BaseSettings):
     def is_sqlite(self) -> bool:
         """Whether the database is a SQLite file."""
         return self.database_url.startswith("sqlite")
+
+
+def check_access(settings: Settings) -> None:
+    """Refuse settings that would let strangers see everything, or that serve no host name.
+
+    Raises:
+        SettingsError: the sentence names what to set.
+    """
+    if settings.is_open and not settings.allowed_hosts:
+        raise SettingsError(
+            f"TEXTMILL_ACCESS={settings.access} needs TEXTMILL_ALLOWED_HOSTS: the host names under"
+            " which people reach this service, such as demo.example.org."
+        )
+    if not settings.is_open and not settings.allowed_hosts and not is_loopback(settings.host):
+        raise SettingsError(
+            f"TEXTMILL_HOST is {settings.host!r}, which others can reach, and TEXTMILL_ACCESS is"
+            " local, in which everybody sees and deletes everything. Set TEXTMILL_ACCESS=demo for"
+            " strangers on a public page or TEXTMILL_ACCESS=team for people with keys. If only this"
+            " machine can reach that address, as in a container whose port is published on"
+            " 127.0.0.1, set TEXTMILL_ALLOWED_HOSTS=127.0.0.1,localhost."
+        )
 
 
 def variable_of(name: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
+from textmill.core.database import access_tables  # noqa: F401 - adds its tables to Base
 from textmill.core.database.tables import Base
 
 # Created by the migrations on one of the two databases only, and not part of the tables' models.

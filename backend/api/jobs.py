@@ -9,10 +9,9 @@ from flask import Blueprint, Response, request, stream_with_context
 
 from textmill.backend.api.json_response import json_response
 from textmill.backend.bodies import read_json
-from textmill.backend.current import services
+from textmill.backend.current import principal, services
 from textmill.backend.exporting import as_csv, as_jsonl
 from textmill.backend.history_filters import parse_export, parse_filters
-from textmill.backend.owner import owner_id
 from textmill.backend.query import decimal, parse_query
 from textmill.backend.streams.responses import reserve, wait
 from textmill.backend.streams.sse import WaitSpec
@@ -28,7 +27,7 @@ def submit() -> Response:
     """Store a job: 202."""
     job = services().submission.submit_job(
         read_json(request),
-        owner_id=owner_id(request),
+        owner_id=principal().owner_id,
         idempotency_key=request.headers.get("Idempotency-Key"),
     )
     return json_response(job, 202, {"Location": job["links"]["self"]})

@@ -6,8 +6,7 @@ from flask import Blueprint, Response, request
 
 from textmill.backend.api.json_response import json_response
 from textmill.backend.bodies import read_json
-from textmill.backend.current import services
-from textmill.backend.owner import owner_id
+from textmill.backend.current import principal, services
 
 blueprint = Blueprint("runs", __name__)
 
@@ -17,7 +16,7 @@ def submit() -> Response:
     """Store a run and all its jobs, or nothing: 202."""
     run = services().submission.submit_run(
         read_json(request),
-        owner_id=owner_id(request),
+        owner_id=principal().owner_id,
         idempotency_key=request.headers.get("Idempotency-Key"),
     )
     return json_response(run, 202, {"Location": run["links"]["self"]})

@@ -8,8 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
 
-from textmill.backend.current import services
-from textmill.backend.owner import owner_id
+from textmill.backend.current import principal, services
 from textmill.backend.pages.generate_form import (
     COMMON_FIELDS,
     GenerateForm,
@@ -19,7 +18,6 @@ from textmill.backend.pages.generate_form import (
     own_parameters,
     slider,
 )
-from textmill.backend.pages.origin import refuse_cross_site
 from textmill.backend.pages.phrases import Phrase
 from textmill.backend.pages.responses import EXAMPLE_PROMPT, see_other
 from textmill.backend.response_models import ParameterView, QueueView, StrategyView
@@ -69,12 +67,11 @@ def generate_again() -> Response:
 @blueprint.post("/generate")
 def generate() -> Response:
     """Submit the form: as a job, or as a run if it asks for several texts."""
-    refuse_cross_site()
     form = _sent_form()
     form.check()
     if not form.ticked or not form.models or not form.prompt.strip():
         return _render(form, 422)
-    submission, owner = services().submission, owner_id(request)
+    submission, owner = services().submission, principal().owner_id
     try:
         # A bad number is sent as text, so that it is rejected together with all other errors.
         if form.is_single:

@@ -10,11 +10,9 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
 
-from textmill.backend.current import services
-from textmill.backend.owner import owner_id
+from textmill.backend.current import principal, services
 from textmill.backend.pages.formats import rate
 from textmill.backend.pages.job_status import has_ended, is_restarted, status_sentence
-from textmill.backend.pages.origin import refuse_cross_site
 from textmill.backend.pages.phrases import STATUS_LABELS
 from textmill.backend.pages.responses import see_other
 from textmill.backend.response_models import JobView
@@ -87,7 +85,6 @@ def _curl(job: JobView) -> str:
 @blueprint.post("/jobs/<job_id>/cancel")
 def cancel(job_id: str) -> Response:
     """Cancel a job."""
-    refuse_cross_site()
     with contextlib.suppress(Conflict):  # it ended before the click, and the page shows that
         services().jobs.cancel(job_id)
     return see_other(f"/jobs/{job_id}")
@@ -96,7 +93,6 @@ def cancel(job_id: str) -> Response:
 @blueprint.post("/jobs/<job_id>/delete")
 def delete(job_id: str) -> Response:
     """Delete a job."""
-    refuse_cross_site()
     services().jobs.delete(job_id)
     return see_other("/history")
 
@@ -104,8 +100,7 @@ def delete(job_id: str) -> Response:
 @blueprint.post("/jobs/<job_id>/again")
 def again(job_id: str) -> Response:
     """Repeat a job with a new seed."""
-    refuse_cross_site()
     body = job_request(services().jobs.read(job_id))
     body.pop("seed", None)
-    made = services().submission.submit_job(body, owner_id=owner_id(request))
+    made = services().submission.submit_job(body, owner_id=principal().owner_id)
     return see_other(made["links"]["page"])

@@ -8,8 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
 
-from textmill.backend.current import services
-from textmill.backend.owner import owner_id
+from textmill.backend.current import principal, services
 from textmill.backend.pages.comparison import Column, columns_of, run_request
 from textmill.backend.pages.formats import exactly
 from textmill.backend.pages.job_status import (
@@ -18,7 +17,6 @@ from textmill.backend.pages.job_status import (
     is_restarted,
     queue_label,
 )
-from textmill.backend.pages.origin import refuse_cross_site
 from textmill.backend.pages.phrases import STATUS_LABELS
 from textmill.backend.pages.responses import see_other, strategy_titles
 from textmill.backend.response_models import JobView
@@ -76,7 +74,6 @@ def _side_by_side(jobs: list[JobView], columns: list[Column], **values: Any) -> 
 @blueprint.post("/runs/<run_id>/cancel")
 def cancel_run(run_id: str) -> Response:
     """Cancel all jobs of a run that have not ended; their texts so far are kept."""
-    refuse_cross_site()
     for job in services().runs.read(run_id)["jobs"]:
         if not has_ended(job):
             with contextlib.suppress(Conflict, NotFound):  # it ended or was deleted meanwhile
@@ -87,9 +84,8 @@ def cancel_run(run_id: str) -> Response:
 @blueprint.post("/runs/<run_id>/again")
 def run_again(run_id: str) -> Response:
     """Repeat a run with new seeds."""
-    refuse_cross_site()
     body = run_request(services().runs.read(run_id))
-    made = services().submission.submit_run(body, owner_id=owner_id(request))
+    made = services().submission.submit_run(body, owner_id=principal().owner_id)
     return see_other(made["links"]["page"])
 
 

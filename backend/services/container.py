@@ -5,7 +5,7 @@ The API and the pages use these and nothing else. They know nothing of requests 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from textmill.backend.services.best_effort import BestEffort
 from textmill.backend.services.job_views import JobViews
@@ -15,6 +15,7 @@ from textmill.backend.services.queue import QueueService
 from textmill.backend.services.queue_positions import QueuePositions
 from textmill.backend.services.runs import RunService
 from textmill.backend.services.submission import SubmissionService
+from textmill.core.access.principals import ADMIN, EVERYTHING, Principal
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.event_reader import EventReader
 from textmill.core.events import EventBus
@@ -51,6 +52,19 @@ class Services:
     models: ModelService
     queue: QueueService
     _best_effort: tuple[BestEffort, ...]
+
+    def seen_by(self, principal: Principal) -> Services:
+        """The services, restricted to what a principal may see and change."""
+        if principal.reads == principal.changes == EVERYTHING:
+            return self
+        history = self.history.seen_by(principal.reads)
+        return replace(
+            self,
+            history=history,
+            jobs=self.jobs.seen_by(history, principal.changes),
+            runs=self.runs.seen_by(history),
+            queue=self.queue if principal.may(ADMIN) else self.queue.without_hosts(),
+        )
 
     def event_reader(self) -> EventReader:
         """Make a reader of the event streams, for the event loop of the caller."""

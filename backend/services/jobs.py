@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterator
 
@@ -9,9 +10,10 @@ from textmill.backend.response_models import JobPage, JobView, TraceView
 from textmill.backend.serializers import job_view
 from textmill.backend.services.best_effort import BestEffort
 from textmill.backend.services.job_views import JobViews
+from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.errors import NotFound
 from textmill.core.events import EventBus
-from textmill.core.jobs.history import Filters, History
+from textmill.core.jobs.history import MAX_LIMIT, Filters, History
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore
 
@@ -20,6 +22,7 @@ class JobService:
     """Reads jobs from the history and changes them through the store.
 
     ``hints`` bounds the calls to Redis that only speed up a change which is already committed.
+    ``changes`` is what may be canceled and deleted; ``history`` shows what may be read.
     """
 
     def __init__(
@@ -29,12 +32,18 @@ class JobService:
         bus: EventBus,
         views: JobViews,
         hints: BestEffort,
+        changes: Sight = EVERYTHING,
     ) -> None:
         self._store = store
         self._history = history
         self._bus = bus
         self._views = views
         self._hints = hints
+        self._changes = changes
+
+    def seen_by(self, history: History, changes: Sight) -> JobService:
+        """The same service for another history, and for other jobs to change."""
+        return JobService(self._store, history, self._bus, self._views, self._hints, changes)
 
     def record(self, job_id: str) -> JobRecord:
         """Return a job as the database has it.
@@ -83,7 +92,7 @@ class JobService:
             NotFound: no such job is stored.
             Conflict: the job has already ended.
         """
-        job = self._store.request_cancel(checked_id(job_id))
+        job = self._store.request_cancel(checked_id(job_id), sight=self._changes)
         self._hints.ask(lambda: self._bus.request_cancel(job.id))
         return self._views.job(job)
 
@@ -93,10 +102,20 @@ class JobService:
         Raises:
             NotFound: no such job is stored.
         """
-        job = self._store.delete(checked_id(job_id))
+        job = self._store.delete(checked_id(job_id), sight=self._changes)
         if job.status == "running":
             self._hints.ask(lambda: self._bus.request_cancel(job.id))
         self._hints.ask(lambda: self._bus.forget(job.id))
+
+    def delete_all(self) -> int:
+        """Delete all jobs that the history shows, as ``delete`` does; returns their number."""
+        num_deleted = 0
+        while jobs := self._history.page(Filters(limit=MAX_LIMIT)).items:
+            for job in jobs:
+                with contextlib.suppress(NotFound):  # another request deleted it
+                    self.delete(job.id)
+                    num_deleted += 1
+        return num_deleted
 
 
 def checked_id(text: str) -> str:

@@ -28,12 +28,26 @@ class QueueService:
         bus: EventBus,
         catalog: LiveCatalog,
         estimates: BestEffort,
+        *,
+        hides_hosts: bool = False,
     ) -> None:
         self._engine = engine
         self._history = history
         self._bus = bus
         self._catalog = catalog
         self._estimates = estimates
+        self._hides_hosts = hides_hosts
+
+    def without_hosts(self) -> QueueService:
+        """The same service, which shows neither host names nor process ids."""
+        return QueueService(
+            self._engine,
+            self._history,
+            self._bus,
+            self._catalog,
+            self._estimates,
+            hides_hosts=True,
+        )
 
     def state(self) -> QueueView:
         """Return the state of the queue."""
@@ -46,7 +60,10 @@ class QueueService:
 
     def workers(self) -> list[SeenWorker]:
         """List the workers that were seen in the last 30 s."""
-        return seen_workers(self._engine)
+        found = seen_workers(self._engine)
+        if not self._hides_hosts:
+            return found
+        return [replace(worker, id=f"worker {n}") for n, worker in enumerate(found, 1)]
 
     def has_workers(self) -> bool:
         """Return whether a worker was seen; true if that cannot be read in time."""
@@ -67,4 +84,5 @@ class QueueService:
         if own is not None and not any(item.reason == own for item in found):
             at = int(time.time() * 1000)
             found.append(SeenProblem(worker_host(), "models_file", MODELS_FILE, own, at))
-        return [replace(item, reason=without_paths(item.reason)) for item in found]
+        shown = [replace(item, reason=without_paths(item.reason)) for item in found]
+        return [replace(item, host="") for item in shown] if self._hides_hosts else shown

@@ -16,6 +16,10 @@ class RunService:
         self._history = history
         self._views = views
 
+    def seen_by(self, history: History) -> RunService:
+        """The same service for another history."""
+        return RunService(history, self._views)
+
     def records(self, run_id: str) -> list[JobRecord]:
         """Return the jobs of a run as the database has them.
 

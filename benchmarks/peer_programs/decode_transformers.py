@@ -1,4 +1,6 @@
-"""Time transformers' ``generate`` on one static batch, in bfloat16, sampling; on a GPU if there is one.
+"""Time transformers' ``generate`` on one static batch, in bfloat16, sampling.
+
+Uses a GPU if there is one.
 
 ``python decode_transformers.py MODEL_FOLDER BATCHES``; needs transformers.
 """

@@ -100,6 +100,7 @@ class Job(Base):
             sqlite_where=_STALE_SEARCH,
             postgresql_where=_STALE_SEARCH,
         ),
+        Index("ix_jobs_owner_id_number", "owner_id", "number"),
         Index("ix_jobs_run_id", "run_id", "number"),
         Index("ix_jobs_status", "status", "number"),
         Index("ix_jobs_finished_at", "finished_at"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select
 
+from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.connections import reading
 from textmill.core.database.tables import Job, JobTrace, Run
 from textmill.core.errors import NotFound
@@ -58,10 +59,19 @@ class History:
     """Answers questions about what is stored. Safe to share between threads.
 
     A connection is held for the length of one call only.
+
+    Args:
+        engine: of the database.
+        sight: the jobs and runs that it shows; all others do not exist for it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, sight: Sight = EVERYTHING) -> None:
         self._engine = engine
+        self._sight = sight
+
+    def seen_by(self, sight: Sight) -> History:
+        """The history of what is within another sight."""
+        return History(self._engine, sight)
 
     def job(self, job_id: str) -> JobRecord:
         """One job.
@@ -70,11 +80,12 @@ class History:
             NotFound: there is no such job.
         """
         with reading(self._engine) as connection:
-            return job_record(connection, job_id)
+            return job_record(connection, job_id, sight=self._sight)
 
     def jobs(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Those of some jobs that exist, oldest first."""
-        query = select(*JOB_COLUMNS).where(Job.id.in_(job_ids)).order_by(Job.number)
+        is_seen = self._sight.condition(Job.owner_id)
+        query = select(*JOB_COLUMNS).where(Job.id.in_(job_ids), is_seen).order_by(Job.number)
         with reading(self._engine) as connection:
             return [JobRecord.from_row(row) for row in connection.execute(query)]
 
@@ -86,7 +97,7 @@ class History:
             Job.attempt,
             Job.cancel_requested_at.is_not(None).label("is_cancelling"),
             func.length(Job.text).label("num_characters"),
-        ).where(Job.id.in_(job_ids))
+        ).where(Job.id.in_(job_ids), self._sight.condition(Job.owner_id))
         with reading(self._engine) as connection:
             rows = connection.execute(query)
             return {
@@ -100,8 +111,10 @@ class History:
         Raises:
             NotFound: there is no such run, or all its jobs were deleted.
         """
+        is_seen = self._sight.condition(Run.owner_id)
+        own = select(Run.__table__).where(Run.id == run_id, is_seen)
         with reading(self._engine) as connection:
-            run = connection.execute(select(Run.__table__).where(Run.id == run_id)).first()
+            run = connection.execute(own).first()
             if run is None:
                 raise NotFound("There is no run with that id; it may have been deleted.")
             query = select(*JOB_COLUMNS).where(Job.run_id == run_id).order_by(Job.number)
@@ -114,7 +127,8 @@ class History:
         one, and a cursor to the rest.
         """
         with reading(self._engine) as connection:
-            rows, has_more = read_page(connection, filters, filters.limit or DEFAULT_LIMIT)
+            limit = filters.limit or DEFAULT_LIMIT
+            rows, has_more = read_page(connection, filters, limit, self._sight)
         jobs = tuple(JobRecord.from_row(row) for row in rows)
         return Page(jobs, encode_cursor(jobs[-1].number) if has_more else None)
 
@@ -123,7 +137,7 @@ class History:
         has_more = True
         while has_more:
             with reading(self._engine) as connection:
-                rows, has_more = read_page(connection, filters, EXPORT_BATCH)
+                rows, has_more = read_page(connection, filters, EXPORT_BATCH, self._sight)
             for row in rows:
                 yield JobRecord.from_row(row)
             if rows:
@@ -136,7 +150,7 @@ class History:
             NotFound: there is no such job, no trace was requested, or the job has not ended.
         """
         with reading(self._engine) as connection:
-            job = job_record(connection, job_id)
+            job = job_record(connection, job_id, sight=self._sight)
             query = select(JobTrace.tokens).where(JobTrace.job_id == job_id)
             tokens = connection.execute(query).scalar_one_or_none()
         if not job.has_trace:

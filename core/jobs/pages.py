@@ -29,6 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.tables import Job
 from textmill.core.errors import FieldError, ValidationFailed
 from textmill.core.jobs.records import JobRecord
@@ -133,13 +134,15 @@ def decode_cursor(cursor: str) -> int:
     return int(digits)
 
 
-def read_page(connection: Connection, filters: Filters, limit: int) -> tuple[list[Row[Any]], bool]:
-    """The rows of a page, newest first, and whether more follow.
+def read_page(
+    connection: Connection, filters: Filters, limit: int, sight: Sight = EVERYTHING
+) -> tuple[list[Row[Any]], bool]:
+    """The rows of a page within a sight, newest first, and whether more follow.
 
     The sizes are read first, then the texts of only those jobs that fit into ``MAX_PAGE_BYTES``;
     a page has at least one job.
     """
-    sizes = connection.execute(_query(connection, filters).limit(limit + 1)).all()
+    sizes = connection.execute(_query(connection, filters, sight).limit(limit + 1)).all()
     numbers: list[int] = []
     left = MAX_PAGE_BYTES
     for row in sizes[:limit]:
@@ -151,13 +154,13 @@ def read_page(connection: Connection, filters: Filters, limit: int) -> tuple[lis
         return [], False
     rows = connection.execute(_PAGE, {"numbers": numbers}).all()
     if not rows:  # all were deleted meanwhile, on PostgreSQL: continue after them
-        return read_page(connection, replace(filters, before_number=numbers[-1]), limit)
+        return read_page(connection, replace(filters, before_number=numbers[-1]), limit, sight)
     return list(rows), len(numbers) < len(sizes)
 
 
-def _query(connection: Connection, filters: Filters) -> Select[Any]:
+def _query(connection: Connection, filters: Filters, sight: Sight) -> Select[Any]:
     """The numbers and sizes of the jobs that the filters pick, newest first."""
-    query = select(*_SIZES)
+    query = select(*_SIZES).where(sight.condition(Job.owner_id))
     equal = {
         Job.status: filters.status,
         Job.strategy: filters.strategy,

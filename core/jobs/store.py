@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Engine, delete, insert, select, update
 
+from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.connections import now_ms, reading, writing
 from textmill.core.database.tables import JOBS, Job, JobTrace, Run
 from textmill.core.errors import Conflict
@@ -122,15 +123,17 @@ class JobStore:
                 )
             return run_record(connection, run_id)
 
-    def request_cancel(self, job_id: str, actor: str = "client") -> JobRecord:
+    def request_cancel(
+        self, job_id: str, actor: str = "client", *, sight: Sight = EVERYTHING
+    ) -> JobRecord:
         """Cancel a queued job now, or mark a running one for its worker to stop.
 
         Raises:
-            NotFound: there is no such job.
+            NotFound: there is no such job within this sight.
             Conflict: it has already ended.
         """
         with writing(self.engine) as connection:
-            was = job_record(connection, job_id, lock=True)
+            was = job_record(connection, job_id, lock=True, sight=sight)
             if was.status in FINAL_STATUSES:
                 raise Conflict(f"The job has already ended: {was.status}.")
             if was.status == "queued":
@@ -143,7 +146,7 @@ class JobStore:
                 )
             return job_record(connection, job_id)
 
-    def delete(self, job_id: str, actor: str = "client") -> JobRecord:
+    def delete(self, job_id: str, actor: str = "client", *, sight: Sight = EVERYTHING) -> JobRecord:
         """Delete a job; one that has not ended is canceled first.
 
         The job's events are kept: they record that it was accepted and how it ended.
@@ -152,10 +155,10 @@ class JobStore:
             The job as it was before.
 
         Raises:
-            NotFound: there is no such job.
+            NotFound: there is no such job within this sight.
         """
         with writing(self.engine) as connection:
-            was = job_record(connection, job_id, lock=True)
+            was = job_record(connection, job_id, lock=True, sight=sight)
             if was.status not in FINAL_STATUSES:
                 changed = move(
                     connection,

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import ClauseElement, Connection, Update, bindparam, insert, select, update
 
+from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.connections import now_ms
 from textmill.core.database.tables import JOB_EVENTS, JOBS, Job, Run
 from textmill.core.errors import NotFound
@@ -101,13 +102,15 @@ def locked_rows(connection: Connection, condition: Any) -> list[JobRecord]:
     return [JobRecord.from_row(row) for row in connection.execute(query)]
 
 
-def job_record(connection: Connection, job_id: str, *, lock: bool = False) -> JobRecord:
+def job_record(
+    connection: Connection, job_id: str, *, lock: bool = False, sight: Sight = EVERYTHING
+) -> JobRecord:
     """One job.
 
     Raises:
-        NotFound: there is no such job.
+        NotFound: there is no such job within this sight.
     """
-    query = select(Job.__table__).where(Job.id == job_id)
+    query = select(Job.__table__).where(Job.id == job_id, sight.condition(Job.owner_id))
     row = connection.execute(query.with_for_update() if lock else query).first()
     if row is None:
         raise NotFound("There is no job with that id; it may have been deleted.")

@@ -145,7 +145,12 @@ def test_the_web_image_is_the_default_and_has_the_health_check_of_the_service() 
 
 def test_the_settings_in_the_image_are_real() -> None:
     pairs = dict(re.findall(r"^\s+(TEXTMILL_\w+)=(\S+)", DOCKERFILE, re.M))
-    assert set(pairs) == {"TEXTMILL_HOME", "TEXTMILL_HOST", "TEXTMILL_LOG_FORMAT"}
+    assert set(pairs) == {
+        "TEXTMILL_HOME",
+        "TEXTMILL_HOST",
+        "TEXTMILL_ALLOWED_HOSTS",
+        "TEXTMILL_LOG_FORMAT",
+    }
     Settings.from_environment(pairs)
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from tests.finetunings import CARD, HOSTILE_CURVE, HOSTILE_MARKDOWN, finetune_json
 from tests.integration.backend.conftest import Site
-from textmill.backend.app import PAGE_POLICY
+from textmill.backend.access.headers import page_policy
 from textmill.backend.pages.models import CURVE_POLICY
 from textmill.backend.response_models import ModelView
 from textmill.core.catalog.finetunings import parse_finetuning
@@ -129,7 +129,7 @@ def test_a_curve_can_neither_run_nor_load_anything(tuned: Site) -> None:
 def test_a_card_is_a_page_under_the_policy_of_all_pages(tuned: Site) -> None:
     answer = tuned.client.get("/models/other/card")
     assert answer.status_code == 200
-    assert answer.headers["Content-Security-Policy"] == PAGE_POLICY
+    assert answer.headers["Content-Security-Policy"] == page_policy()
     assert "<dt>Base</dt><dd>org/base</dd>" in answer.text
     assert "<p>Writes abstracts.</p>" in answer.text
     assert '<img alt="Loss" src="/models/other/loss.svg"' in answer.text

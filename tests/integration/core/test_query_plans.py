@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Select, event, insert, text
 
+from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.connections import writing
 from textmill.core.database.maintenance import STALE
 from textmill.core.database.tables import JOBS, Job
@@ -86,8 +87,16 @@ def test_a_search_on_sqlite_walks_the_index_of_terms_backwards(history: Engine) 
     if history.dialect.name != "sqlite":
         pytest.skip("PostgreSQL searches the jobs' own column")
     with history.connect() as connection:
-        query = _query(connection, Filters(query="once", model="m"))
+        query = _query(connection, Filters(query="once", model="m"), EVERYTHING)
     found = plan(history, query.limit(5), {})
     assert found.startswith("SCAN jobs_search VIRTUAL TABLE")
     assert "SEARCH jobs USING INTEGER PRIMARY KEY" in found
     assert "TEMP B-TREE" not in found  # which would read every match before the first
+
+
+def test_an_owners_history_is_read_from_its_index(history: Engine) -> None:
+    with history.connect() as connection:
+        query = _query(connection, Filters(), Sight("bert"))
+    found = plan(history, query.limit(5), {})
+    assert "ix_jobs_owner_id_number" in found
+    assert not reads_the_table(found)

@@ -5,6 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from flask import Flask
+
+from textmill.backend.app import add_access
+from textmill.backend.current import EXTENSION
+from textmill.core.access.keys import KeyStore
+from textmill.core.database.connections import make_engine
+from textmill.core.settings import Settings
+
 METHODS = {
     "submission": {"submit_job": "submit_job", "submit_run": "submit_run"},
     "jobs": {
@@ -25,9 +33,17 @@ def as_services(stub: Any) -> Any:
     def bound(name: str) -> Any:
         return lambda *args, **options: getattr(stub, name)(*args, **options)
 
-    return SimpleNamespace(
+    services = SimpleNamespace(
         **{
             service: SimpleNamespace(**{method: bound(name) for method, name in methods.items()})
             for service, methods in METHODS.items()
         }
     )
+    services.seen_by = lambda _: services
+    return services
+
+
+def install(app: Flask, stub: Any) -> None:
+    """Give an application these services, and the rules of the mode ``local``."""
+    app.extensions[EXTENSION] = as_services(stub)
+    add_access(app, Settings(), KeyStore(make_engine("sqlite:///:memory:")))

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from tests.unit.backend.stub_services import as_services
+from tests.unit.backend.stub_services import install
 from textmill.backend.errors import register_errors
 from textmill.backend.openapi import openapi_document
 from textmill.backend.pages import pages
@@ -203,7 +203,7 @@ def make_app(services: StubServices) -> Flask:
     app = Flask(
         "backend", static_folder=str(WEB / "static"), template_folder=str(WEB / "templates")
     )
-    app.extensions["textmill"] = as_services(services)
+    install(app, services)
     app.register_blueprint(pages)
     register_errors(app, render_error)
     return app

@@ -13,7 +13,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from tests.unit.backend.stub_services import as_services
+from tests.unit.backend.stub_services import install
 from textmill.backend.errors import register_errors
 from textmill.backend.pages import pages
 from textmill.backend.pages.responses import render_error
@@ -135,7 +135,7 @@ def services() -> StubServices:
 def client(services: StubServices) -> FlaskClient:
     web = Path(__file__).parents[3] / "web"
     app = Flask("pages", static_folder=web / "static", template_folder=web / "templates")
-    app.extensions["textmill"] = as_services(services)
+    install(app, services)
     app.register_blueprint(pages)
     register_errors(app, render_error)
     return app.test_client()

@@ -49,7 +49,8 @@ def test_a_long_drain_is_cut_to_fit_the_promised_end(tmp_path: Path) -> None:
     [("0.0.0.0", "http://0.0.0.0:8000"), ("::1", "http://[::1]:8000")],
 )
 def test_the_ready_line_shows_the_host_as_it_was_set(tmp_path: Path, host: str, line: str) -> None:
-    plan = up.draw_plan(settings(tmp_path, HOST=host), {}, None)
+    hosts = "127.0.0.1,localhost"
+    plan = up.draw_plan(settings(tmp_path, HOST=host, ALLOWED_HOSTS=hosts), {}, None)
     assert plan.ready_line == f"Textmill is ready: {line}"
 
 

@@ -1,0 +1,1 @@
+"""Finds out who sends a request, and whether the request is allowed."""

@@ -1,0 +1,417 @@
+"""Every address with every kind of client, in the modes demo and team.
+
+A new route without a row fails ``test_every_route_has_a_row``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from sqlalchemy import update
+from werkzeug.test import TestResponse
+
+from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites
+from textmill.backend.access.policy import NEEDS, PUBLIC
+from textmill.backend.access.visitors import HEADER
+from textmill.core.access.keys import KeyStore
+from textmill.core.access.principals import ADMIN, READ, SUBMIT
+from textmill.core.database.access_tables import ApiKey
+from textmill.core.database.connections import writing
+
+MARK = "wombat"  # in the prompt of the owner's job, and nowhere else
+BODY = {"prompt": "another", "model": "tiny"}
+FORM = {
+    "prompt": "another",
+    "model": "tiny",
+    "strategy": "greedy",
+    "greedy.repetition_penalty": "1",
+    "samples": "1",
+    "max_new_tokens": "4",
+    "seed": "",
+    "stop": "",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One route, and how to call it.
+
+    Attributes:
+        path: with {job} and {run}, those of the owner.
+        concerns: ``job`` or ``run`` if it shows or changes one, else empty.
+        state: of the job.
+        options: further arguments of the test client.
+        status: of the owner's request.
+    """
+
+    method: str
+    path: str
+    concerns: str = ""
+    state: str = "ended"
+    options: dict[str, Any] = field(default_factory=dict)
+    status: int = 200
+
+
+ROWS = {
+    "static": Row("GET", "/static/icon.svg"),
+    "health.alive": Row("GET", "/healthz"),
+    "health.ready": Row("GET", "/readyz"),
+    "health.metrics": Row("GET", "/metrics"),
+    "api.schema.openapi": Row("GET", "/api/v1/openapi.json"),
+    "api.jobs.submit": Row("POST", JOBS, options={"json": BODY}, status=202),
+    "api.jobs.read": Row("GET", JOBS + "/{job}", "job"),
+    "api.jobs.cancel": Row("POST", JOBS + "/{job}/cancel", "job", "queued", status=202),
+    "api.jobs.delete": Row("DELETE", JOBS + "/{job}", "job", status=204),
+    "api.jobs.trace": Row("GET", JOBS + "/{job}/trace", "job"),
+    "api.jobs.index": Row("GET", JOBS),
+    "api.jobs.export": Row("GET", JOBS + "/export?format=jsonl"),
+    "api.events.of_job": Row("GET", JOBS + "/{job}/events", "job"),
+    "api.events.of_run": Row("GET", RUNS + "/{run}/events", "run"),
+    "api.runs.submit": Row(
+        "POST", RUNS, options={"json": {"prompt": "x", "variants": [{}]}}, status=202
+    ),
+    "api.runs.read": Row("GET", RUNS + "/{run}", "run"),
+    "api.models.models": Row("GET", "/api/v1/models"),
+    "api.models.strategies": Row("GET", "/api/v1/strategies"),
+    "api.models.tokenize": Row("POST", "/api/v1/tokenize", options={"json": {"text": "a quick"}}),
+    "api.queue.queue": Row("GET", "/api/v1/queue"),
+    "pages.docs.docs_page": Row("GET", "/docs"),
+    "pages.generate.generate_page": Row("GET", "/"),
+    "pages.generate.generate": Row("POST", "/generate", options={"data": FORM}, status=303),
+    "pages.generate.generate_again": Row("GET", "/generate", status=303),
+    "pages.history.history_page": Row("GET", "/history"),
+    "pages.history.delete_selected": Row(
+        "POST", "/history/delete", options={"data": {"id": "{job}"}}, status=303
+    ),
+    "pages.job.job_page": Row("GET", "/jobs/{job}", "job"),
+    "pages.job.cancel": Row("POST", "/jobs/{job}/cancel", "job", "queued", status=303),
+    "pages.job.delete": Row("POST", "/jobs/{job}/delete", "job", status=303),
+    "pages.job.again": Row("POST", "/jobs/{job}/again", "job", status=303),
+    "pages.run.run_page": Row("GET", "/runs/{run}", "run"),
+    "pages.run.compare_page": Row("GET", "/compare?id={job}", "job"),
+    "pages.run.cancel_run": Row("POST", "/runs/{run}/cancel", "run", status=303),
+    "pages.run.run_again": Row("POST", "/runs/{run}/again", "run", status=303),
+    "pages.models.models_page": Row("GET", "/models"),
+    "pages.models.model_card_page": Row("GET", "/models/tiny/card", status=404),
+    "pages.models.curve": Row("GET", "/models/tiny/loss.svg", status=404),
+    "pages.queue.queue_page": Row("GET", "/queue"),
+    "pages.sign_in.sign_in_page": Row("GET", "/sign-in"),
+    "pages.sign_in.sign_in": Row("POST", "/sign-in", options={"data": {"key": "x"}}, status=401),
+    "pages.sign_in.sign_out": Row("POST", "/sign-out", status=303),
+    "pages.sign_in.forget_me": Row("POST", "/forget-me"),
+    "pages.sign_in.robots": Row("GET", "/robots.txt"),
+}
+ONLY_VISITORS = {"pages.sign_in.forget_me"}
+Headers = dict[str, str]
+
+
+class Place:
+    """A site in one mode, with its owner and the credentials of the others."""
+
+    def __init__(self, site: Site, mode: str) -> None:
+        self.site, self.mode = site, mode
+        self.keys = KeyStore(site.services.store.engine)
+        if mode == "demo":
+            self.owner, self.another = self._visitor(), self._visitor()
+        else:
+            self.owner, self.another = (
+                self._key("own", READ, SUBMIT),
+                self._key("oth", READ, SUBMIT),
+            )
+        self.reader = self._key("reader", READ)
+        self.admin = self._key("admin", ADMIN)
+        self.team = bearer(self.keys.create("team", [READ, SUBMIT], sees_all=True)[1])
+        self.expired = self._key("expired", READ, SUBMIT, ADMIN)
+        with writing(site.services.store.engine) as connection:
+            old = update(ApiKey).where(ApiKey.name == "expired").values(expires_at=1)
+            connection.execute(old)
+        self.revoked = self._key("revoked", READ, SUBMIT, ADMIN)
+        self.keys.revoke("revoked")
+
+    def _visitor(self) -> Headers:
+        return {HEADER: self.client.get(JOBS).headers[HEADER]}
+
+    def _key(self, name: str, *scopes: str) -> Headers:
+        return bearer(self.keys.create(name, scopes)[1])
+
+    @property
+    def client(self) -> FlaskClient:
+        """A client without cookies."""
+        return self.site.app.test_client(use_cookies=False)
+
+    def stored(self, row: Row) -> dict[str, str]:
+        """A new job and run of the owner, in the state that a row needs."""
+        body = {"prompt": MARK, "variants": [{}], "trace": True}
+        answer = self.client.post(RUNS, json=body, headers=self.owner)
+        assert answer.status_code == 202, answer.text
+        run = answer.get_json()
+        if row.state == "ended":
+            claimed = self.site.claim()
+            while claimed.id != run["jobs"][0]["id"]:  # those that the clients submitted
+                self.site.finish(claimed)
+                claimed = self.site.claim()
+            self.site.finish(claimed, f" {MARK}", trace=[])
+        return {"job": run["jobs"][0]["id"], "run": run["id"]}
+
+    def call(self, row: Row, ids: dict[str, str], headers: Headers) -> TestResponse:
+        options: Any = {
+            name: {key: str(value).format(**ids) for key, value in given.items()}
+            if name == "data"
+            else given
+            for name, given in row.options.items()
+        }
+        return self.client.open(
+            row.path.format(**ids), method=row.method, headers=headers, **options
+        )
+
+
+def bearer(token: str) -> Headers:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@pytest.fixture(params=["demo", "team"])
+def place(request: pytest.FixtureRequest, make_site: Sites) -> Place:
+    mode = str(request.param)
+    site = make_site(TEXTMILL_ACCESS=mode, TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+    site.beat()
+    return Place(site, mode)
+
+
+def test_every_route_has_a_row(make_site: Sites) -> None:
+    endpoints = {rule.endpoint for rule in make_site().app.url_map.iter_rules()}
+    assert endpoints == set(ROWS) == set(NEEDS)
+
+
+def expected(name: str, row: Row, who: str, mode: str) -> set[int]:
+    """The statuses that a client may get; pages redirect to the form where a key is missing."""
+    needed, is_api = NEEDS[name], row.path.startswith(("/api/", "/metrics"))
+    if needed == PUBLIC:
+        return {row.status}
+    needs_key = {401} if is_api or row.method != "GET" else {303}
+    if who in ("expired", "revoked"):
+        return needs_key
+    if who == "nobody" and mode == "team":
+        return needs_key
+    if needed == ADMIN:
+        return {row.status} if who == "admin" else needs_key | {403}
+    if who == "reader" and needed == SUBMIT:
+        return {403}
+    if name in ONLY_VISITORS:
+        is_visitor = mode == "demo" and who in ("owner", "another", "nobody")
+        return {row.status} if is_visitor else {409}
+    if who in ("owner", "admin") or not row.concerns:
+        return {row.status}
+    if who == "team" and (needed == READ or name in ("pages.run.run_again", "pages.job.again")):
+        return {row.status}
+    if who == "team" and name == "pages.run.cancel_run":  # what it may not cancel stays
+        return {row.status}
+    return {404}
+
+
+WHO = ("owner", "another", "nobody", "reader", "team", "expired", "revoked", "admin")
+
+
+@pytest.mark.parametrize("name", sorted(ROWS))
+def test_each_client_gets_what_it_may_and_the_rest_does_not_exist(place: Place, name: str) -> None:
+    row = ROWS[name]
+    for who in WHO:
+        ids = place.stored(row)
+        answer = place.call(row, ids, {} if who == "nobody" else getattr(place, who))
+        answer.get_data()
+        answer.close()
+        assert answer.status_code in expected(name, row, who, place.mode), (who, answer.text[:300])
+        sees = who in ("owner", "admin") or (who == "team" and NEEDS[name] == READ)
+        if not sees and name != "pages.job.again" and name != "pages.run.run_again":
+            assert MARK not in answer.text, who
+        kept = place.client.get(f"{JOBS}/{ids['job']}", headers=place.owner)
+        if who not in ("owner", "admin") and name != "pages.sign_in.forget_me":
+            assert kept.status_code == 200, who
+            assert kept.get_json()["status"] == ("succeeded" if row.state == "ended" else "queued")
+
+
+@pytest.mark.parametrize("path", [JOBS, JOBS + "?q=wombat", "/history", "/history?q=wombat"])
+def test_lists_and_searches_show_ones_own(place: Place, path: str) -> None:
+    place.stored(ROWS["api.jobs.index"])
+    shown = {}
+    for who in ("owner", "another", "reader", "team", "admin"):
+        text = place.client.get(path, headers=getattr(place, who)).text
+        shown[who] = MARK in text.replace("q=wombat", "").replace('value="wombat"', "")
+    assert shown == {
+        "owner": True, "another": False, "reader": False, "team": True, "admin": True
+    }  # fmt: skip
+
+
+def test_host_names_and_process_ids_are_for_admins(place: Place) -> None:
+    place.site.beat(id="secrethost:4711")
+    for path in ("/api/v1/queue", "/queue"):
+        assert "secrethost" in place.client.get(path, headers=place.admin).text
+        for who in (place.owner, place.team):
+            answer = place.client.get(path, headers=who)
+            assert answer.status_code == 200
+            assert "secrethost" not in answer.text
+            assert "4711" not in answer.text
+
+
+def test_an_idempotency_key_is_ones_own(place: Place) -> None:
+    jobs = [
+        place.client.post(JOBS, json=BODY, headers={**who, "Idempotency-Key": "same"})
+        for who in (place.owner, place.another, place.owner)
+    ]
+    first, other, again = (answer.get_json()["id"] for answer in jobs)
+    assert first == again != other
+
+
+def test_a_visitors_token_that_was_not_signed_here_is_nobodys(make_site: Sites) -> None:
+    site = make_site(TEXTMILL_ACCESS="demo", TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+    client = site.app.test_client(use_cookies=False)
+    made = client.post(JOBS, json=BODY)
+    token, path = made.headers[HEADER], made.get_json()["links"]["self"]
+    assert client.get(path, headers={HEADER: token}).status_code == 200
+    visitor_id, _, signature = token.partition(".")
+    forged = [
+        visitor_id,
+        f"{visitor_id}.",
+        f"{visitor_id}.{signature[:-1]}",
+        f"{'0' * 32}.{signature}",
+        f"{visitor_id}.{signature}x",
+        f"{token}\u00e9",
+        "",
+    ]
+    for bad in forged:
+        assert client.get(path, headers={HEADER: bad}).status_code == 404, bad
+        cookie = {"Cookie": f"textmill_visitor={bad}; textmill_owner={visitor_id}"}
+        assert client.get(path, headers=cookie).status_code == 404, bad
+    assert client.get(path, headers={"Cookie": f"textmill_visitor={token}"}).status_code == 200
+
+
+def test_a_browser_keeps_its_visitor_and_can_be_forgotten(make_site: Sites) -> None:
+    site = make_site(TEXTMILL_ACCESS="demo", TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+    browser, other = site.app.test_client(), site.app.test_client()
+    cookie = browser.get("/").headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "Secure" not in cookie
+    ids = [browser.post(JOBS, json=BODY).get_json()["id"] for _ in range(3)]
+    kept = other.post(JOBS, json=BODY).get_json()["id"]
+    assert len(browser.get(JOBS).get_json()["items"]) == 3
+    assert "3 texts were deleted" in browser.post("/forget-me").text
+    assert all(browser.get(f"{JOBS}/{job}").status_code == 404 for job in ids)
+    assert other.get(f"{JOBS}/{kept}").status_code == 200
+
+
+def test_a_browser_signs_in_with_a_key_until_the_key_is_revoked(make_site: Sites) -> None:
+    site = make_site(TEXTMILL_ACCESS="team", TEXTMILL_ALLOWED_HOSTS="team.example.org")
+    keys = KeyStore(site.services.store.engine)
+    key, token = keys.create("anna", [READ, SUBMIT])
+    browser = site.app.test_client()
+    answer = browser.get("/history?q=a")
+    assert answer.headers["Location"] == "/sign-in?next=%2Fhistory%3Fq%3Da"
+    assert browser.post("/sign-in", data={"key": token[:-1]}).status_code == 401
+    signed = browser.post("/sign-in", data={"key": f" {token} ", "next": "/history?q=a"})
+    assert signed.headers["Location"] == "/history?q=a"
+    assert token not in signed.headers["Set-Cookie"]
+    assert browser.get("/history").status_code == 200
+    keys.revoke(key.id)
+    assert browser.get("/history").status_code == 303
+
+
+ELSEWHERE = ("//evil.example", "https://evil.example", "/\\evil", "x", "/\n")
+
+
+@pytest.mark.parametrize("address", ELSEWHERE)
+def test_signing_in_leads_to_no_other_site(make_site: Sites, address: str) -> None:
+    site = make_site(TEXTMILL_ACCESS="team", TEXTMILL_ALLOWED_HOSTS="team.example.org")
+    token = KeyStore(site.services.store.engine).create("anna", [READ])[1]
+    signed = site.app.test_client().post("/sign-in", data={"key": token, "next": address})
+    assert signed.headers["Location"] == "/"
+
+
+HOSTS: list[tuple[str, bool]] = [
+    ("demo.example.org", True),
+    ("DEMO.example.org:443", True),
+    ("demo.example.org.", True),
+    ("127.0.0.1:8000", True),
+    ("[::1]:8000", True),
+    ("localhost", True),
+    ("evil.example", False),
+    ("demo.example.org.evil.example", False),
+    ("127.0.0.1.evil.example", False),
+    ("10.0.0.1", False),
+    ("demo.example.org@evil.example", False),
+    ("evil.example#demo.example.org", False),
+    ("demo.example.org:x", False),
+]
+
+
+@pytest.mark.parametrize("path", ["/", "/api/v1/jobs", "/healthz", "/static/icon.svg", "/nothing"])
+@pytest.mark.parametrize(("host", "is_served"), HOSTS)
+def test_a_request_for_another_host_is_421(
+    make_site: Callable[..., Site], path: str, host: str, is_served: bool
+) -> None:
+    site = make_site(TEXTMILL_ACCESS="demo", TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+    answer = site.app.test_client().get(path, headers={"Host": host})
+    answer.close()
+    assert (answer.status_code != 421) == is_served
+
+
+@pytest.mark.parametrize("path", [JOBS + "/x/cancel", "/api/v1/tokenize", "/jobs/x/delete"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+    ],
+)
+def test_a_page_of_another_site_cannot_make_a_browser_write(
+    make_site: Sites, path: str, headers: Headers
+) -> None:
+    answer = make_site().app.test_client().post(path, headers=headers)
+    assert answer.status_code == 403
+
+
+def test_an_allowed_origin_uses_the_api_with_a_preflight(make_site: Sites) -> None:
+    site = make_site(
+        TEXTMILL_ACCESS="demo",
+        TEXTMILL_ALLOWED_HOSTS="demo.example.org",
+        TEXTMILL_CORS_ORIGINS="https://app.example",
+    )
+    client = site.app.test_client()
+    asked = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    preflight = client.options(JOBS, headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["Access-Control-Allow-Origin"] == "https://app.example"
+    assert "Content-Type" in preflight.headers["Access-Control-Allow-Headers"]
+    origin = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+    made = client.post(JOBS, json=BODY, headers=origin)
+    assert made.status_code == 202
+    exposed = made.headers["Access-Control-Expose-Headers"]
+    assert {"Location", "ETag", "Retry-After"} <= set(exposed.split(", "))
+    other = client.options(JOBS, headers={"Origin": "https://evil.example"})
+    assert "Access-Control-Allow-Origin" not in other.headers
+    page = client.post("/jobs/x/delete", headers=origin)
+    assert page.status_code == 403
+
+
+def test_frames_are_allowed_where_the_setting_names_them(make_site: Sites) -> None:
+    hosts: Any = {"TEXTMILL_ACCESS": "demo", "TEXTMILL_ALLOWED_HOSTS": "demo.example.org"}
+    policy = "Content-Security-Policy"
+    assert "frame-ancestors 'none'" in make_site(**hosts).client.get("/").headers[policy]
+    framed = make_site(**hosts, TEXTMILL_EMBED_ORIGINS="https://huggingface.co").app.test_client()
+    answer = framed.get("/", base_url="https://demo.example.org")
+    assert "frame-ancestors 'self' https://huggingface.co" in answer.headers[policy]
+    cookie = answer.headers["Set-Cookie"]
+    assert "SameSite=None" in cookie
+    assert "Secure" in cookie
+    assert "Partitioned" in cookie
+
+
+def test_everything_keeps_search_engines_away(place: Place) -> None:
+    for path in ("/", "/api/v1/models", "/docs", "/nothing"):
+        assert place.client.get(path, headers=place.owner).headers["X-Robots-Tag"] == "noindex"
+    assert "Disallow: /" in place.client.get("/robots.txt").text
