@@ -97,6 +97,7 @@ def services_of(settings: Settings) -> Services:
         bus=EventBus(settings.redis_url),
         tickets=TicketPublisher(make_celery(settings)) if settings.redis_url else None,
         catalog=LiveCatalog(settings),
+        settings=settings,
     )
 
 

@@ -13,8 +13,9 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from textmill.backend.bodies import EncodedBody
 from textmill.backend.problem_documents import CONTENT_TYPE, problem_text, title_of
+from textmill.core.access.budgets import rate_limit_headers
 from textmill.core.database.errors import Complaints, understand
-from textmill.core.errors import ClientError, FieldError, Unavailable, ValidationFailed
+from textmill.core.errors import ClientError, FieldError, RateLimited, Unavailable, ValidationFailed
 
 API_PREFIX = "/api/"
 _PLAIN_PATHS = {"/healthz", "/readyz", "/metrics"}
@@ -56,6 +57,8 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
         response = answer(error.http_status, error.code, str(error), fields)
         if isinstance(error, Unavailable):
             response.headers["Retry-After"] = str(error.retry_after_seconds)
+        if isinstance(error, RateLimited):
+            response.headers.update(rate_limit_headers(error.quotas))
         if isinstance(error, EncodedBody):
             response.headers["Accept-Encoding"] = "identity"
         return response

@@ -25,7 +25,7 @@ _TITLES = {
     415: "Unsupported media type",
     421: "Not a name of this service",
     422: "Some fields are invalid",
-    429: "Too many jobs waiting",
+    429: "Too many requests",
     431: "Headers too large",
     500: "Internal error",
     501: "Not implemented",

@@ -14,6 +14,7 @@ TextmillError
 │   └── Unavailable          has a time after which to retry
 │       ├── RateLimited      429
 │       ├── QueueFull        503
+│       ├── ModelUnserved    503
 │       ├── TooManyStreams   503
 │       └── StorageUnavailable   503, the database is unreachable or busy
 │           └── StorageRefused   503, until its operator has fixed it
@@ -133,17 +134,48 @@ class Unavailable(ClientError):
         self.retry_after_seconds = retry_after_seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What is left of a budget in a window of time.
+
+    Attributes:
+        window: ``minute`` or ``day``.
+        limit: tokens in the whole window.
+        left: tokens that are left.
+        seconds: until the window ends.
+        is_shared: whether it belongs to an address, and not to one client.
+    """
+
+    window: str
+    limit: int
+    left: int
+    seconds: int
+    is_shared: bool = False
+
+
 class RateLimited(Unavailable):
-    """This owner has too many queued jobs."""
+    """This client has too many jobs waiting, or has ordered too many tokens."""
 
     code = "rate_limited"
     http_status = 429
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: int, quotas: Sequence[Quota] = ()
+    ) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.quotas = tuple(quotas)
 
 
 class QueueFull(Unavailable):
     """The queue has reached its limit."""
 
     code = "queue_full"
+
+
+class ModelUnserved(Unavailable):
+    """No worker serves the model, and jobs do not wait for one."""
+
+    code = "model_unserved"
 
 
 class TooManyStreams(Unavailable):

@@ -116,6 +116,7 @@ def is_loopback(host: str) -> bool:
 
 Whole = Annotated[int, BeforeValidator(_int)]
 Seconds = Annotated[float, BeforeValidator(_float)]
+OptionalSeconds = Annotated[float | None, BeforeValidator(_float)]
 AbsolutePath = Annotated[Path, BeforeValidator(_path)]
 Host = Annotated[str, BeforeValidator(_host)]
 DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]

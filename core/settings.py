@@ -28,6 +28,7 @@ from textmill.core.setting_values import (
     HostNames,
     Kernels,
     Names,
+    OptionalSeconds,
     Origins,
     RedisUrl,
     Seconds,
@@ -38,6 +39,8 @@ from textmill.core.setting_values import (
 )
 
 PREFIX = "TEXTMILL_"
+DEMO_REQUEST_TOKENS = 4096
+OPEN_UNSERVED_SECONDS = 60.0
 
 # Names that belong to the test suite and the benchmarks, never to the product.
 _RESERVED_PREFIXES = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_")
@@ -54,6 +57,12 @@ def _seconds(default: float, minimum: float, maximum: float) -> Any:
     """A field that takes a time."""
     expected = f"a number of seconds from {minimum:g} to {maximum:g}"
     return Field(default, ge=minimum, le=maximum, description=expected)
+
+
+def _optional_seconds(minimum: float, maximum: float) -> Any:
+    """A field that takes a time, without a default."""
+    expected = f"a number of seconds from {minimum:g} to {maximum:g}"
+    return Field(None, ge=minimum, le=maximum, description=expected)
 
 
 class Settings(BaseSettings):
@@ -126,6 +135,22 @@ class Settings(BaseSettings):
     speculation: Literal["auto", "off"] = Field("auto", description="auto or off")
     max_queued: Whole = _integer(1000, 1, 10_000_000)
     max_queued_per_owner: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per owner
+    max_queued_per_model: Whole = _integer(0, 0, 10_000_000)  # 0: no limit per model
+    # The budgets of the modes demo and team, in core.access.budgets; 0 is no limit. Visitors of one
+    # address together have four times as much.
+    visitor_tokens_per_minute: Whole = _integer(8_000, 0, 1_000_000_000)
+    visitor_tokens_per_day: Whole = _integer(100_000, 0, 1_000_000_000)
+    visitor_max_queued: Whole = _integer(8, 0, 10_000)
+    visitor_max_active: Whole = _integer(16, 0, 10_000)
+    visitor_max_stored_bytes: Whole = _integer(8 * 1024 * 1024, 0, 1 << 40)
+    key_tokens_per_minute: Whole = _integer(0, 0, 1_000_000_000)
+    key_tokens_per_day: Whole = _integer(0, 0, 1_000_000_000)
+    key_max_queued: Whole = _integer(500, 0, 1_000_000)
+    # The price of one request; unset: 4096 in the mode demo, else no limit.
+    max_tokens_per_request: Whole | None = _integer(None, 1, 1_000_000_000)
+    # How long a job waits at most whose model no worker serves when it is sent; 0: it is refused.
+    # Unset: the deadline in the mode local, else 60 s.
+    unserved_seconds: OptionalSeconds = _optional_seconds(0, 31_536_000)
     # A job that no worker could run for a day fails, with a reason.
     deadline_seconds: Seconds = _seconds(86_400.0, 1, 31_536_000)
     # Leaves 20 s of the 30 s in which `up` promises to stop.
@@ -183,6 +208,24 @@ class Settings(BaseSettings):
             raise SettingsError(problem)
         check_access(settings)
         return settings
+
+    @property
+    def request_tokens(self) -> int:
+        """The most tokens that one request may order; 0: no limit."""
+        if self.max_tokens_per_request is not None:
+            return self.max_tokens_per_request
+        return DEMO_REQUEST_TOKENS if self.access == "demo" else 0
+
+    @property
+    def unserved_limit(self) -> float:
+        """How long a job waits for a worker of its model, in seconds."""
+        if self.unserved_seconds is not None:
+            return min(self.unserved_seconds, self.deadline_seconds)
+        return (
+            min(OPEN_UNSERVED_SECONDS, self.deadline_seconds)
+            if self.is_open
+            else self.deadline_seconds
+        )
 
     @property
     def is_open(self) -> bool:

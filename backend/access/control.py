@@ -7,6 +7,7 @@ so that no view can show or change what its client may not.
 from __future__ import annotations
 
 import contextlib
+import hmac
 from urllib.parse import urlsplit
 
 from flask import Request, Response, g, request
@@ -16,6 +17,9 @@ from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.sessions import Sessions
 from textmill.backend.access.visitors import Visitors
 from textmill.backend.owner import owner_id
+from textmill.backend.server.limits import visitor_of
+from textmill.backend.services.container import Services
+from textmill.core.access.budgets import rate_limit_headers
 from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import (
     NOBODY,
@@ -44,6 +48,7 @@ class AccessControl:
         """
         is_embedded = bool(settings.embed_origins)
         self.mode = settings.access
+        self._secret = secret.encode()
         self.keys = keys
         self.visitors = Visitors(secret, is_embedded=is_embedded)
         self.sessions = Sessions(secret, is_embedded=is_embedded)
@@ -78,6 +83,9 @@ class AccessControl:
 
     def after(self, response: Response) -> Response:
         """Give a new visitor its token, and say which credentials are missing."""
+        limited: Services | None = g.get("services")
+        if limited is not None and request.method == "POST":
+            response.headers.update(rate_limit_headers(limited.submission.quotas))
         new = g.pop("new_visitor", None)
         if new is not None and response.status_code < 400:
             self.visitors.remember(request, response, new)
@@ -104,11 +112,16 @@ class AccessControl:
             return NOBODY
         known = self.visitors.known(request)
         if known is not None:
-            return visitor(known)
+            return visitor(known, self._address_id())
         if not makes_visitor:
             return NOBODY
         g.new_visitor = self.visitors.new_id()
-        return visitor(g.new_visitor)
+        return visitor(g.new_visitor, self._address_id())
+
+    def _address_id(self) -> str:
+        """A keyed hash of the client's address; of its network, for IPv6."""
+        address = visitor_of(request.remote_addr or "").encode()
+        return hmac.digest(self._secret, address, "sha256").hex()[:32]
 
     def _refusal(self, principal: Principal, needed: str) -> Unauthorized | Forbidden:
         if principal.kind in ("nobody", "visitor"):

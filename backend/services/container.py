@@ -15,12 +15,13 @@ from textmill.backend.services.queue import QueueService
 from textmill.backend.services.queue_positions import QueuePositions
 from textmill.backend.services.runs import RunService
 from textmill.backend.services.submission import SubmissionService
-from textmill.core.access.principals import ADMIN, EVERYTHING, Principal
+from textmill.core.access.principals import ADMIN, Principal
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.event_reader import EventReader
 from textmill.core.events import EventBus
 from textmill.core.jobs.history import History
 from textmill.core.jobs.store import JobStore
+from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher
 
 
@@ -55,15 +56,16 @@ class Services:
 
     def seen_by(self, principal: Principal) -> Services:
         """The services, restricted to what a principal may see and change."""
-        if principal.reads == principal.changes == EVERYTHING:
+        if principal.may(ADMIN):
             return self
         history = self.history.seen_by(principal.reads)
         return replace(
             self,
             history=history,
+            submission=self.submission.charged_to(principal),
             jobs=self.jobs.seen_by(history, principal.changes),
             runs=self.runs.seen_by(history),
-            queue=self.queue if principal.may(ADMIN) else self.queue.without_hosts(),
+            queue=self.queue.without_hosts(),
         )
 
     def event_reader(self) -> EventReader:
@@ -81,7 +83,12 @@ class Services:
 
 
 def make_services(
-    *, store: JobStore, bus: EventBus, tickets: TicketPublisher | None, catalog: LiveCatalog
+    *,
+    store: JobStore,
+    bus: EventBus,
+    tickets: TicketPublisher | None,
+    catalog: LiveCatalog,
+    settings: Settings,
 ) -> Services:
     """Build the services."""
     engine = store.engine
@@ -97,7 +104,7 @@ def make_services(
         bus=bus,
         tickets=tickets,
         positions=positions,
-        submission=SubmissionService(store, models, views, tickets),
+        submission=SubmissionService(store, models, views, tickets, settings),
         jobs=JobService(store, history, bus, views, hints),
         runs=RunService(history, views),
         models=models,

@@ -62,6 +62,10 @@ class ModelService:
             for spec in catalog
         ]
 
+    def served_names(self) -> set[str]:
+        """The models that a worker serves at the moment."""
+        return {name for worker in seen_workers(self._engine) for name in worker.models}
+
     def default_name(self) -> str:
         """Return the name of the default model; this reads the models file alone."""
         return self._catalog.default.name

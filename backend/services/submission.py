@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -13,11 +15,16 @@ from textmill.backend.run_requests import parse_run_request
 from textmill.backend.services.idempotency import body_hash, checked_key
 from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.models import ModelService
+from textmill.core.access.budgets import Account, price
+from textmill.core.access.principals import Principal
+from textmill.core.errors import FieldError, ModelUnserved, Quota, ValidationFailed
 from textmill.core.failpoints import reach
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
+from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher
 
+UNSERVED_RETRY_SECONDS = 10  # a worker's start takes a few seconds
 log = structlog.get_logger(__name__)
 
 
@@ -34,11 +41,23 @@ class SubmissionService:
         models: ModelService,
         views: JobViews,
         tickets: TicketPublisher | None,
+        settings: Settings,
+        account: Account | None = None,
     ) -> None:
         self._store = store
         self._models = models
         self._views = views
         self._tickets = tickets
+        self._settings = settings
+        self._account = account
+        self.quotas: tuple[Quota, ...] = ()
+
+    def charged_to(self, principal: Principal) -> SubmissionService:
+        """The same service, in which a principal's budget pays; ``quotas`` then tells the rest."""
+        account = Account.of(principal, self._settings)
+        return SubmissionService(
+            self._store, self._models, self._views, self._tickets, self._settings, account
+        )
 
     def submit_job(
         self, payload: object, *, owner_id: str, idempotency_key: str | None = None
@@ -57,7 +76,9 @@ class SubmissionService:
         context = self._models.request_context()
         request = parse_job_request(payload, context)
         new = _new_job(request, request.resolved_parameters(), context)
-        job = self._store.submit(new, Origin(owner_id, key, body_hash(payload, key)))
+        (new,) = self._checked([new])
+        origin = Origin(owner_id, key, body_hash(payload, key), self._account)
+        job = self._store.submit(new, origin, self._note_quotas)
         self._publish(job)
         return self._views.job(job)
 
@@ -86,11 +107,44 @@ class SubmissionService:
             )
             for plan in parse_run_request(payload, context)
         ]
-        origin = Origin(owner_id, key, body_hash(payload, key))
-        run = self._store.submit_run(jobs[0].prompt, jobs, origin)
+        jobs = self._checked(jobs)
+        origin = Origin(owner_id, key, body_hash(payload, key), self._account)
+        run = self._store.submit_run(jobs[0].prompt, jobs, origin, self._note_quotas)
         for job in run.jobs:
             self._publish(job)
         return self._views.run(run)
+
+    def _note_quotas(self, quotas: Sequence[Quota]) -> None:
+        self.quotas = tuple(quotas)
+
+    def _checked(self, jobs: list[NewJob]) -> list[NewJob]:
+        """Check the price of a request, and whether workers serve its models.
+
+        Raises:
+            ValidationFailed: it orders more tokens than one request may.
+            ModelUnserved: no worker serves a model, and jobs do not wait for one.
+        """
+        limit, total = self._settings.request_tokens, sum(new.price for new in jobs)
+        if limit and total > limit:
+            message = (
+                f"this request orders {total:,} tokens, and one may order {limit:,}; ask for fewer"
+                " new tokens, samples or beams"
+            )
+            raise ValidationFailed([FieldError("max_new_tokens", message)])
+        longest = self._settings.unserved_limit
+        if longest >= self._settings.deadline_seconds:
+            return jobs
+        served = self._models.served_names()
+        unserved = {new.model for new in jobs} - served
+        if unserved and longest == 0:
+            raise ModelUnserved(
+                f"No worker serves the model {min(unserved)} at the moment; try again later, or use"
+                " another model.",
+                retry_after_seconds=UNSERVED_RETRY_SECONDS,
+            )
+        return [
+            replace(new, deadline_seconds=longest) if new.model in unserved else new for new in jobs
+        ]
 
     def _publish(self, job: JobRecord) -> None:
         """Publish a ticket; a failure is logged, because the job is already committed."""
@@ -113,13 +167,21 @@ def _new_job(
 ) -> NewJob:
     model = request.model or context.default_model
     count = context.limits[model].count_tokens
+    num_prompt = count(request.prompt) if count else None
+    cost = price(
+        len(request.prompt) if num_prompt is None else num_prompt,  # at most a token a character
+        int(parameters["max_new_tokens"]),
+        num_beams=int(parameters.get("num_beams", 1)),
+        has_trace=request.trace,
+    )
     return NewJob(
         model=model,
         prompt=request.prompt,
         strategy=request.strategy,
         parameters=parameters,
         has_trace=request.trace,
-        num_prompt_tokens=count(request.prompt) if count else None,
+        num_prompt_tokens=num_prompt,
+        price=cost,
         variant_index=variant_index,
         sample_index=sample_index,
     )

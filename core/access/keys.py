@@ -46,7 +46,13 @@ class KeyRecord:
     @property
     def principal(self) -> Principal:
         """The principal that holds the key."""
-        return key_holder(self.id, self.name, self.scopes, sees_all=self.sees_all)
+        return key_holder(
+            self.id,
+            self.name,
+            self.scopes,
+            sees_all=self.sees_all,
+            tokens_per_day=self.tokens_per_day,
+        )
 
 
 class KeyStore:

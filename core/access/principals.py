@@ -55,6 +55,8 @@ class Principal:
         reads: the jobs that it may read.
         changes: the jobs that it may cancel and delete.
         name: for people; empty for visitors.
+        tokens_per_day: a key's own limit; ``None``: that of the mode.
+        address_id: a keyed hash of a visitor's address.
     """
 
     kind: Kind
@@ -63,6 +65,8 @@ class Principal:
     reads: Sight
     changes: Sight
     name: str = ""
+    tokens_per_day: int | None = None
+    address_id: str = ""
 
     def may(self, scope: str) -> bool:
         """Whether the principal has a scope; ``admin`` includes the others."""
@@ -77,13 +81,27 @@ def local(client_id: str) -> Principal:
     return Principal("local", client_id, frozenset(SCOPES), EVERYTHING, EVERYTHING)
 
 
-def visitor(visitor_id: str) -> Principal:
+def visitor(visitor_id: str, address_id: str = "") -> Principal:
     """An anonymous visitor of a public page."""
     own = Sight(f"visitor:{visitor_id}")
-    return Principal("visitor", str(own.owner_id), frozenset({READ, SUBMIT}), own, own)
+    return Principal(
+        "visitor",
+        str(own.owner_id),
+        frozenset({READ, SUBMIT}),
+        own,
+        own,
+        address_id=address_id,
+    )
 
 
-def key_holder(key_id: str, name: str, scopes: Iterable[str], *, sees_all: bool) -> Principal:
+def key_holder(
+    key_id: str,
+    name: str,
+    scopes: Iterable[str],
+    *,
+    sees_all: bool,
+    tokens_per_day: int | None = None,
+) -> Principal:
     """The holder of an API key; an admin changes what it sees, others only what is theirs."""
     allowed, own = frozenset(scopes), Sight(f"key:{key_id}")
     is_admin = ADMIN in allowed
@@ -94,4 +112,5 @@ def key_holder(key_id: str, name: str, scopes: Iterable[str], *, sees_all: bool)
         EVERYTHING if sees_all or is_admin else own,
         EVERYTHING if is_admin else own,
         name,
+        tokens_per_day,
     )

@@ -1,4 +1,4 @@
-"""The tables of access: keys. See ``core.access``."""
+"""The tables of access: keys, and the tokens that clients have ordered. See ``core.access``."""
 
 from __future__ import annotations
 
@@ -24,3 +24,14 @@ class ApiKey(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Usage(Base):
+    """The tokens that a client or an address ordered in a window; see ``core.access.budgets``."""
+
+    __tablename__ = "usage"
+
+    subject: Mapped[str] = mapped_column(String(80), primary_key=True)
+    window: Mapped[str] = mapped_column(String(8), primary_key=True)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    began_at: Mapped[int] = mapped_column(BigInteger)

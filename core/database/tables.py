@@ -156,6 +156,8 @@ class Job(Base):
     # The version of the rules by which core.jobs.search indexed a finished job. Null: not finished,
     # or indexed by the previous release; core.database.maintenance indexes the latter again.
     search_rules: Mapped[int | None] = mapped_column(Integer)
+    # A keyed hash of the address of the visitor who sent it; null for everybody else.
+    address_id: Mapped[str | None] = mapped_column(String(32))
 
 
 class JobEvent(Base):

@@ -6,16 +6,17 @@ Runs inside the transaction of ``core.jobs.store.JobStore.submit``, which docume
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, text
 
+from textmill.core.access.budgets import Account, charge, check_active
 from textmill.core.database.connections import now_ms
 from textmill.core.database.tables import IS_ACTIVE, IS_QUEUED, IS_RUNNING, JOBS, Job, Run
-from textmill.core.errors import FieldError, QueueFull, RateLimited, ValidationFailed
-from textmill.core.jobs.search import search_columns
+from textmill.core.errors import FieldError, QueueFull, Quota, RateLimited, ValidationFailed
 from textmill.core.jobs.transitions import append_event
 from textmill.core.settings import Settings
 
@@ -46,15 +47,22 @@ class NewJob:
     num_prompt_tokens: int | None = None
     variant_index: int | None = None
     sample_index: int | None = None
+    deadline_seconds: float | None = None
+    price: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The owner of a request, and the idempotency key that identifies a repetition of it."""
+    """The owner of a request, and the idempotency key that identifies a repetition of it.
+
+    Attributes:
+        account: whose budget pays for the request; ``None``: nobody's.
+    """
 
     owner_id: str
     idempotency_key: str | None = None
     request_hash: str | None = None
+    account: Account | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,7 @@ class Limits:
 
     max_queued: int = 1000
     max_queued_per_owner: int = 0
+    max_queued_per_model: int = 0
     deadline_seconds: float = 86_400.0
 
     @classmethod
@@ -71,6 +80,7 @@ class Limits:
         return cls(
             max_queued=settings.max_queued,
             max_queued_per_owner=settings.max_queued_per_owner,
+            max_queued_per_model=settings.max_queued_per_model,
             deadline_seconds=settings.deadline_seconds,
         )
 
@@ -105,18 +115,57 @@ def known_request(
     return str(row.id)
 
 
-def check_room(connection: Connection, owner_id: str, num_new: int, limits: Limits) -> None:
-    """Refuse new jobs beyond the queue's limits.
+def check_room(
+    connection: Connection, origin: Origin, jobs: Sequence[NewJob], limits: Limits
+) -> tuple[Quota, ...]:
+    """Refuse new jobs beyond the queue's limits and their owner's budget, and charge the budget.
+
+    A quarter of the queue is kept for owners with nothing waiting, so that those who have much
+    waiting never shut the door on the others.
+
+    Returns:
+        What is left of the budget.
 
     Raises:
-        QueueFull: more than ``max_queued`` jobs would be queued.
-        RateLimited: this owner would have too many queued jobs.
+        QueueFull: the queue has no room for these jobs.
+        RateLimited: this owner would have too many jobs, or has ordered too many tokens.
     """
-    if connection.execute(_NUM_QUEUED).scalar_one() + num_new > limits.max_queued:
+    owner_id, num_new, account = origin.owner_id, len(jobs), origin.account
+    num_queued = connection.execute(_NUM_QUEUED).scalar_one()
+    if num_queued + num_new > _room(connection, origin, limits):
         raise QueueFull(
-            f"The queue is full ({limits.max_queued} jobs); try again later.",
-            retry_after_seconds=5,
+            f"The queue is full ({num_queued} jobs); try again later.", retry_after_seconds=5
         )
+    _check_models(connection, jobs, limits)
+    _check_owner(connection, owner_id, num_new, limits)
+    if account is None:
+        return ()
+    check_active(connection, account, num_new)
+    return charge(connection, account, sum(new.price for new in jobs))
+
+
+def _room(connection: Connection, origin: Origin, limits: Limits) -> int:
+    if origin.account is None or not origin.account.keeps_reserve:
+        return limits.max_queued
+    own = _NUM_QUEUED.where(Job.owner_id == origin.owner_id)
+    has_waiting = connection.execute(own).scalar_one() > 0
+    return limits.max_queued * 3 // 4 if has_waiting else limits.max_queued
+
+
+def _check_models(connection: Connection, jobs: Sequence[NewJob], limits: Limits) -> None:
+    if not limits.max_queued_per_model:
+        return
+    for model, num_new in Counter(new.model for new in jobs).items():
+        found = connection.execute(_NUM_QUEUED.where(Job.model == model)).scalar_one()
+        if found + num_new > limits.max_queued_per_model:
+            raise QueueFull(
+                f"The queue of the model {model} is full ({found} jobs); try again later, or use"
+                " another model.",
+                retry_after_seconds=5,
+            )
+
+
+def _check_owner(connection: Connection, owner_id: str, num_new: int, limits: Limits) -> None:
     if not limits.max_queued_per_owner:
         return
     own = connection.execute(_NUM_QUEUED.where(Job.owner_id == owner_id)).scalar_one()
@@ -134,10 +183,15 @@ def insert_queued(
     origin: Origin,
     run_id: str | None,
     limits: Limits,
+    search: Mapping[str, str],
 ) -> list[str]:
-    """Insert the rows and their first events; returns the jobs' ids in order."""
+    """Insert the rows and their first events; returns the jobs' ids in order.
+
+    ``search`` has the search columns of the prompt, which all these jobs share. They take a
+    processor's time, so the caller computes them before it takes the write lock.
+    """
     virtual_start = _next_virtual_start(connection, origin.owner_id)
-    ids = []
+    ids, longest = [], limits.deadline_seconds
     for offset, new in enumerate(jobs):
         job_id = str(uuid.uuid4())
         row = {
@@ -158,9 +212,10 @@ def insert_queued(
             "attempt": 0,
             "lost_count": 0,
             "not_before": 0,
-            "deadline_ms": int(limits.deadline_seconds * 1000),
+            "deadline_ms": int(min(new.deadline_seconds or longest, longest) * 1000),
+            "address_id": origin.account.address_id or None if origin.account else None,
             "text": "",
-            **search_columns(new.prompt),
+            **search,
             "num_prompt_tokens": new.num_prompt_tokens,
             "num_completion_tokens": 0,
         }

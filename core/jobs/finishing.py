@@ -6,7 +6,7 @@ attempt that was claimed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,13 +67,18 @@ class Progress:
     first_token_seconds: float | None = None
 
 
-def finish(connection: Connection, job: JobRecord, outcome: Outcome) -> Outcome | None:
-    """End a job; ``JobStore.finish`` says how a requested cancel changes the outcome."""
+def finish(
+    connection: Connection, job: JobRecord, outcome: Outcome, search: Mapping[str, Any]
+) -> Outcome | None:
+    """End a job; ``JobStore.finish`` says how a requested cancel changes the outcome.
+
+    ``search`` has the search columns of the prompt and the text, computed before the transaction.
+    """
     canceled = replace(
         outcome, status="canceled", finish_reason="canceled", error_code=None, error_message=None
     )
     for guard, ended in ((_FINISH_WITHOUT_CANCEL, outcome), (_FINISH_WITH_CANCEL, canceled)):
-        if not move(connection, guard, job, ended.status, _actor(job), **_values(job, ended)):
+        if not move(connection, guard, job, ended.status, _actor(job), **_values(ended), **search):
             continue
         if ended.trace is not None:
             connection.execute(delete(JobTrace).where(JobTrace.job_id == job.id))
@@ -130,11 +135,10 @@ def save_progress(connection: Connection, worker_id: str, progress: Sequence[Pro
     connection.execute(_PROGRESS, rows)
 
 
-def _values(job: JobRecord, outcome: Outcome) -> dict[str, Any]:
+def _values(outcome: Outcome) -> dict[str, Any]:
     """The columns that an outcome sets, and the parameters of ``_FINISH``."""
     return {
         "text": outcome.text,
-        **ended_search(job.prompt, outcome.text),
         "finish_reason": outcome.finish_reason,
         "error_code": outcome.error_code,
         "error_message": outcome.error_message,

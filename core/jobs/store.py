@@ -11,14 +11,15 @@ The statements are in ``admission``, ``claims``, ``finishing``, ``leases`` and `
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from sqlalchemy import Engine, delete, insert, select, update
 
 from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.connections import now_ms, reading, writing
 from textmill.core.database.tables import JOBS, Job, JobTrace, Run
-from textmill.core.errors import Conflict
+from textmill.core.errors import Conflict, Quota
 from textmill.core.jobs import claims, finishing, leases
 from textmill.core.jobs.admission import (
     Limits,
@@ -32,11 +33,13 @@ from textmill.core.jobs.admission import (
 from textmill.core.jobs.finishing import Outcome, Progress
 from textmill.core.jobs.leases import HeldLease, LeaseStatus
 from textmill.core.jobs.records import JobRecord, RunRecord
+from textmill.core.jobs.search import search_columns
 from textmill.core.jobs.sweeping import MAX_LOSSES, SweepReport, sweep
 from textmill.core.jobs.transitions import (
     QUEUED,
     RUNNING,
     end_queued,
+    ended_search,
     job_record,
     move,
     run_record,
@@ -55,6 +58,10 @@ __all__ = [
 
 LEASE_SECONDS = 30.0  # six missed heartbeats
 DEFAULT_LIMITS = Limits()
+
+
+def _no_note(quotas: Sequence[Quota]) -> None:
+    """Ignore what is left of a budget."""
 
 
 class JobStore:
@@ -79,34 +86,52 @@ class JobStore:
 
     # ---- the web side -----------------------------------------------------------------------
 
-    def submit(self, new: NewJob, origin: Origin) -> JobRecord:
+    def submit(
+        self, new: NewJob, origin: Origin, note: Callable[[Sequence[Quota]], None] = _no_note
+    ) -> JobRecord:
         """Store one job as queued, or return the one that the same key created before.
 
+        Args:
+            new: the job.
+            origin: its owner, and who pays for it.
+            note: gets what is left of the owner's budget.
+
         Raises:
-            QueueFull: ``max_queued`` jobs are queued.
-            RateLimited: this owner has too many queued jobs.
+            QueueFull: the queue has no room.
+            RateLimited: this owner has too many jobs, or has ordered too many tokens.
             ValidationFailed: the key was used with another body.
         """
+        search = search_columns(new.prompt)
         with writing(self.engine) as connection:
             lock_submissions(connection)
             known = known_request(connection, Job, origin)
             if known is not None:
                 return job_record(connection, known)
-            check_room(connection, origin.owner_id, 1, self._limits)
-            (job_id,) = insert_queued(connection, [new], origin, run_id=None, limits=self._limits)
+            quotas = check_room(connection, origin, [new], self._limits)
+            (job_id,) = insert_queued(
+                connection, [new], origin, run_id=None, limits=self._limits, search=search
+            )
+            note(quotas)
             return job_record(connection, job_id)
 
-    def submit_run(self, prompt: str, jobs: Sequence[NewJob], origin: Origin) -> RunRecord:
+    def submit_run(
+        self,
+        prompt: str,
+        jobs: Sequence[NewJob],
+        origin: Origin,
+        note: Callable[[Sequence[Quota]], None] = _no_note,
+    ) -> RunRecord:
         """Store a run and all its jobs, or none of them.
 
         Raises:
             QueueFull, RateLimited, ValidationFailed: as ``submit``.
         """
+        search = search_columns(prompt)
         with writing(self.engine) as connection:
             lock_submissions(connection)
             run_id = known_request(connection, Run, origin)
             if run_id is None:
-                check_room(connection, origin.owner_id, len(jobs), self._limits)
+                note(check_room(connection, origin, jobs, self._limits))
                 run_id = str(uuid.uuid4())
                 connection.execute(
                     insert(Run).values(
@@ -118,8 +143,14 @@ class JobStore:
                         created_at=now_ms(),
                     )
                 )
+                without_key = replace(origin, idempotency_key=None, request_hash=None)
                 insert_queued(
-                    connection, jobs, Origin(origin.owner_id), run_id=run_id, limits=self._limits
+                    connection,
+                    jobs,
+                    without_key,
+                    run_id=run_id,
+                    limits=self._limits,
+                    search=search,
                 )
             return run_record(connection, run_id)
 
@@ -226,8 +257,9 @@ class JobStore:
             The outcome as written; ``None`` if the job no longer belongs to this attempt, whose
             output is to be discarded.
         """
+        search = ended_search(job.prompt, outcome.text)
         with writing(self.engine) as connection:
-            return finishing.finish(connection, job, outcome)
+            return finishing.finish(connection, job, outcome, search)
 
     def release(
         self, job: JobRecord, *, delay_seconds: float = 0.0, counts_as_loss: bool = False

@@ -39,6 +39,7 @@ def as_services(stub: Any) -> Any:
             for service, methods in METHODS.items()
         }
     )
+    services.submission.quotas = ()
     services.seen_by = lambda _: services
     return services
 
