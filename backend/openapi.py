@@ -25,11 +25,13 @@ from textmill.backend.response_models import (
     Problem,
     QueueView,
     RunView,
+    ShareView,
     StrategyView,
     Tokens,
     TraceView,
 )
 from textmill.backend.run_requests import MAX_SAMPLES, MAX_VARIANTS
+from textmill.backend.share_requests import ShareRequest
 from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT
 from textmill.core.statuses import STATUSES
 from textmill.core.strategies import STRATEGIES, STRATEGIES_BY_NAME
@@ -71,6 +73,14 @@ _OPERATIONS = (
     Operation("get", "/jobs/{job_id}/events", "Follow a job", 200, media="text/event-stream",
               parameters=("after", "Last-Event-ID"), problems=(404, 422, 503)),
     Operation("get", "/jobs/{job_id}/trace", "Read why each token was chosen", 200, "TraceView",
+              problems=(404, 503)),
+    Operation("post", "/jobs/{job_id}/share", "Share a job by a link", 200, "ShareView",
+              body="ShareRequest", problems=(400, 404, 413, 415, 422, 503)),
+    Operation("delete", "/jobs/{job_id}/share", "Revoke the link of a job", 204,
+              problems=(404, 503)),
+    Operation("post", "/runs/{run_id}/share", "Share a run by a link", 200, "ShareView",
+              body="ShareRequest", problems=(400, 404, 413, 415, 422, 503)),
+    Operation("delete", "/runs/{run_id}/share", "Revoke the link of a run", 204,
               problems=(404, 503)),
     Operation("post", "/runs", "Submit one prompt with several variants", 202, "RunView",
               body="RunRequest", parameters=("Idempotency-Key",), problems=_SUBMIT_PROBLEMS),
@@ -237,14 +247,16 @@ _EXAMPLES: dict[str, Document] = {
         "variants": [{"strategy": "greedy"}, {"strategy": "sampling", "samples": 2}],
     },
     "TokenizeRequest": {"text": _PROMPT},
+    "ShareRequest": {"expires_days": 30},
 }
 
 
 def _schemas() -> Document:
-    inputs: list[type[BaseModel]] = [TokenizeRequest]
+    inputs: list[type[BaseModel]] = [TokenizeRequest, ShareRequest]
     requests = [JOB_REQUESTS[spec.name] for spec in STRATEGIES]
     outputs: list[Any] = [
-        JobView, JobPage, RunView, ModelView, StrategyView, QueueView, Tokens, TraceView, Problem,
+        JobView, JobPage, RunView, ModelView, StrategyView, QueueView, Tokens, TraceView, ShareView,
+        Problem,
     ]  # fmt: skip
     wanted: list[tuple[str, JsonSchemaMode, TypeAdapter[Any]]] = [
         (model.__name__, "validation", TypeAdapter(model)) for model in inputs + requests

@@ -261,6 +261,14 @@ class Tokens(TypedDict):
     count: int
 
 
+class ShareView(TypedDict):
+    """A link that shows a job or run to everybody who has it."""
+
+    url: str
+    expires_at: str | None
+    index: bool
+
+
 class ProblemField(TypedDict):
     """A bad field of a request."""
 

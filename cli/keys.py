@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from textmill.cli.exits import CommandFailed
 from textmill.cli.terminal import printable
-from textmill.core.settings import Settings
 
 if TYPE_CHECKING:
     from textmill.core.access.keys import KeyRecord, KeyStore
@@ -102,21 +99,11 @@ def create_first() -> None:
 
 @contextmanager
 def _key_store() -> Iterator[KeyStore]:
-    from textmill.cli.migrate import run_migrate
+    from textmill.cli.database import opened_database
     from textmill.core.access.keys import KeyStore
-    from textmill.core.database.connections import make_engine
-    from textmill.migrations.upgrade import is_at_head
 
-    settings = Settings.from_environment(os.environ)
-    if settings.sqlite_file is not None and not settings.sqlite_file.exists():
-        run_migrate(settings)
-    if not is_at_head(settings.database_url):
-        raise CommandFailed("The database has another schema; run `textmill migrate` first.")
-    engine = make_engine(settings.database_url, pool_size=1)
-    try:
+    with opened_database() as engine:
         yield KeyStore(engine)
-    finally:
-        engine.dispose()
 
 
 def _scopes(text: str) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import click
 
+from textmill.cli.audit import audit
 from textmill.cli.exits import EXIT_CONFIGURATION, EXIT_FAILED, CommandFailed
 from textmill.cli.generate import generate
 from textmill.cli.keys import keys
@@ -130,6 +131,7 @@ def finetune(arguments: tuple[str, ...]) -> NoReturn:
 textmill.add_command(generate)
 textmill.add_command(register)
 textmill.add_command(keys)
+textmill.add_command(audit)
 
 
 def _settings() -> Settings:

@@ -40,6 +40,7 @@ from textmill.core.setting_values import (
 
 PREFIX = "TEXTMILL_"
 DEMO_REQUEST_TOKENS = 4096
+DEMO_KEEP_DAYS = 30.0
 OPEN_UNSERVED_SECONDS = 60.0
 
 # Names that belong to the test suite and the benchmarks, never to the product.
@@ -59,9 +60,9 @@ def _seconds(default: float, minimum: float, maximum: float) -> Any:
     return Field(default, ge=minimum, le=maximum, description=expected)
 
 
-def _optional_seconds(minimum: float, maximum: float) -> Any:
+def _optional_number(minimum: float, maximum: float, unit: str) -> Any:
     """A field that takes a time, without a default."""
-    expected = f"a number of seconds from {minimum:g} to {maximum:g}"
+    expected = f"a number of {unit} from {minimum:g} to {maximum:g}"
     return Field(None, ge=minimum, le=maximum, description=expected)
 
 
@@ -146,11 +147,14 @@ class Settings(BaseSettings):
     key_tokens_per_minute: Whole = _integer(0, 0, 1_000_000_000)
     key_tokens_per_day: Whole = _integer(0, 0, 1_000_000_000)
     key_max_queued: Whole = _integer(500, 0, 1_000_000)
+    # How long a job is kept after it ended, in days; 0: for ever. Unset: 30 in the mode demo, else
+    # for ever. Shared jobs are kept.
+    keep_days: OptionalSeconds = _optional_number(0, 36_500, "days")
     # The price of one request; unset: 4096 in the mode demo, else no limit.
     max_tokens_per_request: Whole | None = _integer(None, 1, 1_000_000_000)
     # How long a job waits at most whose model no worker serves when it is sent; 0: it is refused.
     # Unset: the deadline in the mode local, else 60 s.
-    unserved_seconds: OptionalSeconds = _optional_seconds(0, 31_536_000)
+    unserved_seconds: OptionalSeconds = _optional_number(0, 31_536_000, "seconds")
     # A job that no worker could run for a day fails, with a reason.
     deadline_seconds: Seconds = _seconds(86_400.0, 1, 31_536_000)
     # Leaves 20 s of the 30 s in which `up` promises to stop.
@@ -226,6 +230,13 @@ class Settings(BaseSettings):
             if self.is_open
             else self.deadline_seconds
         )
+
+    @property
+    def kept_days(self) -> float:
+        """How long jobs are kept after their end, in days; 0: for ever."""
+        if self.keep_days is not None:
+            return self.keep_days
+        return DEMO_KEEP_DAYS if self.access == "demo" else 0.0
 
     @property
     def is_open(self) -> bool:

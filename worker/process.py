@@ -143,6 +143,7 @@ class WorkerProcess:
         watch = partial(
             self.model_watch.look, Actions(self._add_model, self._store_card, self._ask_end)
         )
+        upkeep = Upkeep(self.store.engine, keep_days=self.settings.kept_days)
         return [
             self._heartbeat_loop,
             self._progress_loop,
@@ -151,7 +152,7 @@ class WorkerProcess:
             Loop("sweeper", intervals.sweep, sweeper.sweep),
             Loop("siblings", 0.0, self._siblings.look),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
-            Loop("upkeep", UPKEEP_SECONDS, Upkeep(self.store.engine).step),
+            Loop("upkeep", UPKEEP_SECONDS, upkeep.step),
         ]
 
     def start(self) -> None:

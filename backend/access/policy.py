@@ -51,4 +51,13 @@ NEEDS: dict[str, str] = {
     "pages.sign_in.sign_out": PUBLIC,
     "pages.sign_in.forget_me": SUBMIT,
     "pages.sign_in.robots": PUBLIC,
+    "api.shares.share_job": SUBMIT,
+    "api.shares.unshare_job": SUBMIT,
+    "api.shares.share_run": SUBMIT,
+    "api.shares.unshare_run": SUBMIT,
+    "pages.shared.shared_page": PUBLIC,
+    "pages.shared.share_job": SUBMIT,
+    "pages.shared.unshare_job": SUBMIT,
+    "pages.shared.share_run": SUBMIT,
+    "pages.shared.unshare_run": SUBMIT,
 }

@@ -48,6 +48,8 @@ def job_page(job_id: str) -> Response:
         rate=current_rate,
         rate_label=rate(current_rate) if current_rate else "",
         curl=_curl(job),
+        link=services().sharing.link_of(job["id"]),
+        host_url=request.host_url.rstrip("/"),
     )
     return make_response(page)
 

@@ -31,7 +31,8 @@ def run_page(run_id: str) -> Response:
     """Show a run: its variants side by side."""
     run = services().runs.read(run_id)
     columns = columns_of(run["jobs"], strategy_titles(), by_variant=True)
-    return _side_by_side(run["jobs"], columns, run=run, prompt=run["prompt"])
+    link = services().sharing.link_of(run["id"])
+    return _side_by_side(run["jobs"], columns, run=run, prompt=run["prompt"], link=link)
 
 
 @blueprint.get("/compare")
@@ -54,7 +55,7 @@ def compare_page() -> Response:
 
 def _side_by_side(jobs: list[JobView], columns: list[Column], **values: Any) -> Response:
     is_waiting = any(job["status"] == "queued" for job in jobs)
-    values = {"run": None, "num_missing": 0} | values
+    values = {"run": None, "num_missing": 0, "link": None} | values
     page = render_template(
         "run.html",
         jobs=jobs,
@@ -66,6 +67,7 @@ def _side_by_side(jobs: list[JobView], columns: list[Column], **values: Any) -> 
         status_labels=STATUS_LABELS,
         queue_label=queue_label,
         exactly=exactly,
+        host_url=request.host_url.rstrip("/"),
         **values,
     )
     return make_response(page)

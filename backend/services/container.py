@@ -14,8 +14,10 @@ from textmill.backend.services.models import ModelService
 from textmill.backend.services.queue import QueueService
 from textmill.backend.services.queue_positions import QueuePositions
 from textmill.backend.services.runs import RunService
+from textmill.backend.services.sharing import SharingService
 from textmill.backend.services.submission import SubmissionService
 from textmill.core.access.principals import ADMIN, Principal
+from textmill.core.access.shares import ShareStore
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.event_reader import EventReader
 from textmill.core.events import EventBus
@@ -38,6 +40,7 @@ class Services:
         submission: accepts jobs and runs.
         jobs: reads, cancels and deletes jobs.
         runs: reads runs.
+        sharing: makes and follows links for everybody.
         models: describes models and tokenizes.
         queue: describes the queue.
     """
@@ -50,22 +53,24 @@ class Services:
     submission: SubmissionService
     jobs: JobService
     runs: RunService
+    sharing: SharingService
     models: ModelService
     queue: QueueService
     _best_effort: tuple[BestEffort, ...]
 
     def seen_by(self, principal: Principal) -> Services:
         """The services, restricted to what a principal may see and change."""
-        if principal.may(ADMIN):
-            return self
+        if principal.kind == "local":
+            return replace(self, sharing=self.sharing.seen_by(principal))
         history = self.history.seen_by(principal.reads)
         return replace(
             self,
             history=history,
             submission=self.submission.charged_to(principal),
-            jobs=self.jobs.seen_by(history, principal.changes),
+            jobs=self.jobs.seen_by(history, principal),
+            sharing=self.sharing.seen_by(principal),
             runs=self.runs.seen_by(history),
-            queue=self.queue.without_hosts(),
+            queue=self.queue if principal.may(ADMIN) else self.queue.without_hosts(),
         )
 
     def event_reader(self) -> EventReader:
@@ -107,6 +112,7 @@ def make_services(
         submission=SubmissionService(store, models, views, tickets, settings),
         jobs=JobService(store, history, bus, views, hints),
         runs=RunService(history, views),
+        sharing=SharingService(ShareStore(engine), history),
         models=models,
         queue=QueueService(engine, history, bus, catalog, estimates),
         _best_effort=(estimates, hints),

@@ -10,7 +10,7 @@ from textmill.backend.response_models import JobPage, JobView, TraceView
 from textmill.backend.serializers import job_view
 from textmill.backend.services.best_effort import BestEffort
 from textmill.backend.services.job_views import JobViews
-from textmill.core.access.principals import EVERYTHING, Sight
+from textmill.core.access.principals import LOCAL, Principal
 from textmill.core.errors import NotFound
 from textmill.core.events import EventBus
 from textmill.core.jobs.history import MAX_LIMIT, Filters, History
@@ -22,7 +22,7 @@ class JobService:
     """Reads jobs from the history and changes them through the store.
 
     ``hints`` bounds the calls to Redis that only speed up a change which is already committed.
-    ``changes`` is what may be canceled and deleted; ``history`` shows what may be read.
+    ``principal`` says what may be canceled and deleted; ``history`` shows what may be read.
     """
 
     def __init__(
@@ -32,18 +32,18 @@ class JobService:
         bus: EventBus,
         views: JobViews,
         hints: BestEffort,
-        changes: Sight = EVERYTHING,
+        principal: Principal = LOCAL,
     ) -> None:
         self._store = store
         self._history = history
         self._bus = bus
         self._views = views
         self._hints = hints
-        self._changes = changes
+        self._principal = principal
 
-    def seen_by(self, history: History, changes: Sight) -> JobService:
-        """The same service for another history, and for other jobs to change."""
-        return JobService(self._store, history, self._bus, self._views, self._hints, changes)
+    def seen_by(self, history: History, principal: Principal) -> JobService:
+        """The same service for another history and another principal."""
+        return JobService(self._store, history, self._bus, self._views, self._hints, principal)
 
     def record(self, job_id: str) -> JobRecord:
         """Return a job as the database has it.
@@ -92,7 +92,7 @@ class JobService:
             NotFound: no such job is stored.
             Conflict: the job has already ended.
         """
-        job = self._store.request_cancel(checked_id(job_id), sight=self._changes)
+        job = self._store.request_cancel(checked_id(job_id), principal=self._principal)
         self._hints.ask(lambda: self._bus.request_cancel(job.id))
         return self._views.job(job)
 
@@ -102,7 +102,7 @@ class JobService:
         Raises:
             NotFound: no such job is stored.
         """
-        job = self._store.delete(checked_id(job_id), sight=self._changes)
+        job = self._store.delete(checked_id(job_id), principal=self._principal)
         if job.status == "running":
             self._hints.ask(lambda: self._bus.request_cancel(job.id))
         self._hints.ask(lambda: self._bus.forget(job.id))

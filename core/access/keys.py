@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, Select, insert, or_, select, update
 
+from textmill.core.access.audit import append
 from textmill.core.access.principals import ADMIN, SCOPES, Principal, key_holder
 from textmill.core.access.tokens import PREFIX_CHARACTERS, digest, is_well_formed, new_token
 from textmill.core.database.access_tables import ApiKey
@@ -105,6 +106,7 @@ class KeyStore:
                     expires_at=None if lifetime is None else now_ms() + lifetime,
                 )
             )
+            append(connection, "key_create", f"{key_id} {name}")
             row = connection.execute(_query().where(ApiKey.id == key_id)).one()
         return _record(row), token
 
@@ -140,6 +142,7 @@ class KeyStore:
                 raise Conflict(f"Several keys match {which!r}; give the id.")
             is_this = ApiKey.id == rows[0].id
             connection.execute(update(ApiKey).where(is_this).values(revoked_at=now_ms()))
+            append(connection, "key_revoke", f"{rows[0].id} {rows[0].name}")
             return _record(connection.execute(_query().where(is_this)).one())
 
     def authenticate(self, token: str) -> KeyRecord:

@@ -76,6 +76,10 @@ class Principal:
 NOBODY = Principal("nobody", "", frozenset(), NOTHING, NOTHING)
 
 
+LOCAL = Principal("local", "local", frozenset(SCOPES), EVERYTHING, EVERYTHING)
+"""Code without a request, and the tests."""
+
+
 def local(client_id: str) -> Principal:
     """Everybody on one's own machine; ``client_id`` only divides the queue fairly."""
     return Principal("local", client_id, frozenset(SCOPES), EVERYTHING, EVERYTHING)

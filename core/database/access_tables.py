@@ -1,11 +1,11 @@
-"""The tables of access: keys, and the tokens that clients have ordered. See ``core.access``."""
+"""The tables of ``core.access``: keys, ordered tokens, shared links, and the audit log."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, String
+from sqlalchemy import BigInteger, Boolean, Identity, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from textmill.core.database.tables import Base
+from textmill.core.database.tables import Base, RowNumber
 
 
 class ApiKey(Base):
@@ -35,3 +35,30 @@ class Usage(Base):
     window: Mapped[str] = mapped_column(String(8), primary_key=True)
     tokens: Mapped[int] = mapped_column(BigInteger)
     began_at: Mapped[int] = mapped_column(BigInteger)
+
+
+class Share(Base):
+    """A link that shows one job or run to everybody; see ``core.access.shares``."""
+
+    __tablename__ = "shares"
+
+    token: Mapped[str] = mapped_column(String(32), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))  # job or run
+    object_id: Mapped[str] = mapped_column(String(36), unique=True)
+    is_indexed: Mapped[bool] = mapped_column(Boolean)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    expires_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class Audit(Base):
+    """What somebody did to jobs, keys or links; rows are only added. See ``core.access.audit``."""
+
+    __tablename__ = "audit"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    number: Mapped[int] = mapped_column(RowNumber, Identity(), primary_key=True, autoincrement=True)
+    at: Mapped[int] = mapped_column(BigInteger)
+    principal: Mapped[str] = mapped_column(String(80))
+    action: Mapped[str] = mapped_column(String(32))
+    object: Mapped[str] = mapped_column(String(100))
+    address_id: Mapped[str | None] = mapped_column(String(32))

@@ -1,4 +1,4 @@
-"""Maintenance of the database: search terms by the current rules, and fresh statistics.
+"""Maintenance of the database: search terms by the current rules, retention, statistics.
 
 A loop in each worker does it in small steps. Any number of processes may do so at once.
 """
@@ -12,6 +12,7 @@ from sqlalchemy import Engine, bindparam, select, text, update
 
 from textmill.core.database.connections import reading, writing
 from textmill.core.database.tables import JOBS, Job
+from textmill.core.jobs.retention import BATCH_JOBS, expire
 from textmill.core.jobs.search import RULES, search_columns
 
 BATCH_ROWS = 50  # of one transaction: 25 MiB of the longest texts, milliseconds for usual ones
@@ -55,16 +56,33 @@ def analyze(engine: Engine) -> None:
 class Upkeep:
     """Does maintenance one step at a time; a loop calls it."""
 
-    def __init__(self, engine: Engine, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        keep_days: float = 0.0,
+    ) -> None:
+        """Do nothing yet.
+
+        Args:
+            engine: of the database.
+            clock: seconds.
+            keep_days: how long jobs are kept after their end; 0: for ever.
+        """
+        self._keep_days = keep_days
         self._engine = engine
         self._clock = clock
         self._analyze_at = clock()
 
     def step(self) -> None:
-        """Renew search terms for ``STEP_SECONDS``, and the statistics when they are due."""
+        """Renew search terms, delete expired jobs, and renew the statistics when they are due."""
         until = self._clock() + STEP_SECONDS
         while renew_search(self._engine) and self._clock() < until:
             pass
+        while self._keep_days and expire(self._engine, self._keep_days) == BATCH_JOBS:
+            if self._clock() >= until:
+                break
         if self._clock() >= self._analyze_at:
             analyze(self._engine)
             self._analyze_at = self._clock() + ANALYZE_SECONDS

@@ -16,7 +16,9 @@ from dataclasses import replace
 
 from sqlalchemy import Engine, delete, insert, select, update
 
-from textmill.core.access.principals import EVERYTHING, Sight
+from textmill.core.access.audit import append
+from textmill.core.access.principals import LOCAL, Principal
+from textmill.core.access.shares import forget
 from textmill.core.database.connections import now_ms, reading, writing
 from textmill.core.database.tables import JOBS, Job, JobTrace, Run
 from textmill.core.errors import Conflict, Quota
@@ -155,16 +157,16 @@ class JobStore:
             return run_record(connection, run_id)
 
     def request_cancel(
-        self, job_id: str, actor: str = "client", *, sight: Sight = EVERYTHING
+        self, job_id: str, actor: str = "client", *, principal: Principal = LOCAL
     ) -> JobRecord:
         """Cancel a queued job now, or mark a running one for its worker to stop.
 
         Raises:
-            NotFound: there is no such job within this sight.
+            NotFound: there is no such job that the principal may change.
             Conflict: it has already ended.
         """
         with writing(self.engine) as connection:
-            was = job_record(connection, job_id, lock=True, sight=sight)
+            was = job_record(connection, job_id, lock=True, sight=principal.changes)
             if was.status in FINAL_STATUSES:
                 raise Conflict(f"The job has already ended: {was.status}.")
             if was.status == "queued":
@@ -175,9 +177,13 @@ class JobStore:
                     .where(Job.id == job_id, Job.cancel_requested_at.is_(None))
                     .values(cancel_requested_at=now_ms())
                 )
+            if principal.kind != "local" and was.owner_id != principal.owner_id:
+                append(connection, "cancel", job_id, principal)
             return job_record(connection, job_id)
 
-    def delete(self, job_id: str, actor: str = "client", *, sight: Sight = EVERYTHING) -> JobRecord:
+    def delete(
+        self, job_id: str, actor: str = "client", *, principal: Principal = LOCAL
+    ) -> JobRecord:
         """Delete a job; one that has not ended is canceled first.
 
         The job's events are kept: they record that it was accepted and how it ended.
@@ -186,10 +192,10 @@ class JobStore:
             The job as it was before.
 
         Raises:
-            NotFound: there is no such job within this sight.
+            NotFound: there is no such job that the principal may change.
         """
         with writing(self.engine) as connection:
-            was = job_record(connection, job_id, lock=True, sight=sight)
+            was = job_record(connection, job_id, lock=True, sight=principal.changes)
             if was.status not in FINAL_STATUSES:
                 changed = move(
                     connection,
@@ -206,7 +212,12 @@ class JobStore:
             connection.execute(delete(Job).where(Job.id == job_id))
             if was.run_id is not None:
                 left = select(Job.id).where(Job.run_id == was.run_id).exists()
-                connection.execute(delete(Run).where(Run.id == was.run_id, ~left))
+                done = connection.execute(delete(Run).where(Run.id == was.run_id, ~left))
+                if done.rowcount:
+                    forget(connection, was.run_id)
+            forget(connection, job_id)
+            if principal.kind != "local":
+                append(connection, "delete", job_id, principal)
             return was
 
     # ---- the worker side --------------------------------------------------------------------

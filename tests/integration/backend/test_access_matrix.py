@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.visitors import HEADER
+from textmill.core.access.audit import latest
 from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import ADMIN, READ, SUBMIT
-from textmill.core.database.access_tables import ApiKey
-from textmill.core.database.connections import writing
+from textmill.core.database.access_tables import ApiKey, Share
+from textmill.core.database.connections import reading, writing
+from textmill.core.database.maintenance import Upkeep
+from textmill.core.database.tables import Job, JobEvent
+from textmill.core.jobs.retention import BATCH_JOBS, expire
 
 MARK = "wombat"  # in the prompt of the owner's job, and nowhere else
 BODY = {"prompt": "another", "model": "tiny"}
@@ -104,6 +108,15 @@ ROWS = {
     "pages.sign_in.sign_out": Row("POST", "/sign-out", status=303),
     "pages.sign_in.forget_me": Row("POST", "/forget-me"),
     "pages.sign_in.robots": Row("GET", "/robots.txt"),
+    "api.shares.share_job": Row("POST", JOBS + "/{job}/share", "job", options={"json": {}}),
+    "api.shares.unshare_job": Row("DELETE", JOBS + "/{job}/share", "job", status=204),
+    "api.shares.share_run": Row("POST", RUNS + "/{run}/share", "run", options={"json": {}}),
+    "api.shares.unshare_run": Row("DELETE", RUNS + "/{run}/share", "run", status=204),
+    "pages.shared.shared_page": Row("GET", "/shared/x", status=404),
+    "pages.shared.share_job": Row("POST", "/jobs/{job}/share", "job", status=303),
+    "pages.shared.unshare_job": Row("POST", "/jobs/{job}/unshare", "job", status=303),
+    "pages.shared.share_run": Row("POST", "/runs/{run}/share", "run", status=303),
+    "pages.shared.unshare_run": Row("POST", "/runs/{run}/unshare", "run", status=303),
 }
 ONLY_VISITORS = {"pages.sign_in.forget_me"}
 Headers = dict[str, str]
@@ -415,3 +428,91 @@ def test_everything_keeps_search_engines_away(place: Place) -> None:
     for path in ("/", "/api/v1/models", "/docs", "/nothing"):
         assert place.client.get(path, headers=place.owner).headers["X-Robots-Tag"] == "noindex"
     assert "Disallow: /" in place.client.get("/robots.txt").text
+
+
+@pytest.mark.parametrize("kind", ["job", "run"])
+def test_a_link_shows_one_text_to_everybody_until_it_ends(place: Place, kind: str) -> None:
+    ids = place.stored(ROWS["api.jobs.read"])
+    path = f"/api/v1/{kind}s/{ids[kind]}/share"
+    made = place.client.post(path, json={"expires_days": 2}, headers=place.owner).get_json()
+    again = place.client.post(path, json={"expires_days": 2}, headers=place.owner).get_json()
+    assert made["url"] == again["url"]
+    for who in ({}, place.another, place.expired, place.owner):
+        shown = place.client.get(made["url"], headers=who)
+        assert shown.status_code == 200
+        assert MARK in shown.text
+        assert shown.headers["X-Robots-Tag"] == "noindex"
+        assert 'property="og:title"' in shown.text
+        assert ids["job"] not in shown.text
+        assert ids["run"] not in shown.text
+        if who != place.owner:
+            own = place.client.get(f"{JOBS}/{ids['job']}", headers=who)
+            assert own.status_code in (401, 404)
+    open_to_search = {"expires_days": 2, "index": True}
+    place.client.post(path, json=open_to_search, headers=place.owner)
+    assert place.client.get(made["url"]).headers["X-Robots-Tag"] == "all"
+    with writing(place.site.services.store.engine) as connection:
+        connection.execute(update(Share).values(expires_at=1))
+    assert place.client.get(made["url"]).status_code == 404
+    place.client.post(path, json={}, headers=place.owner)
+    assert place.client.get(made["url"]).status_code == 200
+    assert place.client.delete(path, headers=place.owner).status_code == 204
+    assert place.client.get(made["url"]).status_code == 404
+    new = place.client.post(path, json={}, headers=place.owner).get_json()
+    assert new["url"] != made["url"]
+    place.client.delete(f"{JOBS}/{ids['job']}", headers=place.owner)
+    assert place.client.get(new["url"]).status_code == 404
+
+
+def test_what_was_done_is_in_the_audit_log(place: Place) -> None:
+    engine = place.site.services.store.engine
+    num_before = latest(engine, 1)[0].number
+    ids = place.stored(ROWS["api.jobs.cancel"])
+    job = f"{JOBS}/{ids['job']}"
+    place.client.post(f"{job}/share", json={}, headers=place.owner)
+    place.client.post(f"{job}/cancel", headers=place.admin)
+    place.client.delete(f"{job}", headers=place.admin)
+    rows = [row for row in latest(engine, 50) if row.number > num_before]
+    assert [(row.action, row.object) for row in reversed(rows)] == [
+        ("share", ids["job"]),
+        ("cancel", ids["job"]),
+        ("delete", ids["job"]),
+    ]
+    assert rows[0].principal.startswith("key:")
+    assert all(MARK not in str(row) for row in rows)
+    assert latest(engine, 1, before=num_before + 2)[0].action == "share"
+
+
+@pytest.mark.parametrize("address", ["/?from={job}", "/?from={job}&continue=1", "/?from_run={run}"])
+def test_a_form_cannot_be_filled_from_a_job_of_somebody_else(place: Place, address: str) -> None:
+    ids = place.stored(ROWS["api.jobs.read"])
+    assert MARK not in place.client.get(address.format(**ids), headers=place.another).text
+
+
+def test_old_jobs_go_and_shared_ones_stay(make_site: Sites) -> None:
+    site = make_site()
+    engine = site.services.store.engine
+    old = [site.write("old", " text") for _ in range(BATCH_JOBS + 3)]
+    run = site.client.post(RUNS, json={"prompt": "old", "variants": [{}]}).get_json()
+    site.finish(site.claim())
+    site.client.post(f"{old[0]['links']['self']}/share", json={})
+    waiting = site.submit("waits")
+    with writing(engine) as connection:
+        connection.execute(
+            update(Job).where(Job.finished_at.is_not(None)).values(finished_at=Job.created_at - 1)
+        )
+    assert expire(engine, 1.0) == 0
+    with writing(engine) as connection:
+        day = 86_400_000
+        connection.execute(
+            update(Job)
+            .where(Job.finished_at.is_not(None))
+            .values(finished_at=Job.finished_at - 2 * day)
+        )
+    Upkeep(engine, keep_days=1.0).step()
+    left = {job["id"] for job in site.client.get(JOBS).get_json()["items"]}
+    assert left == {old[0]["id"], waiting["id"]}
+    assert site.client.get(run["links"]["self"]).status_code == 404
+    with reading(engine) as connection:
+        of_old = select(func.count()).select_from(JobEvent).where(JobEvent.job_id == old[1]["id"])
+        assert connection.execute(of_old).scalar_one() == 0

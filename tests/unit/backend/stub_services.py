@@ -40,6 +40,7 @@ def as_services(stub: Any) -> Any:
         }
     )
     services.submission.quotas = ()
+    services.sharing = SimpleNamespace(link_of=lambda _: None)
     services.seen_by = lambda _: services
     return services
 
