@@ -10,6 +10,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from textmill.backend.access.control import EXTENSION as ACCESS
 from textmill.backend.access.control import AccessControl
+from textmill.backend.access.edge_limits import add_edge_limits
 from textmill.backend.access.headers import BrowserHeaders
 from textmill.backend.api import api
 from textmill.backend.bodies import MAX_BODY_BYTES, refuse_body
@@ -57,6 +58,7 @@ def create_app(settings: Settings) -> Flask:
     register_errors(app, render_error)
     app.before_request(_note_time)
     add_access(app, settings, KeyStore(services.store.engine))
+    add_edge_limits(app, settings)
     app.before_request(_refuse_body)
     app.after_request(_end_deadline)
     app.teardown_request(_forget_deadline)

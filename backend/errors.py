@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import structlog
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from textmill.backend.access.edge_limits import EXTENSION as EDGE
+from textmill.backend.access.edge_limits import retry_seconds
 from textmill.backend.bodies import EncodedBody
 from textmill.backend.problem_documents import CONTENT_TYPE, problem_text, title_of
 from textmill.core.access.budgets import rate_limit_headers
@@ -23,6 +25,7 @@ _DETAILS = {
     404: "There is nothing at this address.",
     405: "This address does not support this method.",
     413: "The body is larger than 256 KiB.",
+    429: "Too many requests came from your address; wait a moment, and send fewer.",
     415: "Send the body as application/json.",
 }
 PageRenderer = Callable[[int, str, str, Sequence[FieldError]], Response]
@@ -70,6 +73,9 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
             return error.get_response()  # type: ignore[return-value]
         code = error.name.lower().replace(" ", "_")
         response = answer(status, code, _DETAILS.get(status) or error.description or error.name)
+        if status == 429:
+            seconds = retry_seconds(current_app.extensions[EDGE])
+            response.headers["Retry-After"] = str(seconds)
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
         return response

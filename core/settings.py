@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     allowed_hosts: HostNames = Field((), description="host names separated by commas")
     # Proxies in front, each of which appends an address to X-Forwarded-For.
     trusted_proxies: Whole = _integer(0, 0, 16)
+    # Of one address, in the modes demo and team; 0 removes all limits of requests by address.
+    requests_per_minute: Whole = _integer(600, 0, 1_000_000)
     # Sites that may show the pages in a frame.
     embed_origins: Origins = Field((), description=ORIGINS)
     # Sites whose scripts may use the API.

@@ -122,7 +122,11 @@ class Sites:
     """Makes sites on one database and one Redis, and closes them."""
 
     def __init__(self, database_url: str, redis_url: str, folder: Path) -> None:
-        self._urls = {"TEXTMILL_DATABASE_URL": database_url, "TEXTMILL_REDIS_URL": redis_url}
+        self._urls = {
+            "TEXTMILL_DATABASE_URL": database_url,
+            "TEXTMILL_REDIS_URL": redis_url,
+            "TEXTMILL_REQUESTS_PER_MINUTE": "0",  # all tests have the same address and Redis
+        }
         self._folder = folder
         self._made: list[Site] = []
 
