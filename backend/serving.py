@@ -57,12 +57,15 @@ def serve(settings: Settings) -> None:
 def limits_of(settings: Settings) -> ServerLimits:
     """Return the server's limits for these settings."""
     per_visitor = min(settings.max_streams_per_visitor, settings.max_streams)
+    total = settings.max_streams + SPARE_CONNECTIONS
+    # Behind a proxy, all connections come from its address.
+    share = total if settings.trusted_proxies else per_visitor + SPARE_CONNECTIONS // 2
     return ServerLimits(
         max_body_bytes=MAX_BODY_BYTES,
         max_held=settings.max_streams,
         max_held_per_visitor=per_visitor,
-        max_connections=settings.max_streams + SPARE_CONNECTIONS,
-        max_connections_per_visitor=per_visitor + SPARE_CONNECTIONS // 2,
+        max_connections=total,
+        max_connections_per_visitor=share,
     )
 
 

@@ -59,12 +59,17 @@ class Hold:
         self._visitor = visitor
         self._is_reserved = False
 
-    def reserve(self) -> None:
+    def reserve(self, visitor: str | None = None) -> None:
         """Count an open response.
+
+        Args:
+            visitor: the client that it is counted for, if the application knows better than the
+                server, which sees the address of a proxy.
 
         Raises:
             TooManyHeld: the limit is reached.
         """
+        self._visitor = visitor or self._visitor
         if not self._allowance.acquire(self._visitor):
             raise TooManyHeld
         self._is_reserved = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 from flask import Request, Response, g
 
 from textmill.backend.server.hold import HOLD_KEY, Hold, TooManyHeld
+from textmill.backend.server.limits import visitor_of
 from textmill.backend.services.container import Services
 from textmill.backend.streams.sse import StreamSpec, WaitSpec, stream_inline, wait_inline
 from textmill.core.errors import TooManyStreams
@@ -27,7 +28,7 @@ def reserve(request: Request) -> Hold | None:
     if hold is None or hold.is_over:
         return hold
     try:
-        hold.reserve()
+        hold.reserve(visitor_of(request.remote_addr or ""))
     except TooManyHeld:
         raise TooManyStreams(
             "Too many event streams and waits are open; close some, or try again in a moment.",
