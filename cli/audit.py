@@ -14,7 +14,8 @@ from textmill.cli.terminal import printable
 def audit(limit: int) -> None:
     """Print the latest rows of the audit log, newest first.
 
-    Columns: time, who, what, the id of the job, run or key, a keyed hash of a visitor's address.
+    Columns: time, who, what, the id of the job, run or key, a keyed hash of a visitor's address,
+    the reason.
     """
     from textmill.cli.database import opened_database
     from textmill.core.access.audit import latest
@@ -23,5 +24,12 @@ def audit(limit: int) -> None:
         rows = latest(engine, limit)
     for row in rows:
         at = datetime.fromtimestamp(row.at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        columns = (at, row.principal, row.action, row.object, row.address_id or "-")
+        columns = (
+            at,
+            row.principal,
+            row.action,
+            row.object,
+            row.address_id or "-",
+            row.reason or "",
+        )
         click.echo(printable("  ".join(columns)))

@@ -9,14 +9,25 @@ from flask import Blueprint, Response, request
 
 from textmill.backend.current import access, principal
 from textmill.backend.owner import remember_owner
-from textmill.backend.pages import docs, generate, history, job, models, queue, run, shared, sign_in
+from textmill.backend.pages import (
+    admin,
+    docs,
+    generate,
+    history,
+    job,
+    models,
+    queue,
+    run,
+    shared,
+    sign_in,
+)
 from textmill.backend.pages.formats import fixed
 from textmill.backend.pages.phrases import Phrase
 from textmill.backend.pages.responses import render_error, render_unavailable, see_other
 from textmill.core.errors import Unauthorized, Unavailable
 
 pages = Blueprint("pages", __name__)
-for _module in (generate, job, run, history, models, queue, docs, sign_in, shared):
+for _module in (generate, job, run, history, models, queue, docs, sign_in, shared, admin):
     pages.register_blueprint(_module.blueprint)
 pages.add_app_template_filter(fixed)
 pages.add_app_template_global(Phrase, "Phrase")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from textmill.backend.services.administration import AdministrationService
 from textmill.backend.services.best_effort import BestEffort
 from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.jobs import JobService
@@ -16,6 +17,7 @@ from textmill.backend.services.queue_positions import QueuePositions
 from textmill.backend.services.runs import RunService
 from textmill.backend.services.sharing import SharingService
 from textmill.backend.services.submission import SubmissionService
+from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import ADMIN, Principal
 from textmill.core.access.shares import ShareStore
 from textmill.core.catalog.live import LiveCatalog
@@ -41,6 +43,7 @@ class Services:
         jobs: reads, cancels and deletes jobs.
         runs: reads runs.
         sharing: makes and follows links for everybody.
+        administration: for admins.
         models: describes models and tokenizes.
         queue: describes the queue.
     """
@@ -54,6 +57,7 @@ class Services:
     jobs: JobService
     runs: RunService
     sharing: SharingService
+    administration: AdministrationService
     models: ModelService
     queue: QueueService
     _best_effort: tuple[BestEffort, ...]
@@ -61,13 +65,19 @@ class Services:
     def seen_by(self, principal: Principal) -> Services:
         """The services, restricted to what a principal may see and change."""
         if principal.kind == "local":
-            return replace(self, sharing=self.sharing.seen_by(principal))
+            return replace(
+                self,
+                sharing=self.sharing.seen_by(principal),
+                administration=self.administration.seen_by(self.jobs, principal),
+            )
         history = self.history.seen_by(principal.reads)
+        jobs = self.jobs.seen_by(history, principal)
         return replace(
             self,
             history=history,
             submission=self.submission.charged_to(principal),
-            jobs=self.jobs.seen_by(history, principal),
+            jobs=jobs,
+            administration=self.administration.seen_by(jobs, principal),
             sharing=self.sharing.seen_by(principal),
             runs=self.runs.seen_by(history),
             queue=self.queue if principal.may(ADMIN) else self.queue.without_hosts(),
@@ -103,6 +113,7 @@ def make_services(
     hints = BestEffort("hints")  # calls to Redis; a frozen Redis must not stop the estimates
     views = JobViews(positions, estimates)
     models = ModelService(engine, catalog)
+    jobs = JobService(store, history, bus, views, hints)
     return Services(
         store=store,
         history=history,
@@ -110,7 +121,8 @@ def make_services(
         tickets=tickets,
         positions=positions,
         submission=SubmissionService(store, models, views, tickets, settings),
-        jobs=JobService(store, history, bus, views, hints),
+        jobs=jobs,
+        administration=AdministrationService(engine, KeyStore(engine), jobs),
         runs=RunService(history, views),
         sharing=SharingService(ShareStore(engine), history),
         models=models,

@@ -96,13 +96,13 @@ class JobService:
         self._hints.ask(lambda: self._bus.request_cancel(job.id))
         return self._views.job(job)
 
-    def delete(self, job_id: str) -> None:
-        """Delete a job; a running one is canceled first.
+    def delete(self, job_id: str, reason: str = "") -> None:
+        """Delete a job; a running one is canceled first. The reason goes into the audit log.
 
         Raises:
             NotFound: no such job is stored.
         """
-        job = self._store.delete(checked_id(job_id), principal=self._principal)
+        job = self._store.delete(checked_id(job_id), principal=self._principal, reason=reason)
         if job.status == "running":
             self._hints.ask(lambda: self._bus.request_cancel(job.id))
         self._hints.ask(lambda: self._bus.forget(job.id))

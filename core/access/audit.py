@@ -1,4 +1,7 @@
-"""The audit log: who deleted, canceled, shared or revoked what, and when. Rows are only added."""
+"""The audit log: who deleted, canceled, shared, revoked or blocked what, and when.
+
+Rows are only added.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from textmill.core.access.principals import Principal
 from textmill.core.database.access_tables import Audit
 from textmill.core.database.connections import now_ms, reading
 
-Action = Literal["delete", "cancel", "share", "unshare", "key_create", "key_revoke"]
+Action = Literal[
+    "delete", "cancel", "share", "unshare", "key_create", "key_revoke", "block", "unblock"
+]
 OPERATOR = "operator"  # a command on the machine itself
 
 
@@ -26,6 +31,7 @@ class AuditRecord:
     action: str
     object: str
     address_id: str | None
+    reason: str | None
 
 
 def append(
@@ -33,6 +39,7 @@ def append(
     action: Action,
     object_id: str,
     principal: Principal | str = OPERATOR,
+    reason: str = "",
 ) -> None:
     """Add a row, in the transaction of what it records."""
     name, address_id = principal, ""
@@ -45,6 +52,7 @@ def append(
             action=action,
             object=object_id[:100],
             address_id=address_id or None,
+            reason=reason[:200] or None,
         )
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
 
+from textmill.core.access.blocks import check_blocks
 from textmill.core.access.principals import ADMIN, Principal
 from textmill.core.database.access_tables import Usage
 from textmill.core.database.connections import now_ms
@@ -65,13 +66,13 @@ class Account:
         owner_id: the client.
         budget: its limits.
         address_id: a keyed hash of a visitor's address; empty if the address has no limits.
-        keeps_reserve: whether a part of the queue is kept for clients that have nothing waiting.
+        is_limited: whether it may be blocked, and a part of the queue is kept for others.
     """
 
     owner_id: str
     budget: Budget = UNLIMITED
     address_id: str = ""
-    keeps_reserve: bool = False
+    is_limited: bool = False
 
     @classmethod
     def of(cls, principal: Principal, settings: Settings) -> Account:
@@ -89,7 +90,7 @@ class Account:
         if principal.tokens_per_day is not None:
             budget = Budget(budget.tokens_per_minute, principal.tokens_per_day, budget.max_queued)
         address_id = principal.address_id if is_visitor else ""
-        return cls(principal.owner_id, budget, address_id, keeps_reserve=True)
+        return cls(principal.owner_id, budget, address_id, is_limited=True)
 
     def subjects(self) -> list[tuple[str, Budget]]:
         """The names under which tokens are counted, each with its limits."""
@@ -113,11 +114,14 @@ def price(num_prompt: int, num_new: int, *, num_beams: int = 1, has_trace: bool 
 
 
 def check_active(connection: Connection, account: Account, num_new: int) -> None:
-    """Refuse more waiting, active or stored jobs than the account may have.
+    """Refuse more waiting, active or stored jobs than the account may have, and blocked clients.
 
     Raises:
+        Forbidden: the client or its address is blocked.
         RateLimited: the message says which limit.
     """
+    if account.is_limited:
+        check_blocks(connection, [name for name, _ in account.subjects()])
     own = (Job.owner_id == account.owner_id, "You have")
     _check_counts(connection, account.budget, num_new, *own)
     if account.address_id:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, Row, Select, insert, or_, select, update
 
-from textmill.core.access.audit import append
+from textmill.core.access.audit import OPERATOR, append
 from textmill.core.access.principals import ADMIN, SCOPES, Principal, key_holder
 from textmill.core.access.tokens import PREFIX_CHARACTERS, digest, is_well_formed, new_token
 from textmill.core.database.access_tables import ApiKey
@@ -120,11 +120,12 @@ class KeyStore:
         """Whether a valid key has the scope ``admin``."""
         return any(key.is_valid and ADMIN in key.scopes for key in self.all())
 
-    def revoke(self, which: str) -> KeyRecord:
+    def revoke(self, which: str, principal: Principal | str = OPERATOR) -> KeyRecord:
         """Revoke a key, from now on.
 
         Args:
             which: its id, its name, or the first characters of its secret.
+            principal: who revokes it.
 
         Raises:
             NotFound: no key matches that is not revoked already.
@@ -142,7 +143,7 @@ class KeyStore:
                 raise Conflict(f"Several keys match {which!r}; give the id.")
             is_this = ApiKey.id == rows[0].id
             connection.execute(update(ApiKey).where(is_this).values(revoked_at=now_ms()))
-            append(connection, "key_revoke", f"{rows[0].id} {rows[0].name}")
+            append(connection, "key_revoke", f"{rows[0].id} {rows[0].name}", principal)
             return _record(connection.execute(_query().where(is_this)).one())
 
     def authenticate(self, token: str) -> KeyRecord:

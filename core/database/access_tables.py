@@ -1,4 +1,4 @@
-"""The tables of ``core.access``: keys, ordered tokens, shared links, and the audit log."""
+"""The tables of ``core.access``: keys, tokens, links, blocks, the audit log."""
 
 from __future__ import annotations
 
@@ -62,3 +62,14 @@ class Audit(Base):
     action: Mapped[str] = mapped_column(String(32))
     object: Mapped[str] = mapped_column(String(100))
     address_id: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str | None] = mapped_column(String(200))
+
+
+class Block(Base):
+    """A client or an address that may submit nothing; see ``core.access.blocks``."""
+
+    __tablename__ = "blocks"
+
+    subject: Mapped[str] = mapped_column(String(80), primary_key=True)
+    reason: Mapped[str] = mapped_column(String(200))
+    at: Mapped[int] = mapped_column(BigInteger)

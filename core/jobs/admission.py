@@ -145,7 +145,7 @@ def check_room(
 
 
 def _room(connection: Connection, origin: Origin, limits: Limits) -> int:
-    if origin.account is None or not origin.account.keeps_reserve:
+    if origin.account is None or not origin.account.is_limited:
         return limits.max_queued
     own = _NUM_QUEUED.where(Job.owner_id == origin.owner_id)
     has_waiting = connection.execute(own).scalar_one() > 0

@@ -182,7 +182,12 @@ class JobStore:
             return job_record(connection, job_id)
 
     def delete(
-        self, job_id: str, actor: str = "client", *, principal: Principal = LOCAL
+        self,
+        job_id: str,
+        actor: str = "client",
+        *,
+        principal: Principal = LOCAL,
+        reason: str = "",
     ) -> JobRecord:
         """Delete a job; one that has not ended is canceled first.
 
@@ -217,7 +222,7 @@ class JobStore:
                     forget(connection, was.run_id)
             forget(connection, job_id)
             if principal.kind != "local":
-                append(connection, "delete", job_id, principal)
+                append(connection, "delete", job_id, principal, reason)
             return was
 
     # ---- the worker side --------------------------------------------------------------------

@@ -5,6 +5,7 @@ A new route without a row fails ``test_every_route_has_a_row``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,6 +109,17 @@ ROWS = {
     "pages.sign_in.sign_out": Row("POST", "/sign-out", status=303),
     "pages.sign_in.forget_me": Row("POST", "/forget-me"),
     "pages.sign_in.robots": Row("GET", "/robots.txt"),
+    "pages.admin.admin_page": Row("GET", "/admin"),
+    "pages.admin.revoke": Row("POST", "/admin/revoke", options={"data": {"key": "x"}}, status=404),
+    "pages.admin.block": Row(
+        "POST", "/admin/block", options={"data": {"subject": "visitor:x1"}}, status=303
+    ),
+    "pages.admin.unblock": Row(
+        "POST", "/admin/unblock", options={"data": {"subject": "visitor:x1"}}, status=303
+    ),
+    "pages.admin.delete": Row(
+        "POST", "/admin/delete", options={"data": {"job": "{job}", "reason": "spam"}}, status=303
+    ),
     "api.shares.share_job": Row("POST", JOBS + "/{job}/share", "job", options={"json": {}}),
     "api.shares.unshare_job": Row("DELETE", JOBS + "/{job}/share", "job", status=204),
     "api.shares.share_run": Row("POST", RUNS + "/{run}/share", "run", options={"json": {}}),
@@ -516,3 +528,42 @@ def test_old_jobs_go_and_shared_ones_stay(make_site: Sites) -> None:
     with reading(engine) as connection:
         of_old = select(func.count()).select_from(JobEvent).where(JobEvent.job_id == old[1]["id"])
         assert connection.execute(of_old).scalar_one() == 0
+
+
+def test_an_admin_blocks_deletes_and_revokes(make_site: Sites) -> None:
+    site = make_site(TEXTMILL_ACCESS="demo", TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+    place = Place(site, "demo")
+    ids = place.stored(ROWS["api.jobs.read"])
+    page = place.client.get("/admin", headers=place.admin).text
+    owner = re.search(r"visitor:[0-9a-f]{32}", page)
+    address = re.search(r"address:[0-9a-f]{32}", page)
+    assert owner
+    assert address
+    assert MARK not in page
+
+    def post(path: str, **data: str) -> int:
+        return place.client.post(path, data=data, headers=place.admin).status_code
+
+    for subject in (owner[0], address[0]):
+        assert post("/admin/block", subject=subject, reason="spam") == 303
+        refused = place.client.post(JOBS, json=BODY, headers=place.owner)
+        assert refused.status_code == 403
+        assert place.client.get(f"{JOBS}/{ids['job']}", headers=place.owner).status_code == 200
+        assert post("/admin/unblock", subject=subject) == 303
+        assert place.client.post(JOBS, json=BODY, headers=place.owner).status_code == 202
+    assert post("/admin/block", subject="anna") == 422
+    assert post("/admin/delete", job=ids["job"], reason="spam") == 303
+    assert place.client.get(f"{JOBS}/{ids['job']}", headers=place.owner).status_code == 404
+    assert post("/admin/revoke", key="reader") == 303
+    assert place.client.get(JOBS, headers=place.reader).status_code == 401
+    rows = latest(site.services.store.engine, 6)
+    assert [(row.action, row.reason) for row in rows] == [
+        ("key_revoke", None),
+        ("delete", "spam"),
+        ("unblock", None),
+        ("block", "spam"),
+        ("unblock", None),
+        ("block", "spam"),
+    ]
+    assert all(row.principal.startswith("key:") for row in rows)
+    assert "spam" in place.client.get("/admin", headers=place.admin).text
