@@ -277,7 +277,8 @@ def _schemas() -> Document:
 def _run_request() -> Document:
     """Return the schema of a run, whose variants are job requests without a prompt."""
     greedy = JOB_REQUESTS["greedy"].model_json_schema()["properties"]
-    common = {name: greedy[name] for name in ("model", "max_new_tokens", "seed", "stop", "trace")}
+    names = ("model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds")
+    common = {name: greedy[name] for name in names}
     samples = {"type": "integer", "minimum": 1, "maximum": MAX_SAMPLES, "default": 1}
     variants = []
     for spec in STRATEGIES:

@@ -42,6 +42,7 @@ from textmill.core.strategies import (
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
 MAX_TOKENIZE_CHARACTERS = 65_536
+MAX_DEADLINE_SECONDS = 31_536_000
 
 
 def _rejection(message: str) -> PydanticCustomError:
@@ -101,6 +102,13 @@ class JobRequestBase(BaseModel):
         ),
     ] = []
     trace: Annotated[bool, Field(description="Store why each token was chosen.")] = False
+    deadline_seconds: Annotated[
+        Annotated[float, Field(ge=1, le=MAX_DEADLINE_SECONDS)] | None,
+        Field(
+            description="The job fails if no worker has begun it by then; the server may allow"
+            " less."
+        ),
+    ] = None
 
     @field_validator("model", mode="after")
     @classmethod

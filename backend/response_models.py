@@ -222,10 +222,10 @@ class Waiting(TypedDict):
 
 
 class LeftOut(TypedDict):
-    """A model, a models file or a process that is left out, and the reason."""
+    """A model, a models file or a process that is left out, or a full disk, and the reason."""
 
     host: str
-    kind: Literal["model", "models_file", "worker"]
+    kind: Literal["model", "models_file", "worker", "disk"]
     name: str
     reason: str
     at: str

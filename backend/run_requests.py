@@ -40,6 +40,7 @@ class RunRequestBase(BaseModel):
     seed: Any = None
     stop: Any = None
     trace: Any = None
+    deadline_seconds: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class PlannedJob:
     sample_index: int
 
 
-_COMMON = ("prompt", "model", "max_new_tokens", "seed", "stop", "trace")
+_COMMON = ("prompt", "model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds")
 
 
 def parse_run_request(payload: object, context: RequestContext | None = None) -> list[PlannedJob]:

@@ -15,6 +15,7 @@ TextmillError
 │       ├── RateLimited      429
 │       ├── QueueFull        503
 │       ├── ModelUnserved    503
+│       ├── DiskNearlyFull   503
 │       ├── TooManyStreams   503
 │       └── StorageUnavailable   503, the database is unreachable or busy
 │           └── StorageRefused   503, until its operator has fixed it
@@ -176,6 +177,12 @@ class ModelUnserved(Unavailable):
     """No worker serves the model, and jobs do not wait for one."""
 
     code = "model_unserved"
+
+
+class DiskNearlyFull(Unavailable):
+    """The disk has too little room for new jobs."""
+
+    code = "disk_nearly_full"
 
 
 class TooManyStreams(Unavailable):

@@ -16,10 +16,11 @@ from sqlalchemy.dialects import postgresql, sqlite
 from textmill.core.database.connections import now_ms, reading, writing
 from textmill.core.database.tables import Problem
 
-Kind = Literal["model", "models_file", "worker"]
+Kind = Literal["model", "models_file", "worker", "disk"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 REMEMBERED_SECONDS = 900.0  # a model is tried again, and reported again, after half of this
 MAX_REASON_CHARACTERS = 600
+DISK_SENTENCE = "The disk is nearly full: no new jobs are accepted; stored ones can be read."
 MODELS_FILE = "models file"  # the name in a host's one problem of that kind
 
 
@@ -93,4 +94,4 @@ def in_words(kind: str, name: str, reason: str) -> str:
     """A problem as one or two sentences."""
     if kind == "model":
         return f"The model {name} is left out: {reason}"
-    return reason if kind == "models_file" else f"The process {name} {reason}"
+    return f"The process {name} {reason}" if kind == "worker" else reason

@@ -96,9 +96,9 @@ def _origins(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _secret(text: str | None) -> str | None:
-    if text is not None and len(text) < MIN_SECRET_CHARACTERS:
+    if text and len(text) < MIN_SECRET_CHARACTERS:
         raise ValueError
-    return text
+    return text or None  # a Compose file passes on an unset variable as an empty one
 
 
 def is_loopback(host: str) -> bool:

@@ -152,6 +152,8 @@ class Settings(BaseSettings):
     # How long a job is kept after it ended, in days; 0: for ever. Unset: 30 in the mode demo, else
     # for ever. Shared jobs are kept.
     keep_days: OptionalSeconds = _optional_number(0, 36_500, "days")
+    # Room that the disk of a SQLite database must have for new jobs; 0: any.
+    min_free_mib: Whole = _integer(64, 0, 1 << 24)
     # The price of one request; unset: 4096 in the mode demo, else no limit.
     max_tokens_per_request: Whole | None = _integer(None, 1, 1_000_000_000)
     # How long a job waits at most whose model no worker serves when it is sent; 0: it is refused.

@@ -48,6 +48,7 @@ class AccessControl:
         """
         is_embedded = bool(settings.embed_origins)
         self.mode = settings.access
+        self.kept_days = settings.kept_days
         self._secret = secret.encode()
         self.keys = keys
         self.visitors = Visitors(secret, is_embedded=is_embedded)

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, make_response, render_template, request
 from werkzeug.datastructures import MultiDict
 
-from textmill.backend.current import services
+from textmill.backend.current import access, services
 from textmill.backend.history_filters import parse_filters
 from textmill.backend.pages.formats import ago, first_line, parameter_summary
 from textmill.backend.pages.phrases import STATUS_LABELS
@@ -59,6 +59,7 @@ def history_page() -> Response:
         status_labels=STATUS_LABELS,
         filter_labels=FILTER_LABELS,
         example_prompt=EXAMPLE_PROMPT,
+        kept_days=access().kept_days,
         **_links(filters, listed["next_cursor"]),
     )
     return make_response(page, 422 if errors else 200)

@@ -21,6 +21,7 @@ from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import ADMIN, Principal
 from textmill.core.access.shares import ShareStore
 from textmill.core.catalog.live import LiveCatalog
+from textmill.core.disk import disk_check
 from textmill.core.event_reader import EventReader
 from textmill.core.events import EventBus
 from textmill.core.jobs.history import History
@@ -126,6 +127,6 @@ def make_services(
         runs=RunService(history, views),
         sharing=SharingService(ShareStore(engine), history),
         models=models,
-        queue=QueueService(engine, history, bus, catalog, estimates),
+        queue=QueueService(engine, history, bus, catalog, estimates, disk_check(settings)),
         _best_effort=(estimates, hints),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from sqlalchemy import Engine
@@ -13,7 +14,7 @@ from textmill.backend.services.best_effort import BestEffort
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.events import EventBus
 from textmill.core.jobs.history import History
-from textmill.core.problems import MODELS_FILE, SeenProblem, problems
+from textmill.core.problems import DISK_SENTENCE, MODELS_FILE, SeenProblem, problems
 from textmill.core.redaction import without_paths
 from textmill.core.workers import SeenWorker, seen_workers, worker_host
 
@@ -28,6 +29,7 @@ class QueueService:
         bus: EventBus,
         catalog: LiveCatalog,
         estimates: BestEffort,
+        is_disk_full: Callable[[], bool],
         *,
         hides_hosts: bool = False,
     ) -> None:
@@ -36,6 +38,7 @@ class QueueService:
         self._bus = bus
         self._catalog = catalog
         self._estimates = estimates
+        self._is_disk_full = is_disk_full
         self._hides_hosts = hides_hosts
 
     def without_hosts(self) -> QueueService:
@@ -46,6 +49,7 @@ class QueueService:
             self._bus,
             self._catalog,
             self._estimates,
+            self._is_disk_full,
             hides_hosts=True,
         )
 
@@ -84,5 +88,8 @@ class QueueService:
         if own is not None and not any(item.reason == own for item in found):
             at = int(time.time() * 1000)
             found.append(SeenProblem(worker_host(), "models_file", MODELS_FILE, own, at))
+        if self._is_disk_full():
+            at = int(time.time() * 1000)
+            found.append(SeenProblem(worker_host(), "disk", "database", DISK_SENTENCE, at))
         shown = [replace(item, reason=without_paths(item.reason)) for item in found]
         return [replace(item, host="") for item in shown] if self._hides_hosts else shown

@@ -17,13 +17,16 @@ from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.models import ModelService
 from textmill.core.access.budgets import Account, price
 from textmill.core.access.principals import Principal
-from textmill.core.errors import FieldError, ModelUnserved, Quota, ValidationFailed
+from textmill.core.disk import is_nearly_full
+from textmill.core.errors import DiskNearlyFull, FieldError, ModelUnserved, Quota, ValidationFailed
 from textmill.core.failpoints import reach
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
+from textmill.core.problems import DISK_SENTENCE
 from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher
 
+DISK_RETRY_SECONDS = 60
 UNSERVED_RETRY_SECONDS = 10  # a worker's start takes a few seconds
 log = structlog.get_logger(__name__)
 
@@ -122,6 +125,7 @@ class SubmissionService:
 
         Raises:
             ValidationFailed: it orders more tokens than one request may.
+            DiskNearlyFull: the database could not grow much more.
             ModelUnserved: no worker serves a model, and jobs do not wait for one.
         """
         limit, total = self._settings.request_tokens, sum(new.price for new in jobs)
@@ -131,6 +135,8 @@ class SubmissionService:
                 " new tokens, samples or beams"
             )
             raise ValidationFailed([FieldError("max_new_tokens", message)])
+        if is_nearly_full(self._settings.sqlite_file, self._settings.min_free_mib):
+            raise DiskNearlyFull(DISK_SENTENCE, retry_after_seconds=DISK_RETRY_SECONDS)
         longest = self._settings.unserved_limit
         if longest >= self._settings.deadline_seconds:
             return jobs
@@ -143,7 +149,10 @@ class SubmissionService:
                 retry_after_seconds=UNSERVED_RETRY_SECONDS,
             )
         return [
-            replace(new, deadline_seconds=longest) if new.model in unserved else new for new in jobs
+            replace(new, deadline_seconds=min(longest, new.deadline_seconds or longest))
+            if new.model in unserved
+            else new
+            for new in jobs
         ]
 
     def _publish(self, job: JobRecord) -> None:
@@ -181,6 +190,7 @@ def _new_job(
         parameters=parameters,
         has_trace=request.trace,
         num_prompt_tokens=num_prompt,
+        deadline_seconds=request.deadline_seconds,
         price=cost,
         variant_index=variant_index,
         sample_index=sample_index,

@@ -34,15 +34,37 @@ def test_the_file_follows_the_compose_specification() -> None:
     assert sorted(parsed.service_names()) == ["migrate", "postgres", "redis", "web", "worker"]
 
 
+def interpolated(text: str) -> str:
+    """A value of the file with the defaults of its variables; passwords are ``secret``."""
+    text = re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text)
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_memory_and_processes_of_every_service_are_bounded(name: str) -> None:
+    assert re.fullmatch(r"[1-9][0-9]*[mg]", SERVICES[name]["mem_limit"])
+    assert SERVICES[name]["pids_limit"] > 0
+
+
+def test_redis_has_a_password_that_its_health_check_knows() -> None:
+    redis = SERVICES["redis"]
+    password = redis["command"][redis["command"].index("--requirepass") + 1]
+    assert password.startswith("${REDIS_PASSWORD:?")
+    assert redis["environment"]["REDISCLI_AUTH"] == password
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_the_environment_is_made_of_real_settings(name: str) -> None:
     environment = {
-        key: str(value).replace("${POSTGRES_PASSWORD:?set it in the file .env}", "secret")
-        for key, value in SERVICES[name]["environment"].items()
+        key: interpolated(str(value)) for key, value in SERVICES[name]["environment"].items()
     }
     settings = Settings.from_environment(environment)
     assert settings.database_url == "postgresql+psycopg://textmill:secret@postgres:5432/textmill"
-    assert settings.redis_url == "redis://redis:6379/0"
+    assert settings.redis_url == "redis://:secret@redis:6379/0"
+    assert settings.access == "local"
+    given = {"TEXTMILL_ACCESS": "demo", "TEXTMILL_ALLOWED_HOSTS": "demo.example.org"}
+    demo = Settings.from_environment(environment | given)
+    assert demo.is_open
 
 
 @pytest.mark.parametrize("name", OURS)

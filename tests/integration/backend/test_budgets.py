@@ -203,3 +203,28 @@ def test_the_page_says_when_to_come_back_and_keeps_the_prompt(make_site: Sites) 
     assert "Come back in" in refused.text
     assert "a quick zebra" in refused.text
     assert 'value="8"' in refused.text
+
+
+def test_a_job_has_a_deadline_of_its_own_within_the_settings(make_site: Sites) -> None:
+    site = make_site(TEXTMILL_DEADLINE_SECONDS="100")
+    for asked, given in ((20, 20_000), (5_000, 100_000), (None, 100_000)):
+        made = site.submit("a", deadline_seconds=asked)
+        job = site.services.history.job(made["id"])
+        assert job.deadline_at - job.created_at == given
+    run = {"prompt": "a", "deadline_seconds": 7, "variants": [{}, {"deadline_seconds": 8}]}
+    jobs = site.client.post(RUNS, json=run).get_json()["jobs"]
+    records = [site.services.history.job(job["id"]) for job in jobs]
+    assert [job.deadline_at - job.created_at for job in records] == [7_000, 8_000]
+    assert bad_fields(site.client.post(JOBS, json={**BODY, "deadline_seconds": 0})) == {
+        "deadline_seconds"
+    }
+
+
+def test_a_disk_that_is_nearly_full_takes_no_new_jobs(make_site: Sites) -> None:
+    site = make_site(TEXTMILL_MIN_FREE_MIB=str(1 << 24))
+    if site.services.store.engine.dialect.name != "sqlite":
+        pytest.skip("the server of PostgreSQL may have another disk")
+    assert problem(site.client.post(JOBS, json=BODY), 503)["code"] == "disk_nearly_full"
+    assert site.client.get(JOBS).status_code == 200
+    assert "disk is nearly full" in site.client.get("/queue").text
+    assert site.count_rows() == (0, 0)
