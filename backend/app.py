@@ -85,7 +85,7 @@ def add_access(app: Flask, settings: Settings, keys: KeyStore) -> None:
     app.after_request(finish)
     if settings.trusted_proxies:
         count = settings.trusted_proxies
-        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=count)  # type: ignore[method-assign]
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=count, x_proto=1)  # type: ignore[method-assign]
 
 
 def services_of(settings: Settings) -> Services:

@@ -15,7 +15,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import engine, first_token, history, memory, queue, stack, startup, streams, submit
+from benchmarks import (
+    access,
+    engine,
+    first_token,
+    history,
+    memory,
+    queue,
+    stack,
+    startup,
+    streams,
+    submit,
+)
 from benchmarks.figures import Section, table
 from benchmarks.peers import parse_peer
 from benchmarks.processes import ROOT, BenchmarkError, Workspace, workspace
@@ -28,6 +39,7 @@ SECTIONS: dict[str, Callable[[Workspace], Section]] = {
     "streams": streams.measure,
     "queue": queue.measure,
     "history": history.measure,
+    "access": access.measure,
     "engine": engine.measure,
     "stack": stack.measure,
 }

@@ -28,8 +28,9 @@ class UnexpectedAnswer(BenchmarkError):
 class Connection:
     """One keep-alive connection to the product."""
 
-    def __init__(self, url: str) -> None:
-        """Connect to ``url``, which is ``http://HOST:PORT``."""
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None) -> None:
+        """Connect to ``url``, which is ``http://HOST:PORT``; send ``headers`` with each request."""
+        self._headers = dict(headers or {})
         parts = urlsplit(url)
         self._address = (str(parts.hostname), int(parts.port or 80))
         self._http = http.client.HTTPConnection(*self._address, timeout=TIMEOUT_SECONDS)
@@ -84,7 +85,9 @@ class Connection:
             http_.close()
 
     def _request(self, method: str, path: str, body: bytes | None, wanted: int) -> bytes:
-        headers = {"Content-Type": "application/json"} if body is not None else {}
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         self._http.request(method, path, body=body, headers=headers)
         response = self._http.getresponse()
         answer = response.read()

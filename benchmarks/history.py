@@ -52,7 +52,7 @@ def measure(space: Workspace) -> Section:
             f"{ROUNDS} alternating rounds of {NUM_REQUESTS} on each database",
         ],
     )
-    rows = _rows()
+    rows = make_rows()
     products = {}
     for kind in ("sqlite", "postgresql"):
         products[kind] = Product(space, space.new_database(kind))
@@ -93,7 +93,7 @@ def _deep_cursor(connection: Connection) -> str:
     return cursor
 
 
-def _rows() -> list[dict[str, Any]]:
+def make_rows() -> list[dict[str, Any]]:
     """Finished jobs of the last months, the same at every run."""
     source = random.Random(7)  # noqa: S311 - no secret
     made_up = [f"w{number:x}x" for number in range(NUM_WORDS)]

@@ -133,6 +133,7 @@ class Product:
         redis_url: str | None = None,
         models_path: Path | None = None,
         serve: str = "",
+        settings: Mapping[str, str] | None = None,
     ) -> None:
         """Choose a port; start nothing.
 
@@ -142,6 +143,7 @@ class Product:
             redis_url: a Redis server, by default a new one.
             models_path: the models file, by default the packaged one.
             serve: the only model that the worker loads; empty: all models.
+            settings: further variables.
         """
         self.database_url = database_url
         self.port = free_port()
@@ -156,6 +158,7 @@ class Product:
             TEXTMILL_MAX_QUEUED=UNLIMITED,
             **({"TEXTMILL_MODELS": str(models_path)} if models_path else {}),
             **({"TEXTMILL_SERVE": serve} if serve else {}),
+            **(settings or {}),
         )
 
     @contextlib.contextmanager

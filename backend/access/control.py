@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from flask import Request, Response, g, request
 
-from textmill.backend.access.hosts import check_host
+from textmill.backend.access.hosts import bracketed, check_host
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.sessions import Sessions
 from textmill.backend.access.visitors import Visitors
@@ -54,7 +54,8 @@ class AccessControl:
         self.visitors = Visitors(secret, is_embedded=is_embedded)
         self.sessions = Sessions(secret, is_embedded=is_embedded)
         self.is_open = settings.is_open
-        self._hosts = frozenset(settings.allowed_hosts)
+        # The address on which the server listens cannot be given to another site either.
+        self._hosts = frozenset({*settings.allowed_hosts, bracketed(settings.host.lower())})
         self._origins = frozenset(settings.cors_origins)
 
     def before(self) -> None:

@@ -47,4 +47,9 @@ def host_name(host: str) -> str:
         return ""
     if parts.path or parts.query or parts.fragment or "@" in host or "\\" in host:
         return ""
-    return f"[{name}]" if ":" in name else name
+    return bracketed(name)
+
+
+def bracketed(name: str) -> str:
+    """A host name as it is written in a Host header: IPv6 addresses in brackets."""
+    return f"[{name}]" if ":" in name and not name.startswith("[") else name

@@ -362,6 +362,7 @@ HOSTS: list[tuple[str, bool]] = [
     ("127.0.0.1:8000", True),
     ("[::1]:8000", True),
     ("localhost", True),
+    ("192.0.2.7:8000", True),  # the address on which it listens
     ("evil.example", False),
     ("demo.example.org.evil.example", False),
     ("127.0.0.1.evil.example", False),
@@ -377,7 +378,8 @@ HOSTS: list[tuple[str, bool]] = [
 def test_a_request_for_another_host_is_421(
     make_site: Callable[..., Site], path: str, host: str, is_served: bool
 ) -> None:
-    site = make_site(TEXTMILL_ACCESS="demo", TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+    names: Any = {"TEXTMILL_ALLOWED_HOSTS": "demo.example.org", "TEXTMILL_HOST": "192.0.2.7"}
+    site = make_site(TEXTMILL_ACCESS="demo", **names)
     answer = site.app.test_client().get(path, headers={"Host": host})
     answer.close()
     assert (answer.status_code != 421) == is_served
