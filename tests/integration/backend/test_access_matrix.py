@@ -25,6 +25,7 @@ from textmill.core.database.access_tables import ApiKey, Share
 from textmill.core.database.connections import reading, writing
 from textmill.core.database.maintenance import Upkeep
 from textmill.core.database.tables import Job, JobEvent
+from textmill.core.jobs import pages
 from textmill.core.jobs.retention import BATCH_JOBS, expire
 
 MARK = "wombat"  # in the prompt of the owner's job, and nowhere else
@@ -569,3 +570,38 @@ def test_an_admin_blocks_deletes_and_revokes(make_site: Sites) -> None:
     ]
     assert all(row.principal.startswith("key:") for row in rows)
     assert "spam" in place.client.get("/admin", headers=place.admin).text
+
+
+WORDS = (
+    "naïve café",
+    "ภาษาไทยเป็นภาษา",
+    "한국어를 배우다",
+    "Wombats, and 42 more!",
+    "ガガーリン 🚀",
+    "a",
+)
+SEARCHES = (
+    *("cafe", "naive", "ไทย", "한국어", "42", "more wombats"),
+    *("ガガ", "🚀", "an", "zebra", "and"),
+)
+
+
+def test_a_search_finds_the_same_in_few_jobs_and_in_many(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prompt in WORDS:
+        assert (
+            place.client.post(JOBS, json={"prompt": prompt}, headers=place.owner).status_code == 202
+        )
+        place.client.post(JOBS, json={"prompt": prompt}, headers=place.another)
+
+    def found(query: str) -> list[str]:
+        answer = place.client.get(JOBS, query_string={"q": query}, headers=place.owner)
+        return [job["prompt"] for job in answer.get_json()["items"]]
+
+    by_rows = {query: found(query) for query in SEARCHES}
+    monkeypatch.setattr(pages, "FEW_JOBS", 0)
+    assert {query: found(query) for query in SEARCHES} == by_rows
+    assert by_rows["cafe"] == ["naïve café"]
+    assert by_rows["zebra"] == []
+    assert by_rows["more wombats"] == ["Wombats, and 42 more!"]
