@@ -58,7 +58,8 @@ export const LIMITS = {
 export const PROBLEM_SENTENCES = {
   "model": "The model {name} is left out: {reason}",
   "models_file": "{reason}",
-  "worker": "The process {name} {reason}"
+  "worker": "The process {name} {reason}",
+  "disk": "{reason}"
 };
 
 export const PHRASES = {
