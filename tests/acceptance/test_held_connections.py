@@ -61,7 +61,7 @@ def asked(stack: Stack, data: bytes) -> socket.socket:
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
 
 
 def num_open(stack: Stack, what: str = "streams") -> int:
@@ -90,8 +90,8 @@ def test_held_connections_hold_nobody_up(web: Stack, what: str) -> None:
     data = {
         "stream": get(job["links"]["events"]),
         "wait": get(job["links"]["self"] + "?wait=30"),
-        "half a head": b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
-        "half a body": b"POST /api/v1/jobs HTTP/1.1\r\nHost: x\r\n" + JSON
+        "half a head": b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n",
+        "half a body": b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\n" + JSON
         + b"Content-Length: 50\r\n\r\n{",
     }[what]  # fmt: skip
     counted = "streams" if what in {"stream", "wait"} else "connections"
@@ -227,8 +227,8 @@ def test_too_large_a_form_is_refused_with_a_page(web: Stack) -> None:
     ("data", "status"),
     [
         (get("/api/v1/jobs?q=" + "a" * 10_000), 414),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: " + b"a" * 10_000 + b"\r\n\r\n", 431),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nNo colon\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"a" * 10_000 + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nNo colon\r\n\r\n", 400),
         (chunked(b"zz\r\nnoise\r\n"), 400),
         (chunked(b'4\r\n{"a"\r\n5\r\nabcdefgh\r\n0\r\n\r\n'), 400),
     ],

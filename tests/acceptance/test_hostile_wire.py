@@ -35,7 +35,7 @@ def sent(stack: Stack, data: bytes, *, then_close: bool = True) -> int | None:
 def post(body: bytes, headers: bytes = JSON, length: object = None) -> bytes:
     told = len(body) if length is None else length
     return (
-        b"POST /api/v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + headers
         + f"Content-Length: {told}\r\n\r\n".encode()
         + body
@@ -44,7 +44,7 @@ def post(body: bytes, headers: bytes = JSON, length: object = None) -> bytes:
 
 def chunked(body: bytes) -> bytes:
     return (
-        b"POST /api/v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        b"POST /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         + JSON
         + b"Transfer-Encoding: chunked\r\n\r\n"
         + body
@@ -56,16 +56,17 @@ WIRES: dict[str, bytes] = {
     "no http": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "noise": bytes(range(256)) * 8 + b"\r\n\r\n",
     "no version": b"GET /api/v1/jobs\r\n\r\n",
-    "another version": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
-    "endless line": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    "another version": b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
+    "endless line": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "many headers": b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(500)),
-    "bad header": b"GET / HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n",
-    "NUL in a header": b"GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
-    "bad escape": b"GET /api/v1/jobs/%zz%c0%80 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "raw bytes in a path": b"GET /api/v1/jobs/\xff\xfe HTTP/1.1\r\nHost: x\r\n"
+    "bad header": b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header\r\n\r\n",
+    "NUL in a header": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+    "bad escape": b"GET /api/v1/jobs/%zz%c0%80 HTTP/1.1\r\nHost: localhost\r\n"
     b"Connection: close\r\n\r\n",
-    "dots": b"GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
-    "unknown method": b"BREW /api/v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    "raw bytes in a path": b"GET /api/v1/jobs/\xff\xfe HTTP/1.1\r\nHost: localhost\r\n"
+    b"Connection: close\r\n\r\n",
+    "dots": b"GET /../../etc/passwd HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+    "unknown method": b"BREW /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
     "length too long": post(GOOD, length=len(GOOD) + 50),
     "length too short": post(GOOD, length=len(GOOD) - 5),
     "length negative": post(GOOD, length=-1),
@@ -83,7 +84,7 @@ WIRES: dict[str, bytes] = {
     "type of noise": post(GOOD, b"Content-Type: \xff\xfe;;;=\r\n"),
     "key of noise": post(GOOD, JSON + b"Idempotency-Key: \xff\x01\xfe\r\n"),
     "cookie of noise": post(b"{", JSON + b"Cookie: \xff=\xfe; textmill_owner=\x01\r\n"),
-    "etag of noise": b"GET /api/v1/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    "etag of noise": b"GET /api/v1/jobs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     b'If-None-Match: "\xff, W/,,"\r\n\r\n',
 }
 
@@ -166,7 +167,7 @@ def test_watchers_that_go_away_hold_nobody_up(stack: Stack) -> None:
     for _ in range(30):
         with socket.create_connection(("127.0.0.1", stack.port), timeout=30) as watcher:
             path = job["links"]["events"]
-            watcher.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            watcher.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert watcher.recv(64).startswith(b"HTTP/1.1 200")
     assert stack.request("DELETE", job["links"]["self"]).status == 204
     assert stack.generate(max_new_tokens=2)["status"] == "succeeded"
