@@ -12,7 +12,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	&& { echo "$$name"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test coverage faults ziglang soak check format bench lock clean distclean environment dev-environment
+.PHONY: help up test coverage faults ziglang soak check audit format bench lock clean distclean environment dev-environment
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ check: dev-environment ## check lint, format, types and import rules
 	else echo "No Node.js on PATH: only the browser tests check the scripts' syntax."; fi
 	@if command -v tsc >/dev/null; then echo "tsc -p web/jsconfig.json"; tsc -p web/jsconfig.json; \
 	else echo "No tsc on PATH: the types of the scripts are not checked."; fi
+
+audit: dev-environment ## ask for known vulnerabilities of the locked packages, where the service answers
+	@exec $(BIN)/python scripts/audit_packages.py $(ARGS)
 
 format: dev-environment ## format the sources
 	$(BIN)/ruff check --fix .
