@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import sys
@@ -44,10 +45,11 @@ def service(vulnerable: set[str], hang: threading.Event | None = None) -> Iterat
             name = query["package"]["name"]
             found = {"vulns": [_vulnerability(name)]} if name in vulnerable else {}
             body = json.dumps(found).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            with contextlib.suppress(OSError):  # the client has given up
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Write nothing."""
