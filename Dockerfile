@@ -4,7 +4,10 @@
 # PyTorch is only in the worker's image. Its default build for Linux brings gigabytes of CUDA libraries;
 # for a CPU image, name a package index with CPU builds: --build-arg PIP_EXTRA_INDEX_URL=INDEX.
 
-FROM python:3.12-slim-bookworm AS build
+# A digest may be appended: --build-arg PYTHON_IMAGE=python:3.12-slim-bookworm@sha256:…
+ARG PYTHON_IMAGE=python:3.12-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python -m venv /opt/textmill
@@ -24,7 +27,7 @@ RUN /opt/textmill/bin/pip install --require-hashes --no-deps --requirement locks
 COPY . ./
 RUN /opt/textmill/bin/pip install --no-deps --no-build-isolation .
 
-FROM python:3.12-slim-bookworm AS runtime
+FROM ${PYTHON_IMAGE} AS runtime
 RUN useradd --uid 10001 --user-group --home-dir /var/lib/textmill --no-create-home textmill \
     && install --directory --owner=textmill --group=textmill /var/lib/textmill
 ENV PATH=/opt/textmill/bin:$PATH \

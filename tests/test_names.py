@@ -36,7 +36,8 @@ SOURCES = sorted(
 _DOTTED = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/-])")
 _DOCUMENT = re.compile(r"(?<![\w/.*-])((?:[\w-]+/)*[A-Z][\w-]*\.md)\b")
 _SETTING = re.compile(rf"\b{PREFIX}[A-Z_]+\b")
-_NOT_SETTINGS = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_")
+# TEXTMILL_DOMAIN is a variable of docker-compose.yml, which only Caddy gets.
+_NOT_SETTINGS = ("TEXTMILL_TEST_", "TEXTMILL_BENCH_", "TEXTMILL_DOMAIN")
 # A dotted name with one of these endings is a file name.
 _FILE_ENDINGS = {"md", "toml", "json", "py", "sh", "yml", "txt", "db", "log", "js", "css", "html"}
 

@@ -1,4 +1,4 @@
-"""The container files: real settings and commands, fixed versions, no root.
+"""The container files: real settings and commands, fixed versions, few rights.
 
 ``compose-spec`` validates against the Compose specification; the other tests are about Textmill.
 """
@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 from compose_spec import PyCompose
 
+from tests.compose import (
+    COMPOSE,
+    DEPLOY,
+    ROOT,
+    SERVICES,
+    demo_env,
+    environment_of,
+    interpolated,
+    redis_script,
+)
 from textmill.cli.main import textmill
 from textmill.core.settings import Settings
 
-ROOT = Path(__file__).resolve().parents[2]
-COMPOSE: Any = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ["migrate", "web", "worker"]
+DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 # The instructions of each stage of the Dockerfile.
 STAGES = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", DOCKERFILE, re.M | re.S))
@@ -28,43 +33,103 @@ TARGETS = ["web", "worker"]
 
 
 def test_the_file_follows_the_compose_specification() -> None:
-    merged = json.dumps(COMPOSE)  # the validator does not support YAML's merge keys
+    # The validator supports neither YAML's merge keys nor variables in the names of images.
+    merged = interpolated(json.dumps(COMPOSE))
     parsed = PyCompose.from_json(merged)
     parsed.validate()
-    assert sorted(parsed.service_names()) == ["migrate", "postgres", "redis", "web", "worker"]
+    assert sorted(parsed.service_names()) == [
+        "caddy",
+        "migrate",
+        "postgres",
+        "redis",
+        "web",
+        "worker",
+    ]
 
 
-def interpolated(text: str) -> str:
-    """A value of the file with the defaults of its variables; passwords are ``secret``."""
-    text = re.sub(r"\$\{\w+:\?[^}]*\}", "secret", text)
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+def test_every_variable_of_the_file_is_documented() -> None:
+    variables = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    assert {"POSTGRES_IMAGE", "REDIS_IMAGE", "CADDY_IMAGE", "PYTHON_IMAGE"} <= variables
+    documented = set(re.findall(r"^\| `(\w+)` \|", DEPLOYMENT, re.M))
+    assert variables == documented & variables
+    assert demo_env().keys() <= variables
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_memory_and_processes_of_every_service_are_bounded(name: str) -> None:
-    assert re.fullmatch(r"[1-9][0-9]*[mg]", SERVICES[name]["mem_limit"])
+    assert re.fullmatch(r"[1-9][0-9]*[mg]", interpolated(SERVICES[name]["mem_limit"]))
     assert SERVICES[name]["pids_limit"] > 0
 
 
 def test_redis_has_a_password_that_its_health_check_knows() -> None:
-    redis = SERVICES["redis"]
-    password = redis["command"][redis["command"].index("--requirepass") + 1]
-    assert password.startswith("${REDIS_PASSWORD:?")
-    assert redis["environment"]["REDISCLI_AUTH"] == password
+    assert environment_of("redis") == {"REDISCLI_AUTH": "REDIS_PASSWORD"}
+    assert "\nrequirepass $REDISCLI_AUTH\n" in redis_script()
+    assert SERVICES["redis"]["healthcheck"]["test"] == ["CMD", "redis-cli", "-e", "ping"]
+
+
+def test_the_database_has_a_superuser_of_another_name_and_password() -> None:
+    environment = environment_of("postgres")
+    assert environment == {
+        "POSTGRES_USER": "postgres",
+        "POSTGRES_PASSWORD": "POSTGRES_PASSWORD",
+        "DATABASE_PASSWORD": "DATABASE_PASSWORD",
+    }
+    mounts = SERVICES["postgres"]["volumes"]
+    assert "./deploy/postgres:/docker-entrypoint-initdb.d:ro" in mounts
+    assert [path.name for path in (DEPLOY / "postgres").iterdir()] == ["role.sql"]
+    # The server that runs these files listens on a socket alone and must not count as healthy.
+    assert "--host=127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"]
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_the_environment_is_made_of_real_settings(name: str) -> None:
-    environment = {
-        key: interpolated(str(value)) for key, value in SERVICES[name]["environment"].items()
-    }
-    settings = Settings.from_environment(environment)
-    assert settings.database_url == "postgresql+psycopg://textmill:secret@postgres:5432/textmill"
-    assert settings.redis_url == "redis://:secret@redis:6379/0"
+    settings = Settings.from_environment(environment_of(name))
+    assert (
+        settings.database_url
+        == "postgresql+psycopg://textmill:DATABASE_PASSWORD@postgres:5432/textmill"
+    )
+    assert settings.redis_url == "redis://:REDIS_PASSWORD@redis:6379/0"
     assert settings.access == "local"
-    given = {"TEXTMILL_ACCESS": "demo", "TEXTMILL_ALLOWED_HOSTS": "demo.example.org"}
-    demo = Settings.from_environment(environment | given)
-    assert demo.is_open
+    assert settings.trusted_proxies == 0
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_demo_env_opens_every_service_to_strangers_behind_one_proxy(name: str) -> None:
+    settings = Settings.from_environment(environment_of(name, demo_env()))
+    assert settings.access == "demo"
+    assert settings.allowed_hosts == ("demo.example.org",)
+    assert settings.trusted_proxies == 1
+    assert settings.secret == "s" * 48
+
+
+def test_only_the_proxy_needs_the_profile_and_only_web_is_reached_by_it() -> None:
+    assert {name: SERVICES[name].get("profiles") for name in SERVICES} == {
+        name: ["demo"] if name == "caddy" else None for name in SERVICES
+    }
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert published == {
+        "web": ["127.0.0.1:8000:8000"],
+        "caddy": ["80:80", "443:443", "443:443/udp"],
+    }
+    assert SERVICES["caddy"]["networks"] == ["front"]
+    assert {name for name in SERVICES if "front" in SERVICES[name].get("networks", [])} == {
+        "caddy",
+        "web",
+    }
+
+
+def test_the_proxy_passes_requests_on_to_web_without_buffering() -> None:
+    caddyfile = (DEPLOY / "Caddyfile").read_text()
+    directives = re.sub(r"^\s*#.*$", "", caddyfile, flags=re.M)
+    assert re.search(r"^\{\$TEXTMILL_DOMAIN\} \{$", directives, re.M)
+    port = SERVICES["web"]["environment"]["TEXTMILL_PORT"]
+    assert re.findall(r"reverse_proxy (\S+) \{", directives) == [f"web:{port}"]
+    # Caddy flushes event streams by itself. With flush_interval -1 it would keep streams open that
+    # their clients have left; compression would delay events.
+    assert not re.search(r"flush_interval|encode|response_buffers", directives)
+    assert "respond /metrics 404" in directives
+    mounted = [mount.split(":")[0] for mount in SERVICES["caddy"]["volumes"]]
+    assert [(ROOT / path).is_file() for path in mounted if path.startswith("./")] == [True, True]
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -74,16 +139,22 @@ def test_the_command_is_one_of_textmills(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_no_service_is_root_or_gains_rights(name: str) -> None:
+def test_a_service_has_few_rights_and_gains_none(name: str) -> None:
     service = SERVICES[name]
-    assert str(service["user"]).split(":")[0] not in {"", "0", "root"}
+    # Caddy's volumes belong to root, which has no other capability there.
+    if name == "caddy":
+        assert service["cap_add"] == ["NET_BIND_SERVICE"]
+        assert service["read_only"]
+    else:
+        assert str(service["user"]).split(":")[0] not in {"", "0", "root"}
+        assert "cap_add" not in service
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
 
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_image_has_a_version(name: str) -> None:
-    tag = SERVICES[name]["image"].partition(":")[2]
+    tag = interpolated(SERVICES[name]["image"]).partition(":")[2]
     assert re.search(r"\d", tag)
     assert "latest" not in tag
 
@@ -114,11 +185,11 @@ def test_the_worker_can_be_scaled() -> None:
 
 
 def test_redis_never_evicts_and_data_is_in_named_volumes() -> None:
-    command = SERVICES["redis"]["command"]
-    assert command[command.index("--maxmemory-policy") + 1] == "noeviction"
-    assert command[command.index("--appendonly") + 1] == "yes"
+    assert {"maxmemory-policy noeviction", "appendonly yes"} <= set(redis_script().splitlines())
     mounts = [mount for service in SERVICES.values() for mount in service.get("volumes", [])]
-    assert {mount.split(":")[0] for mount in mounts} == set(COMPOSE["volumes"])
+    named = {mount.split(":")[0] for mount in mounts if not mount.startswith("./")}
+    assert named == set(COMPOSE["volumes"])
+    assert all(mount.endswith(":ro") for mount in mounts if mount.startswith("./"))
 
 
 def test_the_worker_drains_before_it_would_be_killed() -> None:
@@ -151,8 +222,11 @@ def test_an_image_runs_its_role_as_an_unprivileged_user(target: str) -> None:
 
 
 def test_every_base_image_has_a_version() -> None:
-    bases = set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) - STAGES.keys()
-    assert bases
+    defaults = dict(re.findall(r"^ARG (\w+)=(\S+)$", DOCKERFILE, re.M))
+    stages = re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)
+    bases = {re.sub(r"^\$\{(\w+)\}$", lambda m: defaults[m[1]], base) for base in stages}
+    bases -= STAGES.keys()
+    assert bases == {interpolated(SERVICES["web"]["build"]["args"]["PYTHON_IMAGE"])}
     assert all(re.search(r":\S*\d", base) for base in bases)
     assert "latest" not in DOCKERFILE
 
