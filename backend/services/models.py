@@ -43,6 +43,8 @@ class ModelService:
         self._served: dict[str, ServedModel] = {}  # guarded by _lock
         self._served_until = 0.0  # by time.monotonic; guarded by _lock
         self._lock = threading.Lock()
+        # The names, and by time.monotonic until when they are used; replaced as a whole.
+        self._recently_served: tuple[frozenset[str], float] = (frozenset(), 0.0)
 
     def all(self) -> list[ModelView]:
         """List the models of the models file."""
@@ -62,9 +64,18 @@ class ModelService:
             for spec in catalog
         ]
 
-    def served_names(self) -> set[str]:
-        """The models that a worker serves at the moment."""
-        return {name for worker in seen_workers(self._engine) for name in worker.models}
+    def unserved(self, names: set[str]) -> set[str]:
+        """Those of some models that no worker serves.
+
+        A model that was served two seconds ago counts as served, which saves most submissions a
+        query.
+        """
+        known, until = self._recently_served
+        if time.monotonic() >= until or not names <= known:
+            workers = seen_workers(self._engine)
+            known = frozenset(name for worker in workers for name in worker.models)
+            self._recently_served = known, time.monotonic() + SERVED_MODELS_SECONDS
+        return names - known
 
     def default_name(self) -> str:
         """Return the name of the default model; this reads the models file alone."""

@@ -140,8 +140,7 @@ class SubmissionService:
         longest = self._settings.unserved_limit
         if longest >= self._settings.deadline_seconds:
             return jobs
-        served = self._models.served_names()
-        unserved = {new.model for new in jobs} - served
+        unserved = self._models.unserved({new.model for new in jobs})
         if unserved and longest == 0:
             raise ModelUnserved(
                 f"No worker serves the model {min(unserved)} at the moment; try again later, or use"

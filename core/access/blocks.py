@@ -1,7 +1,7 @@
 """Clients and addresses that an admin has blocked: they read what is theirs, and submit nothing.
 
 A subject is an owner (``visitor:…``, ``key:…``) or an address (``address:…``, the keyed hash that
-the jobs of visitors carry).
+the jobs of visitors carry). ``core.access.holdings`` refuses their submissions.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Engine, delete, insert, select, update
 
 from textmill.core.access.audit import append
 from textmill.core.access.principals import Principal
 from textmill.core.database.access_tables import Block
 from textmill.core.database.connections import now_ms, reading, writing
-from textmill.core.errors import FieldError, Forbidden, ValidationFailed
+from textmill.core.errors import FieldError, ValidationFailed
 
 KINDS = ("visitor:", "key:", "address:")
 MAX_SUBJECT_CHARACTERS = 80
@@ -61,14 +61,3 @@ def blocks(engine: Engine) -> Sequence[BlockRecord]:
     query = select(Block.subject, Block.reason, Block.at).order_by(Block.at.desc())
     with reading(engine) as connection:
         return [BlockRecord(**row._mapping) for row in connection.execute(query)]
-
-
-def check_blocks(connection: Connection, subjects: Sequence[str]) -> None:
-    """Refuse the submission of a blocked subject.
-
-    Raises:
-        Forbidden: one of them is blocked.
-    """
-    query = select(Block.subject).where(Block.subject.in_(subjects))
-    if connection.execute(query).first() is not None:
-        raise Forbidden("You may not submit anything here; the operator has blocked you.")

@@ -13,7 +13,9 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Connection, bindparam, func, insert, select, text
 
-from textmill.core.access.budgets import Account, charge, check_active
+from textmill.core.access.budgets import Account
+from textmill.core.access.holdings import check_holdings, holdings
+from textmill.core.access.usage import charge
 from textmill.core.database.connections import now_ms
 from textmill.core.database.tables import IS_ACTIVE, IS_QUEUED, IS_RUNNING, JOBS, Job, Run
 from textmill.core.errors import FieldError, QueueFull, Quota, RateLimited, ValidationFailed
@@ -130,26 +132,27 @@ def check_room(
         QueueFull: the queue has no room for these jobs.
         RateLimited: this owner would have too many jobs, or has ordered too many tokens.
     """
-    owner_id, num_new, account = origin.owner_id, len(jobs), origin.account
-    num_queued = connection.execute(_NUM_QUEUED).scalar_one()
-    if num_queued + num_new > _room(connection, origin, limits):
+    num_new, account = len(jobs), origin.account
+    if account is None or not account.is_limited:
+        _check_queue(connection.execute(_NUM_QUEUED).scalar_one(), num_new, limits.max_queued)
+        _check_models(connection, jobs, limits)
+        _check_owner(connection, origin.owner_id, num_new, limits)
+        return ()
+    held = holdings(connection, account)
+    room = limits.max_queued * 3 // 4 if held.own.num_queued else limits.max_queued
+    _check_queue(held.num_queued, num_new, room)
+    _check_models(connection, jobs, limits)
+    _check_owner(connection, origin.owner_id, num_new, limits)
+    check_holdings(held, account, num_new)
+    prompt_bytes = sum(len(new.prompt) for new in jobs)
+    return charge(connection, account, sum(new.price for new in jobs), prompt_bytes)
+
+
+def _check_queue(num_queued: int, num_new: int, room: int) -> None:
+    if num_queued + num_new > room:
         raise QueueFull(
             f"The queue is full ({num_queued} jobs); try again later.", retry_after_seconds=5
         )
-    _check_models(connection, jobs, limits)
-    _check_owner(connection, owner_id, num_new, limits)
-    if account is None:
-        return ()
-    check_active(connection, account, num_new)
-    return charge(connection, account, sum(new.price for new in jobs))
-
-
-def _room(connection: Connection, origin: Origin, limits: Limits) -> int:
-    if origin.account is None or not origin.account.is_limited:
-        return limits.max_queued
-    own = _NUM_QUEUED.where(Job.owner_id == origin.owner_id)
-    has_waiting = connection.execute(own).scalar_one() > 0
-    return limits.max_queued * 3 // 4 if has_waiting else limits.max_queued
 
 
 def _check_models(connection: Connection, jobs: Sequence[NewJob], limits: Limits) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Engine, delete, or_, select
 
-from textmill.core.access.budgets import forget_usage
+from textmill.core.access.usage import forget_usage
 from textmill.core.database.access_tables import Share
 from textmill.core.database.connections import now_ms, writing
 from textmill.core.database.tables import Job, JobEvent, JobTrace, Run
