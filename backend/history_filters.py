@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from werkzeug.datastructures import MultiDict
 
-from textmill.backend.query import Reader, one_of, parse_query, text_of, whole
+from textmill.backend.query import Reader, one_of, parse_query, text_of, truth, whole
 from textmill.core.instants import parse_instant
 from textmill.core.jobs.history import DEFAULT_LIMIT, MAX_LIMIT, Filters, decode_cursor
 from textmill.core.statuses import Status
@@ -20,6 +20,7 @@ _COMMON: dict[str, Reader] = {
     "strategy": one_of(STRATEGIES_BY_NAME),
     "model": text_of(255),
     "run_id": text_of(255),
+    "starred": truth(),
     "since": lambda name, text: parse_instant(name, text, is_end=False),
     "until": lambda name, text: parse_instant(name, text, is_end=True),
 }

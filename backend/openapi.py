@@ -56,7 +56,7 @@ class Operation:
     problems: tuple[int, ...] = ()
 
 
-_FILTERS = ("q", "status", "strategy", "model", "run_id", "since", "until")
+_FILTERS = ("q", "status", "strategy", "model", "run_id", "starred", "since", "until")
 _SUBMIT_PROBLEMS = (400, 413, 415, 422, 429, 503)
 _OPERATIONS = (
     Operation("post", "/jobs", "Submit a job", 202, "JobView", body="JobRequest",
@@ -73,6 +73,10 @@ _OPERATIONS = (
     Operation("get", "/jobs/{job_id}/events", "Follow a job", 200, media="text/event-stream",
               parameters=("after", "Last-Event-ID"), problems=(404, 422, 503)),
     Operation("get", "/jobs/{job_id}/trace", "Read why each token was chosen", 200, "TraceView",
+              problems=(404, 503)),
+    Operation("post", "/jobs/{job_id}/star", "Star a job, so that it does not expire", 200,
+              "JobView", problems=(404, 503)),
+    Operation("delete", "/jobs/{job_id}/star", "Take the star of a job away", 200, "JobView",
               problems=(404, 503)),
     Operation("post", "/jobs/{job_id}/share", "Share a job by a link", 200, "ShareView",
               body="ShareRequest", problems=(400, 404, 413, 415, 422, 503)),
@@ -233,6 +237,7 @@ _PARAMETERS = {
     ),
     "model": _query("model", _TEXT, "Only jobs of this model."),
     "run_id": _query("run_id", _TEXT, "Only the jobs of this run."),
+    "starred": _query("starred", {"type": "boolean"}, "Only starred jobs, or only the others."),
     "since": _query("since", _TEXT, "Created at or after this ISO 8601 date or date-time."),
     "until": _query("until", _TEXT, "Created at or before this ISO 8601 date or date-time."),
     "format": _query(
@@ -277,7 +282,9 @@ def _schemas() -> Document:
 def _run_request() -> Document:
     """Return the schema of a run, whose variants are job requests without a prompt."""
     greedy = JOB_REQUESTS["greedy"].model_json_schema()["properties"]
-    names = ("model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds")
+    names = (
+        "model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds", "priority",
+    )  # fmt: skip
     common = {name: greedy[name] for name in names}
     samples = {"type": "integer", "minimum": 1, "maximum": MAX_SAMPLES, "default": 1}
     variants = []

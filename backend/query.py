@@ -117,6 +117,17 @@ def decimal(minimum: float, maximum: float, unit: str) -> Reader:
     return read
 
 
+def truth() -> Reader:
+    """Return a reader of ``true`` and ``false``."""
+
+    def read(name: str, text: str) -> bool:
+        if text not in ("true", "false"):
+            raise refusal(name, "must be true or false")
+        return text == "true"
+
+    return read
+
+
 def one_of(choices: Iterable[str]) -> Reader:
     """Return a reader of one of several values."""
     known = tuple(choices)

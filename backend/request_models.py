@@ -109,6 +109,16 @@ class JobRequestBase(BaseModel):
             " less."
         ),
     ] = None
+    priority: Annotated[
+        int,
+        BeforeValidator(integral),
+        Field(
+            ge=-1,
+            le=1,
+            description="Jobs of a higher priority are begun first. 1 needs a key with the scope"
+            " priority; -1 is for work that nobody waits for.",
+        ),
+    ] = 0
 
     @field_validator("model", mode="after")
     @classmethod

@@ -80,6 +80,8 @@ class JobView(TypedDict):
     model_revision: str | None
     attempt: int
     trace: bool
+    priority: int
+    starred: bool
     cancel_requested: bool
     variant_index: int | None
     sample_index: int | None

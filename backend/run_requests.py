@@ -41,6 +41,7 @@ class RunRequestBase(BaseModel):
     stop: Any = None
     trace: Any = None
     deadline_seconds: Any = None
+    priority: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,9 @@ class PlannedJob:
     sample_index: int
 
 
-_COMMON = ("prompt", "model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds")
+_COMMON = (
+    "prompt", "model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds", "priority",
+)  # fmt: skip
 
 
 def parse_run_request(payload: object, context: RequestContext | None = None) -> list[PlannedJob]:

@@ -63,6 +63,8 @@ def job_view(job: JobRecord, position: QueuePlace | None = None) -> JobView:
         "model_revision": job.model_revision,
         "attempt": job.attempt,
         "trace": job.has_trace,
+        "priority": job.priority,
+        "starred": job.is_starred,
         "cancel_requested": job.cancel_requested_at is not None,
         "variant_index": job.variant_index,
         "sample_index": job.sample_index,

@@ -19,6 +19,7 @@ FIRST_NAME = "first admin"
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _SCOPES = ("submit", "read", "admin")
+_KNOWN_SCOPES = (*_SCOPES, "priority")
 
 
 @click.group()
@@ -28,7 +29,9 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--scope", help="Any of submit, read, admin, with commas.  [default: submit,read]")
+@click.option(
+    "--scope", help="Any of submit, read, priority, admin, with commas.  [default: submit,read]"
+)
 @click.option("--admin", "is_admin", is_flag=True, help="The same as --scope submit,read,admin.")
 @click.option("--expires", help="Time after which it is refused, such as 90d, 12h or 30m.")
 @click.option("--tokens-per-day", type=click.IntRange(min=1), help="Limit of its own.")
@@ -108,9 +111,9 @@ def _key_store() -> Iterator[KeyStore]:
 
 def _scopes(text: str) -> list[str]:
     given = [part.strip() for part in text.split(",") if part.strip()]
-    unknown = [part for part in given if part not in _SCOPES]
+    unknown = [part for part in given if part not in _KNOWN_SCOPES]
     if unknown or not given:
-        raise click.BadParameter(f"use any of {', '.join(_SCOPES)}", param_hint="--scope")
+        raise click.BadParameter(f"use any of {', '.join(_KNOWN_SCOPES)}", param_hint="--scope")
     return given
 
 

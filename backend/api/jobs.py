@@ -1,4 +1,4 @@
-"""/jobs: submit, read, wait, cancel, delete, list, export and trace."""
+"""/jobs: submit, read, wait, cancel, delete, star, list, export and trace."""
 
 from __future__ import annotations
 
@@ -56,6 +56,18 @@ def delete(job_id: str) -> Response:
     """Delete a job: 204."""
     services().jobs.delete(job_id)
     return Response(status=204)
+
+
+@blueprint.post("/jobs/<job_id>/star")
+def star(job_id: str) -> Response:
+    """Star a job, so that it does not expire."""
+    return json_response(services().jobs.star(job_id, is_starred=True))
+
+
+@blueprint.delete("/jobs/<job_id>/star")
+def unstar(job_id: str) -> Response:
+    """Take the star of a job away."""
+    return json_response(services().jobs.star(job_id, is_starred=False))
 
 
 @blueprint.get("/jobs/<job_id>/trace")

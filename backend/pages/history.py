@@ -25,7 +25,7 @@ from textmill.backend.response_models import JobPage, JobView
 from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import NotFound, ValidationFailed
 
-FILTERS = ("q", "status", "strategy", "model", "since", "until", "run_id")
+FILTERS = ("q", "status", "strategy", "model", "since", "until", "run_id", "starred")
 FILTER_LABELS = {
     "q": "Search",
     "since": "From",

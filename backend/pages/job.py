@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
 
-from textmill.backend.current import principal, services
+from textmill.backend.current import access, principal, services
 from textmill.backend.pages.formats import rate
 from textmill.backend.pages.job_status import has_ended, is_restarted, status_sentence
 from textmill.backend.pages.phrases import STATUS_LABELS
@@ -50,6 +50,7 @@ def job_page(job_id: str) -> Response:
         curl=_curl(job),
         link=services().sharing.link_of(job["id"]),
         host_url=request.host_url.rstrip("/"),
+        kept_days=access().kept_days,
     )
     return make_response(page)
 
@@ -89,6 +90,20 @@ def cancel(job_id: str) -> Response:
     """Cancel a job."""
     with contextlib.suppress(Conflict):  # it ended before the click, and the page shows that
         services().jobs.cancel(job_id)
+    return see_other(f"/jobs/{job_id}")
+
+
+@blueprint.post("/jobs/<job_id>/star")
+def star(job_id: str) -> Response:
+    """Star a job."""
+    services().jobs.star(job_id, is_starred=True)
+    return see_other(f"/jobs/{job_id}")
+
+
+@blueprint.post("/jobs/<job_id>/unstar")
+def unstar(job_id: str) -> Response:
+    """Take the star of a job away."""
+    services().jobs.star(job_id, is_starred=False)
     return see_other(f"/jobs/{job_id}")
 
 

@@ -96,6 +96,15 @@ class JobService:
         self._hints.ask(lambda: self._bus.request_cancel(job.id))
         return self._views.job(job)
 
+    def star(self, job_id: str, *, is_starred: bool) -> JobView:
+        """Star a job, so that it does not expire, or take the star away.
+
+        Raises:
+            NotFound: no such job is stored.
+        """
+        job = self._store.star(checked_id(job_id), is_starred=is_starred, principal=self._principal)
+        return self._views.job(job)
+
     def delete(self, job_id: str, reason: str = "") -> None:
         """Delete a job; a running one is canceled first. The reason goes into the audit log.
 

@@ -16,9 +16,16 @@ from textmill.backend.services.idempotency import body_hash, checked_key
 from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.models import ModelService
 from textmill.core.access.budgets import Account, price
-from textmill.core.access.principals import Principal
+from textmill.core.access.principals import LOCAL, PRIORITY, Principal
 from textmill.core.disk import is_nearly_full
-from textmill.core.errors import DiskNearlyFull, FieldError, ModelUnserved, Quota, ValidationFailed
+from textmill.core.errors import (
+    DiskNearlyFull,
+    FieldError,
+    Forbidden,
+    ModelUnserved,
+    Quota,
+    ValidationFailed,
+)
 from textmill.core.failpoints import reach
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
@@ -45,21 +52,21 @@ class SubmissionService:
         views: JobViews,
         tickets: TicketPublisher | None,
         settings: Settings,
-        account: Account | None = None,
+        principal: Principal = LOCAL,
     ) -> None:
         self._store = store
         self._models = models
         self._views = views
         self._tickets = tickets
         self._settings = settings
-        self._account = account
+        self._principal = principal
+        self._account = None if principal is LOCAL else Account.of(principal, settings)
         self.quotas: tuple[Quota, ...] = ()
 
     def charged_to(self, principal: Principal) -> SubmissionService:
         """The same service, in which a principal's budget pays; ``quotas`` then tells the rest."""
-        account = Account.of(principal, self._settings)
         return SubmissionService(
-            self._store, self._models, self._views, self._tickets, self._settings, account
+            self._store, self._models, self._views, self._tickets, self._settings, principal
         )
 
     def submit_job(
@@ -124,10 +131,16 @@ class SubmissionService:
         """Check the price of a request, and whether workers serve its models.
 
         Raises:
+            Forbidden: the client may not use this priority.
             ValidationFailed: it orders more tokens than one request may.
             DiskNearlyFull: the database could not grow much more.
             ModelUnserved: no worker serves a model, and jobs do not wait for one.
         """
+        if any(new.priority > 0 for new in jobs) and not self._principal.may(PRIORITY):
+            raise Forbidden(
+                f"The priority 1 needs an API key with the scope {PRIORITY}; omit it, or ask the"
+                " operator for such a key."
+            )
         limit, total = self._settings.request_tokens, sum(new.price for new in jobs)
         if limit and total > limit:
             message = (
@@ -191,6 +204,7 @@ def _new_job(
         num_prompt_tokens=num_prompt,
         deadline_seconds=request.deadline_seconds,
         price=cost,
+        priority=request.priority,
         variant_index=variant_index,
         sample_index=sample_index,
     )

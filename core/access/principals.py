@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, true
 
-READ, SUBMIT, ADMIN = "read", "submit", "admin"
-SCOPES = (READ, SUBMIT, ADMIN)
+READ, SUBMIT, PRIORITY, ADMIN = "read", "submit", "priority", "admin"
+SCOPES = (READ, SUBMIT, PRIORITY, ADMIN)
 Kind = Literal["local", "nobody", "visitor", "key"]
 
 

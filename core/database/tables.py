@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
     literal_column,
     or_,
     text,
@@ -36,6 +37,7 @@ RowNumber = BigInteger().with_variant(Integer(), "sqlite")
 _QUEUED = text("status = 'queued'")
 _RUNNING = text("status = 'running'")
 _ACTIVE = text("status = 'queued' OR status = 'running'")
+_STARRED = text("is_starred")
 _STALE_SEARCH = text("search_rules IS NULL AND finished_at IS NOT NULL")
 
 
@@ -101,6 +103,13 @@ class Job(Base):
             postgresql_where=_STALE_SEARCH,
         ),
         Index("ix_jobs_owner_id_number", "owner_id", "number"),
+        Index(
+            "ix_jobs_starred_owner_id",
+            "owner_id",
+            "number",
+            sqlite_where=_STARRED,
+            postgresql_where=_STARRED,
+        ),
         Index("ix_jobs_run_id", "run_id", "number"),
         Index("ix_jobs_status", "status", "number"),
         Index("ix_jobs_finished_at", "finished_at"),
@@ -125,7 +134,7 @@ class Job(Base):
     has_trace: Mapped[bool] = mapped_column(Boolean)
 
     status: Mapped[str] = mapped_column(String(16))
-    # Not used; the previous release orders by it.
+    # virtual_start contains it; earlier releases order by it.
     priority: Mapped[int] = mapped_column(Integer, default=0)
     # Start-time fair queueing: see core.jobs.admission. The column's name is that of the first
     # release, which processes of the previous release use (docs/decisions/0004).
@@ -158,6 +167,8 @@ class Job(Base):
     search_rules: Mapped[int | None] = mapped_column(Integer)
     # A keyed hash of the address of the visitor who sent it; null for everybody else.
     address_id: Mapped[str | None] = mapped_column(String(32))
+    # Whether the owner marked it; such a job does not expire.
+    is_starred: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
 
 class JobEvent(Base):

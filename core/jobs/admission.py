@@ -28,13 +28,16 @@ _NUM_QUEUED = select(func.count()).select_from(Job).where(IS_QUEUED)
 _INSERT = insert(JOBS).values(
     deadline_at=now_ms() + bindparam("deadline_ms", type_=BigInteger), created_at=now_ms()
 )
+_HAS_PRIORITY = Job.virtual_start.between(bindparam("low"), bindparam("high"))
 VIRTUAL_STARTS = select(
     select(func.max(Job.virtual_start))
-    .where(IS_ACTIVE, Job.owner_id == bindparam("owner"))
+    .where(IS_ACTIVE, Job.owner_id == bindparam("owner"), _HAS_PRIORITY)
     .scalar_subquery(),
-    select(func.min(Job.virtual_start)).where(IS_QUEUED).scalar_subquery(),
-    select(func.max(Job.virtual_start)).where(IS_RUNNING).scalar_subquery(),
+    select(func.min(Job.virtual_start)).where(IS_QUEUED, _HAS_PRIORITY).scalar_subquery(),
+    select(func.max(Job.virtual_start)).where(IS_RUNNING, _HAS_PRIORITY).scalar_subquery(),
 )
+# Virtual starts of a priority begin at -priority times this, so that their order alone decides.
+_PRIORITY_STEP = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class NewJob:
     sample_index: int | None = None
     deadline_seconds: float | None = None
     price: int = 0
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +197,12 @@ def insert_queued(
     ``search`` has the search columns of the prompt, which all these jobs share. They take a
     processor's time, so the caller computes them before it takes the write lock.
     """
-    virtual_start = _next_virtual_start(connection, origin.owner_id)
+    starts: dict[int, int] = {}  # the next virtual start, by priority
     ids, longest = [], limits.deadline_seconds
-    for offset, new in enumerate(jobs):
+    for new in jobs:
         job_id = str(uuid.uuid4())
+        if new.priority not in starts:
+            starts[new.priority] = _next_virtual_start(connection, origin.owner_id, new.priority)
         row = {
             "id": job_id,
             "run_id": run_id,
@@ -211,7 +217,8 @@ def insert_queued(
             "parameters": new.parameters,
             "has_trace": new.has_trace,
             "status": "queued",
-            "virtual_start": virtual_start + offset,
+            "priority": new.priority,
+            "virtual_start": starts[new.priority],
             "attempt": 0,
             "lost_count": 0,
             "not_before": 0,
@@ -224,17 +231,22 @@ def insert_queued(
         }
         connection.execute(_INSERT, row)
         append_event(connection, job_id, 0, None, "queued", "web")
+        starts[new.priority] += 1
         ids.append(job_id)
     return ids
 
 
-def _next_virtual_start(connection: Connection, owner_id: str) -> int:
-    """The virtual start of an owner's next job.
+def _next_virtual_start(connection: Connection, owner_id: str, priority: int) -> int:
+    """The virtual start of an owner's next job of a priority.
 
     Start-time fair queueing (Goyal, Vin and Cheng, 1996) with equal weights: one more than the
     virtual start of the owner's last active job, and not less than that of the first queued job.
-    An owner with five hundred jobs and one with a single job take turns.
+    An owner with five hundred jobs and one with a single job take turns. Each priority has a
+    virtual time of its own, in a range before those of all lower priorities.
     """
-    own, head, running = connection.execute(VIRTUAL_STARTS, {"owner": owner_id}).one()
-    virtual_time = head - 1 if head is not None else (running or 0)
-    return max(virtual_time, own or 0) + 1
+    first = -priority * _PRIORITY_STEP
+    low, high = first - _PRIORITY_STEP // 2, first + _PRIORITY_STEP // 2 - 1
+    values = {"owner": owner_id, "low": low, "high": high}
+    own, head, running = connection.execute(VIRTUAL_STARTS, values).one()
+    virtual_time = head - 1 if head is not None else first if running is None else running
+    return max(virtual_time, first if own is None else own) + 1

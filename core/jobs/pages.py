@@ -101,6 +101,7 @@ class Filters:
     strategy: str | None = None
     model: str | None = None
     run_id: str | None = None
+    starred: bool | None = None
     since: int | None = None
     until: int | None = None
     before_number: int | None = None
@@ -173,6 +174,8 @@ def _query(connection: Connection, filters: Filters, sight: Sight) -> Select[Any
     for attribute, value in equal.items():
         if value is not None:
             query = query.where(attribute == value)
+    if filters.starred is not None:
+        query = query.where(Job.is_starred if filters.starred else ~Job.is_starred)
     if filters.since is not None:
         query = query.where(Job.created_at >= filters.since)
     if filters.until is not None:

@@ -29,6 +29,7 @@ class JobRecord:
     parameters: dict[str, Any]
     has_trace: bool
     status: str
+    priority: int
     virtual_start: int
     attempt: int
     lost_count: int
@@ -47,6 +48,7 @@ class JobRecord:
     started_at: int | None
     first_token_at: int | None
     finished_at: int | None
+    is_starred: bool
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> JobRecord:

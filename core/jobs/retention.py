@@ -1,6 +1,6 @@
 """Deletes jobs that ended long ago, in small batches, with their traces, events and runs.
 
-Shared jobs, and the jobs of shared runs, are kept.
+Starred and shared jobs, and the jobs of shared runs, are kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def expire(engine: Engine, keep_days: float) -> int:
     cutoff = now_ms() - int(keep_days * DAY_MS)
     query = (
         select(Job.id, Job.run_id)
-        .where(Job.finished_at < cutoff, ~is_shared)
+        .where(Job.finished_at < cutoff, ~Job.is_starred, ~is_shared)
         .order_by(Job.finished_at)
         .limit(BATCH_JOBS)
         .with_for_update(skip_locked=True)

@@ -225,6 +225,17 @@ class JobStore:
                 append(connection, "delete", job_id, principal, reason)
             return was
 
+    def star(self, job_id: str, *, is_starred: bool, principal: Principal = LOCAL) -> JobRecord:
+        """Mark a job, so that it does not expire, or take the mark away.
+
+        Raises:
+            NotFound: there is no such job that the principal may change.
+        """
+        with writing(self.engine) as connection:
+            is_it = (Job.id == job_id, principal.changes.condition(Job.owner_id))
+            connection.execute(update(JOBS).where(*is_it).values(is_starred=is_starred))
+            return job_record(connection, job_id, sight=principal.changes)
+
     # ---- the worker side --------------------------------------------------------------------
 
     def has_eligible(self, models: Sequence[str]) -> bool:

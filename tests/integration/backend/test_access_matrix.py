@@ -72,6 +72,8 @@ ROWS = {
     "api.jobs.read": Row("GET", JOBS + "/{job}", "job"),
     "api.jobs.cancel": Row("POST", JOBS + "/{job}/cancel", "job", "queued", status=202),
     "api.jobs.delete": Row("DELETE", JOBS + "/{job}", "job", status=204),
+    "api.jobs.star": Row("POST", JOBS + "/{job}/star", "job"),
+    "api.jobs.unstar": Row("DELETE", JOBS + "/{job}/star", "job"),
     "api.jobs.trace": Row("GET", JOBS + "/{job}/trace", "job"),
     "api.jobs.index": Row("GET", JOBS),
     "api.jobs.export": Row("GET", JOBS + "/export?format=jsonl"),
@@ -96,6 +98,8 @@ ROWS = {
     "pages.job.job_page": Row("GET", "/jobs/{job}", "job"),
     "pages.job.cancel": Row("POST", "/jobs/{job}/cancel", "job", "queued", status=303),
     "pages.job.delete": Row("POST", "/jobs/{job}/delete", "job", status=303),
+    "pages.job.star": Row("POST", "/jobs/{job}/star", "job", status=303),
+    "pages.job.unstar": Row("POST", "/jobs/{job}/unstar", "job", status=303),
     "pages.job.again": Row("POST", "/jobs/{job}/again", "job", status=303),
     "pages.run.run_page": Row("GET", "/runs/{run}", "run"),
     "pages.run.compare_page": Row("GET", "/compare?id={job}", "job"),
@@ -504,13 +508,17 @@ def test_a_form_cannot_be_filled_from_a_job_of_somebody_else(place: Place, addre
     assert MARK not in place.client.get(address.format(**ids), headers=place.another).text
 
 
-def test_old_jobs_go_and_shared_ones_stay(make_site: Sites) -> None:
+def test_old_jobs_go_and_starred_and_shared_ones_stay(make_site: Sites) -> None:
     site = make_site()
     engine = site.services.store.engine
     old = [site.write("old", " text") for _ in range(BATCH_JOBS + 3)]
     run = site.client.post(RUNS, json={"prompt": "old", "variants": [{}]}).get_json()
     site.finish(site.claim())
     site.client.post(f"{old[0]['links']['self']}/share", json={})
+    for star in (site.client.post, site.client.post, site.client.delete):
+        assert star(f"{old[2]['links']['self']}/star").status_code == 200
+    starred = site.client.post(f"{old[1]['links']['self']}/star")
+    assert starred.get_json()["starred"] is True
     waiting = site.submit("waits")
     with writing(engine) as connection:
         connection.execute(
@@ -526,10 +534,10 @@ def test_old_jobs_go_and_shared_ones_stay(make_site: Sites) -> None:
         )
     Upkeep(engine, keep_days=1.0).step()
     left = {job["id"] for job in site.client.get(JOBS).get_json()["items"]}
-    assert left == {old[0]["id"], waiting["id"]}
+    assert left == {old[0]["id"], old[1]["id"], waiting["id"]}
     assert site.client.get(run["links"]["self"]).status_code == 404
     with reading(engine) as connection:
-        of_old = select(func.count()).select_from(JobEvent).where(JobEvent.job_id == old[1]["id"])
+        of_old = select(func.count()).select_from(JobEvent).where(JobEvent.job_id == old[2]["id"])
         assert connection.execute(of_old).scalar_one() == 0
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import func, select, update
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites, bad_fields, problem
 from textmill.backend.access.visitors import HEADER
 from textmill.core.access.keys import KeyStore
-from textmill.core.access.principals import READ, SUBMIT
+from textmill.core.access.principals import PRIORITY, READ, SUBMIT
 from textmill.core.database.access_tables import Usage
 from textmill.core.database.connections import reading, writing
 from textmill.core.database.tables import Job
@@ -228,3 +228,51 @@ def test_a_disk_that_is_nearly_full_takes_no_new_jobs(make_site: Sites) -> None:
     assert site.client.get(JOBS).status_code == 200
     assert "disk is nearly full" in site.client.get("/queue").text
     assert site.count_rows() == (0, 0)
+
+
+def test_the_priority_1_needs_a_key_with_that_scope(make_site: Sites) -> None:
+    site = open_site(make_site)
+    client, guest = visitor(site)
+    keys = KeyStore(site.services.store.engine)
+    plain, urgent = (
+        {"Authorization": f"Bearer {keys.create(name, scopes)[1]}"}
+        for name, scopes in (("plain", [READ, SUBMIT]), ("urgent", [READ, SUBMIT, PRIORITY]))
+    )
+    first = {**BODY, "priority": 1}
+    for who in (guest, plain):
+        assert (
+            "scope priority" in problem(client.post(JOBS, json=first, headers=who), 403)["detail"]
+        )
+        run = {"prompt": "a", "variants": [{}, {"priority": 1}]}
+        assert client.post(RUNS, json=run, headers=who).status_code == 403
+        later = client.post(JOBS, json={**BODY, "priority": -1}, headers=who)
+        assert later.get_json()["priority"] == -1
+    normal = client.post(JOBS, json=BODY, headers=guest).get_json()
+    wanted = client.post(JOBS, json=first, headers=urgent).get_json()
+    assert (normal["priority"], wanted["priority"]) == (0, 1)
+    assert [site.claim().id for _ in range(2)] == [wanted["id"], normal["id"]]
+    assert site.claim().priority == -1
+    for wrong in (2, -2, 0.5, "1", True):
+        refused = client.post(JOBS, json={**BODY, "priority": wrong}, headers=urgent)
+        assert bad_fields(refused) == {"priority"}
+
+
+def test_the_history_shows_starred_jobs_alone(make_site: Sites) -> None:
+    site = make_site()
+    kept, other = site.write("kept", " text"), site.write("other", " text")
+    assert site.client.post(f"/jobs/{kept['id']}/star").status_code == 303
+    assert "★ Starred" in site.client.get(f"/jobs/{kept['id']}").text
+
+    def listed(query: str) -> list[str]:
+        return [job["prompt"] for job in site.client.get(f"{JOBS}?{query}").get_json()["items"]]
+
+    assert listed("starred=true") == ["kept"]
+    assert listed("starred=false") == ["other"]
+    assert listed("starred=true&q=text") == ["kept"]
+    assert listed("starred=true&q=other") == []
+    page = site.client.get("/history?starred=true").text
+    assert kept["id"] in page
+    assert other["id"] not in page
+    assert bad_fields(site.client.get(f"{JOBS}?starred=1")) == {"starred"}
+    assert site.client.post(f"/jobs/{kept['id']}/unstar").status_code == 303
+    assert listed("starred=true") == []

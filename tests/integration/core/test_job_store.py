@@ -100,6 +100,23 @@ def test_a_run_is_stored_whole_or_not_at_all(new_bench: Callable[..., Bench]) ->
 # ---- the order of the claims ------------------------------------------------------------------
 
 
+def test_each_priority_has_a_fair_share_of_its_own(bench: Bench) -> None:
+    jobs = {
+        (owner, priority, turn): bench.submit(owner, priority=priority).id
+        for turn in (1, 2)
+        for priority in (-1, 0, 1)
+        for owner in ("anna", "ben")
+    }
+    names = {job_id: name for name, job_id in jobs.items()}
+    order = [names[bench.claimed().id] for _ in jobs]
+    assert order == [
+        (owner, priority, turn)
+        for priority in (1, 0, -1)
+        for turn in (1, 2)
+        for owner in ("anna", "ben")
+    ]
+
+
 def test_owners_take_turns_whoever_has_more(new_bench: Callable[..., Bench]) -> None:
     bench = new_bench(Limits(max_queued=1000))
     bench.store.submit_run("p", [bench.new() for _ in range(500)], Origin("anna"))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Select, event, insert, text
 
+from textmill.core.access.holdings import _OF_CLIENT, _OF_VISITOR
 from textmill.core.access.principals import EVERYTHING, Sight
 from textmill.core.database.connections import writing
 from textmill.core.database.maintenance import STALE
@@ -64,10 +65,22 @@ def reads_the_table(found: str) -> bool:
 
 
 def test_a_submission_reads_what_its_owner_has_waiting_or_running(history: Engine) -> None:
-    found = plan(history, VIRTUAL_STARTS, {"owner": "anna"})
+    values = {"owner": "anna", "low": -(1 << 47), "high": (1 << 47) - 1}
+    found = plan(history, VIRTUAL_STARTS, values)
     assert "ix_jobs_active_owner_id" in found
     assert not reads_the_table(found)
     assert "uq_jobs_owner_id" not in found  # which would read the owner's history
+
+
+@pytest.mark.parametrize("query", [_OF_CLIENT, _OF_VISITOR])
+def test_the_limits_of_a_client_read_what_waits_or_runs(
+    history: Engine, query: Select[Any]
+) -> None:
+    values = {"owner": "anna", "address": "home", "address_subject": "address:home"}
+    found = plan(history, query, {name: values[name] for name in query.compile().params})
+    assert "ix_jobs_active_owner_id" in found
+    assert not reads_the_table(found)
+    assert "uq_jobs_owner_id" not in found
 
 
 @pytest.mark.parametrize("models", [["m"], ["m", "n"]])

@@ -27,10 +27,11 @@ from textmill.core.jobs.records import JobRecord
 JOB = JobRecord(
     number=7, id="j", run_id=None, variant_index=None, sample_index=None, owner_id="me", model="m",
     model_revision=None, prompt="p", strategy="greedy", parameters={}, has_trace=False,
-    status="queued", virtual_start=1, attempt=0, lost_count=0, not_before=0,
+    status="queued", priority=0, virtual_start=1, attempt=0, lost_count=0, not_before=0,
     deadline_at=0, worker_id=None, lease_until=None, cancel_requested_at=None, text="",
     finish_reason=None, error_code=None, error_message=None, num_prompt_tokens=1,
     num_completion_tokens=0, created_at=0, started_at=None, first_token_at=None, finished_at=None,
+    is_starred=False,
 )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def make_job(number: int = 1, **values: Any) -> JobRecord:
         "parameters": {"max_new_tokens": 4, "seed": 1, "stop": [], "repetition_penalty": 1.0},
         "has_trace": False,
         "status": "running",
+        "priority": 0,
         "virtual_start": number,
         "attempt": 1,
         "lost_count": 0,
@@ -42,6 +43,7 @@ def make_job(number: int = 1, **values: Any) -> JobRecord:
         "num_completion_tokens": 0,
         "created_at": 1_000,
         "started_at": 2_000,
+        "is_starred": False,
     }
     return JobRecord(**(columns | values))
 
