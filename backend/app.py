@@ -12,6 +12,7 @@ from textmill.backend.access.control import EXTENSION as ACCESS
 from textmill.backend.access.control import AccessControl
 from textmill.backend.access.edge_limits import add_edge_limits
 from textmill.backend.access.headers import BrowserHeaders
+from textmill.backend.access.visitor_links import VisitorLinks
 from textmill.backend.api import api
 from textmill.backend.bodies import MAX_BODY_BYTES, refuse_body
 from textmill.backend.current import EXTENSION
@@ -81,6 +82,8 @@ def add_access(app: Flask, settings: Settings, keys: KeyStore) -> None:
         return control.after(response)
 
     app.extensions[ACCESS] = control
+    if control.mode == "demo":
+        app.wsgi_app = VisitorLinks(app.wsgi_app, control.visitors)  # type: ignore[method-assign]
     app.before_request(control.before)
     app.after_request(finish)
     if settings.trusted_proxies:

@@ -15,6 +15,7 @@ from flask import Request, Response, g, request
 from textmill.backend.access.hosts import bracketed, check_host
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.sessions import Sessions
+from textmill.backend.access.visitor_links import keep_visitor, lead_to_visitor, link_token
 from textmill.backend.access.visitors import Visitors
 from textmill.backend.owner import owner_id
 from textmill.backend.server.limits import visitor_of
@@ -91,6 +92,12 @@ class AccessControl:
         new = g.pop("new_visitor", None)
         if new is not None and response.status_code < 400:
             self.visitors.remember(request, response, new)
+            if request.method == "POST" and not is_api(request):
+                # The page with this form set a cookie, and the browser did not send it.
+                lead_to_visitor(response, self.visitors.token(new))
+        token = link_token(request)
+        if token:
+            keep_visitor(response, token)
         if response.status_code == 401:
             response.headers["WWW-Authenticate"] = _REALM
         return response

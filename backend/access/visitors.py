@@ -15,6 +15,7 @@ from itsdangerous import Signer
 
 COOKIE = "textmill_visitor"
 HEADER = "Textmill-Visitor"
+ADDRESS_KEY = "textmill.visitor_token"  # in the environment: see visitor_links
 COOKIE_SECONDS = 400 * 86_400  # the maximum that browsers allow
 _ID = re.compile(r"[0-9a-f]{32}")
 
@@ -55,8 +56,9 @@ class Visitors:
         return found if is_ours else None
 
     def known(self, request: Request) -> str | None:
-        """The visitor who sent a request; the header wins over the cookie."""
-        given = request.headers.get(HEADER) or request.cookies.get(COOKIE, "")
+        """The visitor who sent a request, by the header, else the address, else the cookie."""
+        in_address = str(request.environ.get(ADDRESS_KEY, ""))
+        given = request.headers.get(HEADER) or in_address or request.cookies.get(COOKIE, "")
         return self.id_in(given) if given else None
 
     def remember(self, request: Request, response: Response, visitor_id: str) -> None:

@@ -1,6 +1,7 @@
 // @ts-check
 // Makes the generate form live. The form also works without this script.
 
+import { sitePath } from "./paths.js";
 import { queueEstimate } from "./phrases.js";
 import { numTexts } from "./variants.js";
 
@@ -64,7 +65,7 @@ showCount();
  * @param {AbortSignal} signal
  */
 const tokensOf = async (model, signal) => {
-  const answer = await fetch("/api/v1/tokenize", {
+  const answer = await fetch(sitePath("/api/v1/tokenize"), {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ model: model.value, text: prompt.value }),
@@ -113,7 +114,7 @@ form.addEventListener("change", (event) => {
 const visit = /** @type {PerformanceNavigationTiming | undefined} */ (
   performance.getEntriesByType("navigation")[0]
 );
-if (location.pathname === "/" && (!prompt.value || visit?.type === "reload")) {
+if (location.pathname === sitePath("/") && (!prompt.value || visit?.type === "reload")) {
   quietly(() => {
     prompt.value = sessionStorage.getItem(DRAFT) ?? prompt.value;
   });
@@ -156,7 +157,7 @@ const noWorker = document.getElementById("no-worker");
 const refresh = async () => {
   if (document.hidden || !estimate || !noWorker) return;
   try {
-    const answer = await fetch("/api/v1/queue");
+    const answer = await fetch(sitePath("/api/v1/queue"));
     if (!answer.ok) return;
     const queue = await answer.json();
     noWorker.hidden = queue.workers.length > 0;

@@ -2,6 +2,7 @@
 // Refreshes the queue page every few seconds while it is visible.
 
 import { LIMITS } from "./contract.js";
+import { sitePath } from "./paths.js";
 import { ago, numSlotMarks, problemSentence, shortDuration, slotsLabel } from "./phrases.js";
 
 /**
@@ -142,7 +143,7 @@ let timer = 0;
 const refresh = async () => {
   timer = 0;
   try {
-    const answer = await fetch("/api/v1/queue");
+    const answer = await fetch(sitePath("/api/v1/queue"));
     if (!answer.ok) throw new Error(String(answer.status));
     show(await answer.json());
     setText(byId("state"), "");

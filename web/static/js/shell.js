@@ -1,6 +1,8 @@
 // @ts-check
 // Keyboard shortcuts on every page.
 
+import { sitePath } from "./paths.js";
+
 /** @param {EventTarget | null} target */
 const isTyping = (target) =>
   target instanceof HTMLElement &&
@@ -26,7 +28,7 @@ document.addEventListener("keydown", (event) => {
     event.preventDefault();
     const field = document.querySelector('input[type="search"], #prompt');
     if (field instanceof HTMLElement) field.focus();
-    else location.assign("/history#q");
+    else location.assign(sitePath("/history#q"));
   }
 });
 

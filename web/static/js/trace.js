@@ -1,6 +1,7 @@
 // @ts-check
 // Shows a trace: each token is a button, shaded and underlined by its probability.
 
+import { sitePath } from "./paths.js";
 import { isFinal } from "./phrases.js";
 
 /**
@@ -159,7 +160,7 @@ const load = async () => {
   try {
     const [trace, strategies] = await Promise.all([
       fetch(section.dataset.trace ?? ""),
-      fetch("/api/v1/strategies"),
+      fetch(sitePath("/api/v1/strategies")),
     ]);
     if (!trace.ok) return;
     if (strategies.ok) {
