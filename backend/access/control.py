@@ -50,6 +50,7 @@ class AccessControl:
         is_embedded = bool(settings.embed_origins)
         self.mode = settings.access
         self.kept_days = settings.kept_days
+        self.max_streams_per_owner = settings.max_streams_per_owner if settings.is_open else 0
         self._secret = secret.encode()
         self.keys = keys
         self.visitors = Visitors(secret, is_embedded=is_embedded)

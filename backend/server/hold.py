@@ -57,20 +57,24 @@ class Hold:
         self.spec: object | None = None
         self._allowance = allowance
         self._visitor = visitor
+        self._owner = ""
         self._is_reserved = False
 
-    def reserve(self, visitor: str | None = None) -> None:
+    def reserve(self, visitor: str | None = None, *, owner: str = "", per_owner: int = 0) -> None:
         """Count an open response.
 
         Args:
             visitor: the client that it is counted for, if the application knows better than the
                 server, which sees the address of a proxy.
+            owner: a client with a limit of its own; empty: none.
+            per_owner: that limit.
 
         Raises:
             TooManyHeld: the limit is reached.
         """
         self._visitor = visitor or self._visitor
-        if not self._allowance.acquire(self._visitor):
+        self._owner = owner
+        if not self._allowance.acquire(self._visitor, owner, per_owner):
             raise TooManyHeld
         self._is_reserved = True
 
@@ -78,4 +82,4 @@ class Hold:
         """Undo ``reserve``, if it was called."""
         if self._is_reserved:
             self._is_reserved = False
-            self._allowance.release(self._visitor)
+            self._allowance.release(self._visitor, self._owner)

@@ -74,22 +74,35 @@ class Allowance:
         """The number that is open."""
         return self._num_open
 
-    def acquire(self, visitor: str) -> bool:
-        """Count one more; returns false, and counts nothing, if a limit is reached."""
+    def acquire(self, visitor: str, owner: str = "", per_owner: int = 0) -> bool:
+        """Count one more; returns false, and counts nothing, if a limit is reached.
+
+        Args:
+            visitor: the address that it is counted for.
+            owner: a client with a limit of its own, whatever its address; empty: none.
+            per_owner: that limit.
+        """
         with self._lock:
             if self._num_open >= self._total or self._open[visitor] >= self._per_visitor:
                 return False
+            if owner and self._open[owner] >= per_owner:
+                return False
             self._num_open += 1
-            self._open[visitor] += 1
+            self._open.update(_names(visitor, owner))
             return True
 
-    def release(self, visitor: str) -> None:
-        """Count one less."""
+    def release(self, visitor: str, owner: str = "") -> None:
+        """Count one less, with the names that were acquired."""
         with self._lock:
             self._num_open -= 1
-            self._open[visitor] -= 1
-            if not self._open[visitor]:
-                del self._open[visitor]
+            self._open.subtract(_names(visitor, owner))
+            for name in _names(visitor, owner):
+                if not self._open[name]:
+                    del self._open[name]
+
+
+def _names(visitor: str, owner: str) -> list[str]:
+    return [visitor, owner] if owner else [visitor]
 
 
 def visitor_of(address: str) -> str:

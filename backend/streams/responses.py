@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from flask import Request, Response, g
 
+from textmill.backend.current import access, principal
 from textmill.backend.server.hold import HOLD_KEY, Hold, TooManyHeld
 from textmill.backend.server.limits import visitor_of
 from textmill.backend.services.container import Services
 from textmill.backend.streams.sse import StreamSpec, WaitSpec, stream_inline, wait_inline
+from textmill.core.access.principals import ADMIN
 from textmill.core.errors import TooManyStreams
 
 RETRY_SECONDS = 5
@@ -27,8 +29,10 @@ def reserve(request: Request) -> Hold | None:
     hold: Hold | None = request.environ.get(HOLD_KEY)
     if hold is None or hold.is_over:
         return hold
+    per_owner = access().max_streams_per_owner
+    owner = principal().owner_id if per_owner and not principal().may(ADMIN) else ""
     try:
-        hold.reserve(visitor_of(request.remote_addr or ""))
+        hold.reserve(visitor_of(request.remote_addr or ""), owner=owner, per_owner=per_owner)
     except TooManyHeld:
         raise TooManyStreams(
             "Too many event streams and waits are open; close some, or try again in a moment.",

@@ -20,6 +20,7 @@ import requests
 from tests.acceptance.stack import Stack, parse_events
 from tests.acceptance.test_hostile_wire import JSON, chunked
 from tests.servers import RedisServer
+from textmill.backend.access.visitors import HEADER
 from textmill.migrations.upgrade import upgrade
 
 NUM_HELD = 300
@@ -141,6 +142,35 @@ def test_beyond_the_limits_is_a_problem_that_says_when_to_come_back(
         streams[0].close()
         until(lambda: num_open(web) == 3)
         assert web.request("GET", links["self"] + "?wait=0.01").status == 200
+
+
+def test_one_visitor_cannot_open_all_streams_of_its_address(
+    make_web: Callable[..., Stack],
+) -> None:
+    web = make_web(
+        TEXTMILL_ACCESS="demo",
+        TEXTMILL_ALLOWED_HOSTS="demo.example.org",
+        TEXTMILL_MAX_STREAMS_PER_OWNER="2",
+    )
+
+    def visitor() -> tuple[str, str]:
+        made = web.request("POST", "/api/v1/jobs", GOOD)
+        assert made.status == 202, made.body
+        return made.headers[HEADER], made.json["links"]["events"]
+
+    def stream(token: str, path: str) -> socket.socket:
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{HEADER}: {token}\r\n\r\n"
+        return asked(web, head.encode())
+
+    greedy, other = visitor(), visitor()
+    with contextlib.ExitStack() as held:
+        for _ in range(2):
+            opened = held.enter_context(stream(*greedy))
+            assert opened.recv(65_536).startswith(b"HTTP/1.1 200")
+        refused = web.request("GET", greedy[1], headers={HEADER: greedy[0]})
+        assert (refused.status, refused.json["code"]) == (503, "too_many_streams")
+        opened = held.enter_context(stream(*other))
+        assert opened.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
 def test_a_stop_ends_open_streams_which_go_on_after_the_next_start(

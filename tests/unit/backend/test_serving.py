@@ -81,6 +81,16 @@ def test_an_allowance_counts_per_visitor_and_in_total() -> None:
     assert allowance.num_open == 3
 
 
+def test_an_allowance_counts_an_owner_over_all_its_addresses() -> None:
+    allowance = Allowance(total=9, per_visitor=9)
+    assert [allowance.acquire(address, "key:k", 2) for address in "abc"] == [True, True, False]
+    assert allowance.acquire("a", "key:other", 2)
+    assert allowance.acquire("a")
+    allowance.release("a", "key:k")
+    assert allowance.acquire("c", "key:k", 2)
+    assert not allowance.acquire("c", "key:k", 2)
+
+
 @pytest.mark.parametrize(
     ("address", "visitor"),
     [
