@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import secrets
 import time
 from typing import Any
 
-from sqlalchemy import insert, text
+from sqlalchemy import insert, select, text
 
 from benchmarks.client import Connection, UnexpectedAnswer, milliseconds
 from benchmarks.figures import Section, ratio_of_medians
 from benchmarks.history import COMMON, NUM_JOBS, OTHER, make_rows
 from benchmarks.processes import Product, Workspace
 from textmill.backend.access.visitors import HEADER, Visitors
-from textmill.core.database.connections import make_engine, writing
+from textmill.core.database.connections import make_engine, reading, writing
 from textmill.core.database.tables import Job
 
 NUM_OWNERS = 1_000
@@ -22,6 +24,14 @@ NUM_SUBMISSIONS, NUM_PAGES, NUM_WAITS = 150, 30, 15  # a round
 ROUNDS = 4
 FLOOD_JOBS, FLOOD_TOKENS = 200, 64
 BODY = {"prompt": "A submission", "max_new_tokens": 8}
+NUM_HOSTILE = 50
+# The most that one request may order in the mode local, and what the mode demo lets pass of it.
+GREEDY_RUN = {
+    "prompt": "x",
+    "max_new_tokens": 2_000,
+    "variants": [{"strategy": "sampling", "samples": 16}] * 4,
+}
+MODEST_RUN = {**GREEDY_RUN, "variants": [{"strategy": "sampling", "samples": 2}]}
 SECRET = secrets.token_hex(32)
 DEMO = {
     "TEXTMILL_ACCESS": "demo",
@@ -54,12 +64,15 @@ def measure(space: Workspace) -> Section:
             f"history: {NUM_JOBS:,} jobs of {NUM_OWNERS:,} owners, pages of one of them",
             f"flood: {FLOOD_JOBS} jobs of {FLOOD_TOKENS} tokens of one visitor wait or run, and"
             " another submits jobs one by one; a worker with a tiny random model",
+            f"amplification: the tokens that {NUM_HOSTILE} runs of one client make a model write,"
+            " with the defaults of each mode",
         ],
     )
     for kind in ("sqlite", "postgresql"):
         _submissions(section, space, kind)
         _history(section, space, kind)
     _flood(section, space)
+    _amplification(section, space)
     return section
 
 
@@ -149,3 +162,29 @@ def _fill(connection: Connection) -> None:
             connection.submit(body)
         except UnexpectedAnswer:  # refused, as it should be
             return
+
+
+def _amplification(section: Section, space: Workspace) -> None:
+    queue = {"TEXTMILL_MAX_QUEUED": "1000"}  # the default
+    open_to_strangers = queue | {name: DEMO[name] for name in list(DEMO)[:3]}
+    for name, settings, body in (
+        ("local", queue, GREEDY_RUN),
+        ("demo", open_to_strangers, GREEDY_RUN),
+        ("demo, adapted to its limits", open_to_strangers, MODEST_RUN),
+    ):
+        database = space.new_database("sqlite")
+        product = Product(space, database, models_path=space.tiny_models_file(), settings=settings)
+        with product.running("web"):
+            connection = Connection(product.url, _token(3))
+            for _ in range(NUM_HOSTILE):
+                with contextlib.suppress(UnexpectedAnswer):
+                    connection.submit_run(body)
+            connection.close()
+        engine = make_engine(database)
+        with reading(engine) as opened:
+            jobs = [row.parameters for row in opened.execute(select(Job.parameters))]
+        engine.dispose()
+        tokens = sum(int(parameters["max_new_tokens"]) for parameters in jobs)
+        section.add(f"ordered by {NUM_HOSTILE} hostile runs, {name}", "tokens", [tokens])
+        sent = NUM_HOSTILE * len(json.dumps(body))
+        section.add(f"per byte of these requests, {name}", "tokens", [tokens / sent])

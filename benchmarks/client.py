@@ -58,6 +58,16 @@ class Connection:
         document: Document = json.loads(answer)
         return document
 
+    def submit_run(self, body: Mapping[str, Any]) -> Document:
+        """Send ``POST /api/v1/runs``; return the run of a 202.
+
+        Raises:
+            UnexpectedAnswer: the status is another one.
+        """
+        answer = self._request("POST", "/api/v1/runs", json.dumps(body).encode(), 202)
+        document: Document = json.loads(answer)
+        return document
+
     def finished(self, job_id: str) -> Document:
         """Wait for the end of a job with long polls; return the job."""
         while True:
