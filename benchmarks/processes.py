@@ -155,10 +155,9 @@ class Product:
             TEXTMILL_PORT=str(self.port),
             TEXTMILL_DATABASE_URL=database_url,
             TEXTMILL_REDIS_URL=redis_url or space.redis_url(),
-            TEXTMILL_MAX_QUEUED=UNLIMITED,
             **({"TEXTMILL_MODELS": str(models_path)} if models_path else {}),
             **({"TEXTMILL_SERVE": serve} if serve else {}),
-            **(settings or {}),
+            **({"TEXTMILL_MAX_QUEUED": UNLIMITED} | dict(settings or {})),
         )
 
     @contextlib.contextmanager
