@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from pydantic import ValidationError
 from sqlalchemy import Engine
@@ -115,6 +116,7 @@ class ModelService:
                 context_length=model.context_length if model else None,
                 vocabulary_size=model.vocabulary_size if model else None,
                 count_tokens=self._tokenizers.counter(name) if has_tokenizer else None,
+                decode=partial(self._tokenizers.decode, name) if has_tokenizer else None,
             )
         return RequestContext(catalog.default.name, limits)
 

@@ -51,6 +51,14 @@ class TokenizerCache:
         """Return a counter for one request."""
         return TokenCounter(self._tokenizer(name))
 
+    def decode(self, name: str, ids: list[int]) -> str:
+        """Return the text of tokens, special ones included.
+
+        Raises:
+            TokenizerFault: the tokenizer fails on them.
+        """
+        return self._tokenizer(name).decode(ids, skip_special_tokens=False)
+
     def tokens(self, name: str, text: str) -> list[TokenView]:
         """Return the tokens of a text, each with the part it covers; the parts join to the text.
 
