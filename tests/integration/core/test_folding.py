@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from tests.integration.core.conftest import Bench, outcome
 from textmill.core.database.connections import reading, writing
@@ -51,9 +51,7 @@ def test_all_old_events_are_considered_once(bench: Bench) -> None:
         for number in range(BATCH_EVENTS):
             for source, to in ((None, "queued"), ("queued", "running"), ("running", "succeeded")):
                 row = {"job_id": f"j{number}", "attempt": 1, "from_status": source}
-                connection.execute(
-                    JobEvent.__table__.insert().values(**row, to_status=to, actor="w", at=1)
-                )
+                connection.execute(insert(JobEvent).values(**row, to_status=to, actor="w", at=1))
     upkeep, last = Upkeep(bench.engine, clock=lambda: 0.0), 0
     assert FOLD_SECONDS > 0
     upkeep.step()
