@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from textmill.engine.models.shapes import check_tensors
 from textmill.engine.models.sources import prepare, state_of
 from textmill.engine.models.threads import num_threads
 from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.engine.models.tokenizer_config import read_tokenizer_config
 from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Float32
 from textmill.engine.speculation.ngram_table import (
     MAX_TABLE_BYTES,
@@ -56,6 +57,7 @@ class ModelInfo:
         revision: changes with weights, config or tokenizer.
         eos_token_ids: tokens that end a completion.
         tokenizer_json: the whole tokenizer, with which the web process counts the same tokens.
+        tokenizer_config: its chat template and special tokens.
     """
 
     family: str
@@ -67,6 +69,7 @@ class ModelInfo:
     revision: str
     eos_token_ids: frozenset[int]
     tokenizer_json: str | None
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     instruction_set: str | None = None
     kernels_note: str | None = None
 
@@ -144,6 +147,7 @@ def load(
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
         tokenizer_json=tokenizer.json,
+        tokenizer_config=read_tokenizer_config(folder, say),
     )
     # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]
