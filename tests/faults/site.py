@@ -41,6 +41,7 @@ _MIGRATING = threading.Lock()  # Alembic runs one migration at a time in a proce
 SETTINGS = {
     "TEXTMILL_SLOTS": "4",
     "TEXTMILL_DRAIN_SECONDS": "2",
+    "TEXTMILL_MIN_FREE_MIB": "0",  # the disk of disk-full is smaller, and is to fill up
     "OMP_NUM_THREADS": "1",
 }
 
