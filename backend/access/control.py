@@ -52,6 +52,7 @@ class AccessControl:
         self.mode = settings.access
         self.kept_days = settings.kept_days
         self.cancels_abandoned = settings.cancel_on_disconnect == "on"
+        self.joins_messages = settings.chat_fallback == "plain"
         self.max_streams_per_owner = settings.max_streams_per_owner if settings.is_open else 0
         self._secret = secret.encode()
         self.keys = keys

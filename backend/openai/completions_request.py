@@ -104,7 +104,7 @@ def plan_completion(asked: CompletionRequest, context: RequestContext) -> list[P
             ) from None
         plans += [
             PlannedJob(
-                request, request.resolved_parameters(_seed(body.seed, sample)), number, sample
+                request, request.resolved_parameters(sample_seed(body.seed, sample)), number, sample
             )
             for sample in range(asked.num_samples)
         ]
@@ -116,8 +116,8 @@ def needs_trace(asked: CompletionRequest) -> bool:
     return asked.body.logprobs is not None or asked.num_samples > asked.body.n
 
 
-def _seed(seed: int | None, sample: int) -> int | None:
-    """Seed + *i* for sample *i*, as in a run."""
+def sample_seed(seed: int | None, sample: int) -> int | None:
+    """The seed of sample *i*: the seed + *i*, as in a run; ``None``: a random one."""
     if seed is None:
         return None
     first = seed & MAX_SEED

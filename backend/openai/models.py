@@ -77,7 +77,7 @@ def tokenizer_info() -> Response:
 def tokenize() -> Response:
     """Return the token ids of a text."""
     asked, _ = parse_fields(read_json(request), TokenizeBody, {})
-    ids = services().models.token_ids(asked.model, asked.prompt, asked.add_special_tokens)
+    ids = services().models.token_ids(asked.model, asked.prompt, adds_ends=asked.add_special_tokens)
     return json_response({"tokens": ids, "count": len(ids)})
 
 

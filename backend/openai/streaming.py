@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from textmill.backend.openai.documents import DONE, event
 from textmill.backend.openai.errors import error_object
 from textmill.backend.streams.hub import Hub
 from textmill.backend.streams.job_follower import JobFollower
@@ -30,14 +29,24 @@ class ChunkWriter(Protocol):
     def begin(self, job: JobRecord) -> list[dict[str, Any]]:
         """The chunks before the text of a job."""
 
-    def text(self, job: JobRecord, text: str) -> dict[str, Any]:
-        """The chunk of a piece of text."""
+    def text(self, job: JobRecord, text: str, end: int) -> dict[str, Any]:
+        """The chunk of a piece of text, which ends at this character of the job's text."""
 
     def end(self, job: JobRecord, rest: str) -> list[dict[str, Any]]:
         """The last chunks of a job; called on a thread. ``rest`` is the text not sent yet."""
 
     def close(self, jobs: list[JobRecord]) -> list[dict[str, Any]]:
         """The chunks after all jobs."""
+
+    def fail(self, job: JobRecord, error: dict[str, Any]) -> list[dict[str, Any]]:
+        """The chunks of a failure, after which the stream ends."""
+
+    def event(self, chunk: Mapping[str, Any]) -> str:
+        """A chunk as a server-sent event."""
+
+    @property
+    def last_line(self) -> str:
+        """What the stream ends with."""
 
     @property
     def holds_text_back(self) -> bool:
@@ -59,6 +68,7 @@ class CompletionSpec:
     writer: ChunkWriter
     read_at: float
     on_abandon: Callable[[], None]
+    num_known: int = 0  # characters of each text that the client has
 
     def open(self, hub: Hub) -> CompletionStream:
         """Open the stream."""
@@ -74,14 +84,14 @@ class CompletionStream:
         self._on_abandon = spec.on_abandon
         self._jobs = {job.id: job for job in spec.jobs}
         self._followers = {job.id: JobFollower(job.id, StreamPosition()) for job in spec.jobs}
-        self._num_sent = dict.fromkeys(self._jobs, 0)  # characters
+        self._num_sent = dict.fromkeys(self._jobs, spec.num_known)  # characters
         self._ended: list[JobRecord] = []  # whose last chunks are not written yet
         self._finished: list[JobRecord] = []
         self._lines: list[str] = []
-        self._error: dict[str, Any] | None = None
+        self._failure: list[dict[str, Any]] | None = None
         self._subscriber = Subscriber(hub.unsubscribe, wants_entries=True)
         for job in spec.jobs:
-            self._lines += [event(chunk) for chunk in self._writer.begin(job)]
+            self._lines += map(self._writer.event, self._writer.begin(job))
             snapshot = JobSnapshot(job, None, spec.read_at)
             self._add(job.id, snapshot)
             if not job.is_final:
@@ -102,13 +112,13 @@ class CompletionStream:
         """Yield the text of the stream until all jobs have ended."""
         sent_at = time.monotonic()
         while not self._subscriber.is_closed:
-            while self._ended and self._error is None:
+            while self._ended and self._failure is None:
                 job = self._ended.pop(0)
                 rest = job.text[self._num_sent[job.id] :]
                 ended = await asyncio.to_thread(self._writer.end, job, rest)
-                self._lines += [event(chunk) for chunk in ended]
+                self._lines += map(self._writer.event, ended)
                 self._finished.append(job)
-            is_over = len(self._finished) == len(self._jobs) or self._error is not None
+            is_over = len(self._finished) == len(self._jobs) or self._failure is not None
             if is_over:
                 self._close()
             if self._lines:
@@ -125,17 +135,14 @@ class CompletionStream:
         self._subscriber.close()
 
     def _close(self) -> None:
-        if self._error is None:
-            chunks = self._writer.close(self._finished)
-            self._lines += [event(chunk) for chunk in chunks]
-        else:
-            self._lines.append(event({"error": self._error}))
-        self._lines.append(DONE)
+        chunks = self._writer.close(self._finished) if self._failure is None else self._failure
+        self._lines += [*map(self._writer.event, chunks), self._writer.last_line]
 
     def _add(self, job_id: str, item: Item) -> None:
         follower = self._followers[job_id]
         if item is None:
-            self._error = error_object(500, "deleted", "The job of this text was deleted.")
+            error = error_object(500, "deleted", "The job of this text was deleted.")
+            self._failure = self._writer.fail(self._jobs[job_id], error)
             return
         if isinstance(item, StreamEntry):
             events, _ = follower.on_entry(item)
@@ -154,11 +161,12 @@ class CompletionStream:
         new = text[max(0, self._num_sent[job_id] - (end - len(text))) :]
         if new:
             self._num_sent[job_id] = end
-            self._lines.append(event(self._writer.text(self._jobs[job_id], new)))
+            chunk = self._writer.text(self._jobs[job_id], new, end)
+            self._lines.append(self._writer.event(chunk))
 
     def _end(self, job: JobRecord) -> None:
         if job.status == "failed":
             code, message = job.error_code or "failed", job.error_message or "The job failed."
-            self._error = error_object(500, code, message)
+            self._failure = self._writer.fail(job, error_object(500, code, message))
         else:
             self._ended.append(job)

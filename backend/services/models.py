@@ -138,20 +138,28 @@ class ModelService:
             raise ValidationFailed([FieldError("text", str(fault))]) from None
         return {"tokens": tokens, "count": len(tokens)}
 
-    def token_ids(self, name: str | None, text: str, adds_ends: bool) -> list[int]:
+    def token_ids(
+        self, name: str | None, text: str, *, adds_ends: bool, field: str = "prompt"
+    ) -> list[int]:
         """Return the token ids of a text, with or without the tokens that a prompt begins with.
+
+        Args:
+            name: of the model; the default model for ``None``.
+            text: the text.
+            adds_ends: whether to add those tokens.
+            field: what the errors are about.
 
         Raises:
             ValidationFailed: the model is unknown or not loaded yet, or the text is invalid.
         """
         if len(text) > MAX_TOKENIZE_CHARACTERS:
             message = f"must have at most {MAX_TOKENIZE_CHARACTERS:,} characters"
-            raise ValidationFailed([FieldError("prompt", message)])
+            raise ValidationFailed([FieldError(field, message)])
         known = self._with_tokenizer(name)
         try:
             return self._tokenizers.encode(known, text, adds_ends=adds_ends)
         except TokenizerFault as fault:
-            raise ValidationFailed([FieldError("prompt", str(fault))]) from None
+            raise ValidationFailed([FieldError(field, str(fault))]) from None
 
     def text_of(self, name: str | None, ids: list[int]) -> str:
         """Return the text of token ids, special tokens included.
