@@ -87,6 +87,24 @@ ROWS = {
     "api.models.strategies": Row("GET", "/api/v1/strategies"),
     "api.models.tokenize": Row("POST", "/api/v1/tokenize", options={"json": {"text": "a quick"}}),
     "api.queue.queue": Row("GET", "/api/v1/queue"),
+    # A good request would wait for its text.
+    "openai.completions.create": Row(
+        "POST", "/v1/completions", options={"json": {"prompt": []}}, status=400
+    ),
+    "openai.chat.create": Row(
+        "POST", "/v1/chat/completions", options={"json": {"messages": []}}, status=400
+    ),
+    "openai.responses.create": Row(
+        "POST", "/v1/responses", options={"json": {"input": "another", "background": True}}
+    ),
+    "openai.responses.read": Row("GET", "/v1/responses/resp_{job}", "job"),
+    "openai.responses.cancel": Row("POST", "/v1/responses/resp_{job}/cancel", "job", "queued"),
+    "openai.responses.delete": Row("DELETE", "/v1/responses/resp_{job}", "job"),
+    "openai.models.index": Row("GET", "/v1/models"),
+    "openai.models.read": Row("GET", "/v1/models/tiny"),
+    "openai_helpers.tokenizer_info": Row("GET", "/tokenizer_info"),
+    "openai_helpers.tokenize": Row("POST", "/tokenize", options={"json": {"prompt": "a quick"}}),
+    "openai_helpers.detokenize": Row("POST", "/detokenize", options={"json": {"tokens": [1, 2]}}),
     "pages.docs.docs_page": Row("GET", "/docs"),
     "pages.generate.generate_page": Row("GET", "/"),
     "pages.generate.generate": Row("POST", "/generate", options={"data": FORM}, status=303),
