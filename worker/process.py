@@ -31,6 +31,7 @@ from textmill.engine import InferenceEngine
 from textmill.engine.models.loading import LoadedModel, default_num_slots
 from textmill.engine.models.memory import cache_bytes
 from textmill.worker.cancels import CancelListener
+from textmill.worker.conversions import REMOVE_SECONDS, remove_stale
 from textmill.worker.intervals import Intervals
 from textmill.worker.job_worker import JobWorker
 from textmill.worker.lease import Heartbeat
@@ -153,6 +154,7 @@ class WorkerProcess:
             Loop("siblings", 0.0, self._siblings.look),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
             Loop("upkeep", UPKEEP_SECONDS, upkeep.step),
+            Loop("conversions", REMOVE_SECONDS, partial(remove_stale, self.settings)),
         ]
 
     def start(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.kernels.instruction_sets import AUTO
 from textmill.engine.models.checkpoint import Checkpoint, weight_files
+from textmill.engine.models.converted_folders import FolderUse
 from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.families import describe, load_weights
 from textmill.engine.models.memory import return_unused
@@ -79,6 +80,7 @@ class LoadedModel:
 
     Attributes:
         ngrams: of the texts that it was fine-tuned on, if its folder has them.
+        use: keeps its converted folder from being removed, for the next start.
     """
 
     name: str
@@ -87,6 +89,7 @@ class LoadedModel:
     info: ModelInfo
     provenance: Provenance = NO_PROVENANCE
     ngrams: NgramTable | None = None
+    use: FolderUse | None = None
 
 
 def default_num_slots(kernel_dir: Path | None, instruction_set: str = AUTO) -> int:
@@ -161,6 +164,7 @@ def load(
         info,
         read_provenance(folders, say),
         _ngrams(folders[0], info.vocabulary_size, say),
+        prepared.use,
     )
     return_unused()
     return model
