@@ -238,9 +238,13 @@ class _Names:
 
     def stacked(self, *names: str) -> tuple[Float32, Float32 | None]:
         """Several linear layers of the same input, concatenated to one."""
-        weights, biases = zip(*(self.affine(name) for name in names), strict=True)
-        present = [bias for bias in biases if bias is not None]
-        return np.concatenate(weights), np.concatenate(present) if present else None
+        weights, stored = [f"{name}.weight" for name in names], self._checkpoint
+        if isinstance(stored, StoredCheckpoint):
+            weight = stored.stacked([self._names[name] for name in weights])
+        else:
+            weight = np.concatenate([self.tensor(name) for name in weights])
+        present = [bias for name in names if (bias := self.bias(name)) is not None]
+        return weight, np.concatenate(present) if present else None
 
 
 def bare_name(name: str) -> str:
