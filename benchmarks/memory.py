@@ -78,7 +78,7 @@ def _measure(section: Section, product: Product, label: str, goal: str) -> None:
 
 def _instruction_set(url: str) -> str:
     connection = Connection(url)
-    models = json.loads(connection.get("/api/v1/models"))["models"]
+    models = json.loads(connection.get("/api/v1/models"))
     connection.close()
     return ", ".join(sorted({str(model["instruction_set"]) for model in models}))
 

@@ -284,7 +284,7 @@ def served_model_of(name: str, model: LoadedModel) -> ServedModel:
         dtype=info.dtype,
         instruction_set=info.instruction_set,
         kernels_note=info.kernels_note,
-        tokenizer_json=info.tokenizer_json,
+        tokenizer_json=model.tokenizer.json,
         finetuning=model.provenance.finetuning,
         curve_svg=model.provenance.curve_svg,
         card_markdown=model.provenance.card_markdown,

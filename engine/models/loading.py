@@ -58,7 +58,6 @@ class ModelInfo:
         kernels_note: the compiler that made the kernels, or why PyTorch computes.
         revision: changes with weights, config or tokenizer.
         eos_token_ids: tokens that end a completion.
-        tokenizer_json: the whole tokenizer, with which the web process counts the same tokens.
     """
 
     family: str
@@ -69,7 +68,6 @@ class ModelInfo:
     dtype: str
     revision: str
     eos_token_ids: frozenset[int]
-    tokenizer_json: str | None
     instruction_set: str | None = None
     kernels_note: str | None = None
 
@@ -153,7 +151,6 @@ def load(
         **loaded.facts,
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
-        tokenizer_json=tokenizer.json,
     )
     # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]

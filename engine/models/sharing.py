@@ -36,9 +36,9 @@ class SharedParts:
         Raises:
             OSError, UnicodeDecodeError, TokenizerFault: the file cannot be read.
         """
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes() if self._tokenizers else b""
         for known in self._tokenizers:
-            if known.json == text:
+            if known.is_read_from(content):
                 return known
         made = TextTokenizer(path)
         self._tokenizers.add(made)
