@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, pairwise
 from typing import Any
@@ -89,9 +90,11 @@ class NativeDecoder:
             number_bytes=1 if is_cache_int8 else 4,
             block_tokens=_LANES,
         )
-        with _memory_errors():
-            self._embedding = share(compact(weights.embedding))
+        # Half of packing is one thread's work; meanwhile another one reads the embedding.
+        with _memory_errors(), ThreadPoolExecutor(1) as other_thread:
+            embedding = other_thread.submit(compact, weights.embedding)
             self._load(weights, is_int8, num_threads)
+            self._embedding = share(embedding.result())
 
     def _load(self, weights: DecoderWeights[Rows], is_int8: bool, num_threads: int) -> None:
         spec, library = self.spec, self._library
