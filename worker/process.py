@@ -29,7 +29,7 @@ from textmill.core.tickets import TASK_NAME, TicketPublisher, make_celery, queue
 from textmill.core.workers import forget, worker_host
 from textmill.engine import InferenceEngine
 from textmill.engine.models.loading import LoadedModel, default_num_slots
-from textmill.engine.models.memory import cache_bytes
+from textmill.engine.models.memory import cache_bytes, return_unused
 from textmill.worker.cancels import CancelListener
 from textmill.worker.conversions import REMOVE_SECONDS, remove_stale
 from textmill.worker.intervals import Intervals
@@ -164,6 +164,7 @@ class WorkerProcess:
         self.engine.warm_up()
         for model in self.model_watch.models.values():
             self._store_card(model)
+        return_unused()
         self._stop_signal.hold_jobs()
         self.publisher.start()
         for loop in self._loops:
