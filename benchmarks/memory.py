@@ -80,7 +80,8 @@ def _instruction_set(url: str) -> str:
     connection = Connection(url)
     models = json.loads(connection.get("/api/v1/models"))
     connection.close()
-    return ", ".join(sorted({str(model["instruction_set"]) for model in models}))
+    names = {model["instruction_set"] for model in models} - {None}  # of a model that is not served
+    return ", ".join(sorted(names)) or "none, PyTorch computes"
 
 
 def _time_starts(section: Section, space: Workspace, product: Product, isa: str) -> None:
