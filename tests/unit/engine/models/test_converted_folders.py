@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernels import KERNEL_DIR
 from tests.unit.engine.models.test_sources import bytes_to_unicode, written_gguf
+from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.models import converted_folders
 from textmill.engine.models.converted_folders import (
     GRACE_SECONDS,
@@ -26,6 +29,7 @@ from textmill.engine.models.converted_folders import (
     work_folder,
 )
 from textmill.engine.models.errors import ModelUnusable
+from textmill.engine.models.loading import load
 from textmill.engine.models.sources import find_prepared, is_of, prepare
 
 ROOT = Path(__file__).parents[4]
@@ -242,6 +246,19 @@ def test_a_prepared_model_is_in_use_as_long_as_it_is_referenced(
     del again
     assert removed(cache, now=later()) == [name]
     assert prepare(str(gguf_file), None, cache, lambda _: None).folder.name == name
+
+
+def test_a_loaded_model_keeps_its_folder(gguf_file: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    spec = ModelSpec("m", str(gguf_file), None, "float32", True, "")
+    model = load(
+        spec, cache_dir=cache, dtype="float32", num_slots=1, kernel_dir=KERNEL_DIR,
+        report=lambda _: None,
+    )  # fmt: skip
+    assert removed(cache, now=later()) == []
+    del model
+    gc.collect()
+    assert len(removed(cache, now=later())) == 1
 
 
 def test_a_folder_is_of_an_entry_until_the_entrys_files_change(
