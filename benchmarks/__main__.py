@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
     calls = SECTIONS | {
         "engine": functools.partial(
             engine.measure, peers=options.peers, dtype=options.dtype, isa=options.isa
-        )
+        ),
+        "memory": functools.partial(memory.measure, isa=options.isa),
     }
     names = options.sections or list(SECTIONS)
     sections, failures = _measure({name: calls[name] for name in names}, fresh=options.fresh)
@@ -149,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--isa",
         default="auto",
-        help="instruction set of the kernels in the engine section, as in TEXTMILL_KERNELS_ISA",
+        help="instruction set of the kernels in the sections engine and memory, as in"
+        " TEXTMILL_KERNELS_ISA",
     )
     return parser
 

@@ -13,7 +13,6 @@ from textmill.engine import Generation, GenerationRequest, InferenceEngine
 from textmill.engine.models.loading import load
 from textmill.engine.models.runner import KernelRunner
 from textmill.engine.sampling.native_sampler import KernelSampler
-from textmill.engine.sampling.plain_sampler import TorchSampler
 
 PROMPT = "Related work. Neural machine translation has been studied"
 NUM_SLOTS = 64
@@ -213,12 +212,19 @@ class Bench:
         timed = [
             (self._model.runner, "decode", "decode"),
             (self._model.runner, "prefill", "prefill"),
-            (KernelSampler, "sample", "sampling"),
-            (TorchSampler, "sample", "sampling"),
+            (self._sampler_class(), "sample", "sampling"),
         ]
         for owner, name, label in timed:
             self._clock[label] = 0.0
             setattr(owner, name, self._timed(getattr(owner, name), label))
+
+    def _sampler_class(self) -> type:
+        """The class of the model's sampler; PyTorch is imported only if it computes."""
+        if isinstance(self._model.runner, KernelRunner):
+            return KernelSampler
+        from textmill.engine.sampling.plain_sampler import TorchSampler  # noqa: PLC0415 - see above
+
+        return TorchSampler
 
     def _timed(self, function: Any, label: str) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:

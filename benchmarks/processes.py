@@ -160,22 +160,18 @@ class Product:
             **({"TEXTMILL_MAX_QUEUED": UNLIMITED} | dict(settings or {})),
         )
 
+    def starting(self, name: str) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        """Run ``web`` or ``worker``, without waiting until it is ready."""
+        command = (sys.executable, "-P", "-m", "textmill", name)
+        return running(command, self.folder / f"{name}.log", self._environment)
+
     @contextlib.contextmanager
     def running(self, *names: str) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
         """Run ``web``, ``worker`` or both; they are ready when the block begins."""
         for log in self.folder.glob("*.log"):
             log.unlink()
         with contextlib.ExitStack() as stack:
-            processes = {
-                name: stack.enter_context(
-                    running(
-                        (sys.executable, "-P", "-m", "textmill", name),
-                        self.folder / f"{name}.log",
-                        self._environment,
-                    )
-                )
-                for name in names
-            }
+            processes = {name: stack.enter_context(self.starting(name)) for name in names}
             if "web" in names:
                 path = "/readyz" if "worker" in names else "/healthz"
                 _wait(lambda: _answers(self.url + path), processes, self.folder)

@@ -50,6 +50,16 @@ def measure(space: Workspace) -> Section:
     return section
 
 
+def later_starts(space: Workspace, num_starts: int, isa: str) -> list[float]:
+    """Seconds of starts of ``up`` with converted models and built kernels."""
+    environment = _environment(space.new_home()) | {
+        "TEXTMILL_KERNELS": str(space.models / "kernels"),
+        "TEXTMILL_KERNELS_ISA": isa,
+    }
+    log = space.folder / "up.log"
+    return [_seconds(UP, log, environment) for _ in range(num_starts + 1)][1:]
+
+
 def measure_fresh() -> Section:
     """Clone the last commit, `make up` in the clone, then `make up` again."""
     section = Section(

@@ -129,7 +129,6 @@ def fake_model(
         dtype="float32",
         revision="fake",
         eos_token_ids=frozenset({EOS}),
-        tokenizer_json=None,
     )
     return LoadedModel(name, runner, cast(TextTokenizer, FakeTokenizer()), info), runner
 

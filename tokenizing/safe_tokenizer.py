@@ -12,9 +12,9 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
@@ -68,7 +68,13 @@ class Spans:
 
 
 class SafeTokenizer:
-    """A tokenizer.json, read by the tokenizers library. Threads may share it."""
+    """A tokenizer.json, read by the tokenizers library. Threads may share it.
+
+    Attributes:
+        is_known: whether it runs in this process.
+        added_tokens: the file's list of them.
+        decoder: the file's decoder.
+    """
 
     def __init__(self, tokenizer_json: str) -> None:
         """Load the tokenizer.
@@ -86,6 +92,8 @@ class SafeTokenizer:
             # Neither is used, and a file may request more padding than there is memory.
             document |= {"truncation": None, "padding": None}
             tokenizer_json = json.dumps(document)
+        self.added_tokens: list[Mapping[str, Any]] = document.get("added_tokens") or []
+        self.decoder: Mapping[str, Any] | None = document.get("decoder")
         self.is_known = is_known(document)
         self._process = None if self.is_known else TokenizerProcess(tokenizer_json)
         if self._process is not None:

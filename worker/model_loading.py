@@ -12,6 +12,7 @@ from textmill.core.settings import Settings
 from textmill.core.workers import worker_host
 from textmill.engine.models.loading import LoadedModel, default_num_slots, load
 from textmill.engine.models.placement import Placement, has_gpu, place
+from textmill.engine.models.sharing import SharedParts
 from textmill.engine.models.sources import prepare
 from textmill.worker.model_watch import ModelWatch
 from textmill.worker.problems import ProblemBoard
@@ -52,6 +53,8 @@ def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> Mod
         cache_dir, settings.kernel_dir, memory_dir, num_slots, report, settings.kernels_isa
     )
 
+    shared = SharedParts()
+
     def current() -> Catalog:
         board.report("models_file", MODELS_FILE, catalog.problem)
         return catalog.current
@@ -67,6 +70,7 @@ def _watch(settings: Settings, catalog: LiveCatalog, board: ProblemBoard) -> Mod
                 kernel_dir=settings.kernel_dir,
                 instruction_set=settings.kernels_isa,
                 report=report,
+                shared=shared,
             )
 
     def check(spec: ModelSpec) -> object:

@@ -29,8 +29,9 @@ from textmill.core.tickets import TASK_NAME, TicketPublisher, make_celery, queue
 from textmill.core.workers import forget, worker_host
 from textmill.engine import InferenceEngine
 from textmill.engine.models.loading import LoadedModel, default_num_slots
-from textmill.engine.models.memory import cache_bytes
+from textmill.engine.models.memory import cache_bytes, return_unused
 from textmill.worker.cancels import CancelListener
+from textmill.worker.conversions import REMOVE_SECONDS, remove_stale
 from textmill.worker.intervals import Intervals
 from textmill.worker.job_worker import JobWorker
 from textmill.worker.lease import Heartbeat
@@ -153,6 +154,7 @@ class WorkerProcess:
             Loop("siblings", 0.0, self._siblings.look),
             Loop("watchdog", WATCH_SECONDS, watchdog.look),
             Loop("upkeep", UPKEEP_SECONDS, upkeep.step),
+            Loop("conversions", REMOVE_SECONDS, partial(remove_stale, self.settings)),
         ]
 
     def start(self) -> None:
@@ -162,6 +164,7 @@ class WorkerProcess:
         self.engine.warm_up()
         for model in self.model_watch.models.values():
             self._store_card(model)
+        return_unused()
         self._stop_signal.hold_jobs()
         self.publisher.start()
         for loop in self._loops:
@@ -282,8 +285,8 @@ def served_model_of(name: str, model: LoadedModel) -> ServedModel:
         dtype=info.dtype,
         instruction_set=info.instruction_set,
         kernels_note=info.kernels_note,
-        tokenizer_json=info.tokenizer_json,
-        tokenizer_config=dict(info.tokenizer_config),
+        tokenizer_json=model.tokenizer.json,
+        tokenizer_config=dict(model.info.tokenizer_config),
         finetuning=model.provenance.finetuning,
         curve_svg=model.provenance.curve_svg,
         card_markdown=model.provenance.card_markdown,

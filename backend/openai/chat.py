@@ -112,11 +112,12 @@ class Chat:
     def plan(self, found: Services, context: RequestContext) -> list[PlannedJob]:
         """The jobs, one for each choice."""
         body = self.fields
-        num_tokens = body.max_completion_tokens or body.max_tokens or DEFAULT_TOKENS
+        num_tokens = body.max_completion_tokens or body.max_tokens
         messages = [message.as_plain() for message in body.messages]
         prompt = conversation(found, body.model, messages, falls_back=self.falls_back)
         fields = body.job_fields() | prompt
-        fields |= {"max_new_tokens": num_tokens} | ({"trace": True} if body.logprobs else {})
+        fields |= {"max_new_tokens": num_tokens or default_tokens(context, body.model)}
+        fields |= {"trace": True} if body.logprobs else {}
         return plan_samples(fields, context, body, _NAMES)
 
     def writer(self, run_id: str, found: Services) -> ChatWriter:
@@ -160,6 +161,13 @@ def conversation(
         name = model or found.models.default_name()
         raise ValidationFailed([FieldError("messages", NO_TEMPLATE.format(model=name))])
     return {"prompt": "\n\n".join(message["content"] for message in messages)}
+
+
+def default_tokens(context: RequestContext, model: str | None) -> int:
+    """How many tokens to write if a client does not say it; less for a very small model."""
+    limits = context.limits.get(model or context.default_model)
+    length = limits.context_length if limits else None
+    return DEFAULT_TOKENS if length is None else max(1, min(DEFAULT_TOKENS, length // 2))
 
 
 def plan_samples(

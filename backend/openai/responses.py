@@ -13,7 +13,13 @@ from pydantic import ConfigDict, Field
 from textmill.backend.api.json_response import json_response
 from textmill.backend.bodies import read_json
 from textmill.backend.current import access, services
-from textmill.backend.openai.chat import MAX_MESSAGES, Message, conversation, plan_samples
+from textmill.backend.openai.chat import (
+    MAX_MESSAGES,
+    Message,
+    conversation,
+    default_tokens,
+    plan_samples,
+)
 from textmill.backend.openai.fields import DecodingFields, parse_fields
 from textmill.backend.openai.response_documents import PREFIX, ResponseWriter, response_document
 from textmill.backend.openai.serving import labelled, serve, submit
@@ -26,7 +32,6 @@ from textmill.backend.streams.responses import reserve, stream
 from textmill.core.errors import Conflict, FieldError, NotFound, ValidationFailed
 from textmill.core.jobs.records import JobRecord
 
-DEFAULT_TOKENS = 256
 MAX_SEQUENCE = 999_999_999
 _TOOLS = "is not supported: the models do not call tools"
 _REFUSED = {
@@ -77,7 +82,7 @@ class Responding:
         body = self.fields
         prompt = self._prompt(found)
         fields = body.job_fields() | prompt
-        fields |= {"max_new_tokens": body.max_output_tokens or DEFAULT_TOKENS}
+        fields |= {"max_new_tokens": body.max_output_tokens or default_tokens(context, body.model)}
         return plan_samples(fields, context, body, _NAMES)
 
     def _prompt(self, found: Services) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, Select, exists, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -66,16 +66,35 @@ _FIGURES = [item.name for item in fields(ServedModel) if item.name not in _LARGE
 
 
 def store_served_model(engine: Engine, card: ServedModel) -> None:
-    """Store a model that was just loaded, replacing an older record of the same name."""
+    """Store a model that was just loaded, replacing an older record of the same name.
+
+    A tokenizer that is already stored is not sent again: to bind its megabytes takes several times
+    their memory, which a worker keeps.
+    """
     found = None if card.finetuning is None else as_document(card.finetuning)
     values = asdict(card) | {"finetuning": found, "loaded_at": now_ms()}
     with writing(engine) as connection:
+        if connection.execute(_has_tokenizer(card)).scalar_one():
+            del values["tokenizer_json"]
+            same = LoadedModelCard.name == card.name
+            connection.execute(update(LoadedModelCard).where(same).values(values))
+            return
         insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-        connection.execute(
-            insert(LoadedModelCard)
-            .values(values)
-            .on_conflict_do_update(index_elements=["name"], set_=values)
+        statement = insert(LoadedModelCard).values(values)
+        new = {name: statement.excluded[name] for name in values}
+        connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=new))
+
+
+def _has_tokenizer(card: ServedModel) -> Select[tuple[bool]]:
+    """Whether the record has this tokenizer; the revision is a hash of it, among others."""
+    return select(
+        exists().where(
+            LoadedModelCard.name == card.name,
+            LoadedModelCard.revision == card.revision,
+            LoadedModelCard.tokenizer_json.is_not(None),
+            literal(card.tokenizer_json is not None),
         )
+    )
 
 
 def cards(engine: Engine) -> dict[str, ServedModel]:

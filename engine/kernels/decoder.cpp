@@ -83,11 +83,31 @@ void Decoder::set_linear(int layer, int part, const float* weight, int64_t outpu
     require(outputs == linear.outputs() && inputs == linear.inputs(), BAD_SHAPE);
     require(num_bias == (bias ? outputs : 0), BAD_SHAPE);
     linear.is_given = false;
+    linear.num_given = 0;
     is_complete_ = false;
     pool_.run([&](int rank) {
         linear.pack(share_of(linear.num_blocks(), rank, pool_.size()), weight, bias);
     });
     linear.is_given = true;
+}
+
+void Decoder::set_outputs(int layer, int part, int64_t first, const float* weight, int64_t outputs,
+                          int64_t inputs) {
+    PackedLinear& linear = linear_at(layer, part);
+    require(weight, NULL_POINTER);
+    const Range blocks = linear.blocks_of(first, outputs);
+    require(blocks.first < blocks.end && inputs == linear.inputs(), BAD_SHAPE);
+    require(first == 0 || first == linear.num_given, BAD_SHAPE);
+    linear.is_given = false;
+    linear.num_given = 0;  // until these are packed
+    is_complete_ = false;
+    pool_.run([&](int rank) {
+        const Range share = share_of(blocks.end - blocks.first, rank, pool_.size());
+        linear.pack({blocks.first + share.first, blocks.first + share.end}, weight, nullptr,
+                    int(first));
+    });
+    linear.num_given = int(first + outputs);
+    linear.is_given = linear.num_given == linear.outputs();
 }
 
 void Decoder::set_norm(int layer, int index, const float* weight, int64_t count, const float* bias,

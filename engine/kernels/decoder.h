@@ -41,6 +41,8 @@ class Decoder {
 public:
     explicit Decoder(const Spec& spec);
 
+    void set_outputs(int layer, int part, int64_t first, const float* weight, int64_t outputs,
+                     int64_t inputs);
     void set_linear(int layer, int part, const float* weight, int64_t outputs, int64_t inputs,
                     const float* bias, int64_t num_bias);
     void set_norm(int layer, int index, const float* weight, int64_t count, const float* bias,

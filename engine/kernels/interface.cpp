@@ -35,6 +35,7 @@ std::string description() {
            number("Trace", sizeof(Trace)) +
            signature("textmill_new", textmill_new) + signature("textmill_free", textmill_free) +
            signature("textmill_set_linear", textmill_set_linear) +
+           signature("textmill_set_outputs", textmill_set_outputs) +
            signature("textmill_set_norm", textmill_set_norm) +
            signature("textmill_set_cache", textmill_set_cache) +
            signature("textmill_set_rotary", textmill_set_rotary) +
@@ -78,6 +79,13 @@ int textmill_set_linear(void* decoder, int layer, int part, const float* weight,
                         int64_t inputs, const float* bias, int64_t num_bias) {
     return with(decoder, [&](Decoder& self) {
         self.set_linear(layer, part, weight, outputs, inputs, bias, num_bias);
+    });
+}
+
+int textmill_set_outputs(void* decoder, int layer, int part, int64_t first, const float* weight,
+                         int64_t outputs, int64_t inputs) {
+    return with(decoder, [&](Decoder& self) {
+        self.set_outputs(layer, part, first, weight, outputs, inputs);
     });
 }
 

@@ -9,7 +9,7 @@
 namespace textmill {
 
 // Raised when the meaning of a function or a field changes but its type does not.
-constexpr int INTERFACE_VERSION = 3;
+constexpr int INTERFACE_VERSION = 4;
 
 struct Spec {
     int32_t num_layers, width, num_heads, num_kv_heads, head_dim, inner, vocabulary;
@@ -58,6 +58,12 @@ void textmill_free(void* decoder);
 // a count of 0.
 int textmill_set_linear(void* decoder, int layer, int part, const float* weight, int64_t outputs,
                         int64_t inputs, const float* bias, int64_t num_bias);
+
+// Some outputs of a linear layer that has no bias and is not gated; weight (outputs, inputs). The calls for a
+// layer are in the order of its outputs; first is a multiple of 32, and so is the number of outputs except for
+// the last ones.
+int textmill_set_outputs(void* decoder, int layer, int part, int64_t first, const float* weight,
+                         int64_t outputs, int64_t inputs);
 
 // Index 0 is the norm before attention, 1 the one after it. Layer -1 has only index 0, the norm before
 // the head.

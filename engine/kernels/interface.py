@@ -11,7 +11,7 @@ import struct
 
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES
 
-VERSION = 3
+VERSION = 4
 
 
 class Spec(ctypes.Structure):
@@ -45,6 +45,7 @@ _FUNCTIONS = {
     "textmill_new": "pp",  # spec, decoder
     "textmill_free": "p",  # decoder, as everywhere below
     "textmill_set_linear": "piipllpl",  # layer, part, weight and its shape, bias and its length
+    "textmill_set_outputs": "piilpll",  # layer, part, first, weight of some outputs and its shape
     "textmill_set_norm": "piiplpl",  # layer, index, weight and its length, bias and its length
     "textmill_set_cache": "pippli",  # layer, keys, values, count, window
     "textmill_set_rotary": "pppll",  # cos, sin, their shape

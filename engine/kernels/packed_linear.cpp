@@ -39,11 +39,19 @@ PackedLinear::PackedLinear(int inputs, int outputs, bool is_gated, bool is_int8)
     bias_ = Buffer<float>(columns);
 }
 
-void PackedLinear::pack(Range blocks, const float* weight, const float* bias) {
+Range PackedLinear::blocks_of(int64_t first, int64_t count) const {
+    const bool is_inside = first >= 0 && count > 0 && first < outputs_ && count <= outputs_ - first;
+    if (is_gated_ || !is_inside || first % COLUMNS) return {0, 0};
+    const int64_t end = first + count;
+    if (end % COLUMNS && end != outputs_) return {0, 0};
+    return {int(first / COLUMNS), int((end + COLUMNS - 1) / COLUMNS)};
+}
+
+void PackedLinear::pack(Range blocks, const float* weight, const float* bias, int first) {
     for (int block = blocks.first; block < blocks.end; ++block)
         for (int column = 0; column < COLUMNS; ++column) {
             const int output = output_at(block, column);
-            const float* weights = output < 0 ? nullptr : weight + size_t(output) * inputs_;
+            const float* weights = output < 0 ? nullptr : weight + size_t(output - first) * inputs_;
             if (weights && bias) bias_[size_t(block) * COLUMNS + column] = bias[output];
             if (!weights) continue;  // the buffers are zeroed
             is_int8_ ? pack_int8(block, column, weights) : pack_float32(block, column, weights);

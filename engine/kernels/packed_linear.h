@@ -56,13 +56,17 @@ public:
     int outputs() const { return outputs_; }
     int num_blocks() const { return num_blocks_; }
 
-    // weight (outputs, inputs); bias (outputs) or null.
-    void pack(Range blocks, const float* weight, const float* bias);
+    // weight (outputs, inputs), without those before the first output; bias (outputs) or null.
+    void pack(Range blocks, const float* weight, const float* bias, int first = 0);
+
+    // The blocks of some outputs, which are packed without the others; without a block if that is impossible.
+    Range blocks_of(int64_t first, int64_t count) const;
 
     // The results of some blocks for the first num_tokens inputs.
     void multiply(const Inputs& inputs, int num_tokens, Range blocks, const Outputs& outputs) const;
 
     bool is_given = false;  // whether all blocks were packed
+    int num_given = 0;      // outputs that were packed in parts, in their order
 
 private:
     int output_at(int block, int column) const;

@@ -12,12 +12,12 @@ import math
 import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from textmill.engine.models.errors import ModelUnusable
 
@@ -71,12 +71,24 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Read a tensor of one of ``FLOATS`` into new memory; bfloat16 becomes float32, exactly."""
-        entry = self.entries[name]
-        is_bfloat16 = entry.dtype == _BFLOAT16
-        array = np.empty(entry.shape, np.uint16 if is_bfloat16 else entry.dtype)
-        if entry.num_bytes:
-            _fill(memoryview(cast("Any", array.reshape(-1).view(np.uint8))), entry)
-        return float32_of_bfloat16(array) if is_bfloat16 else array
+        return _read(self.entries[name])
+
+    def stacked(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """Read matrices of one width below each other, in float32, without a copy of each."""
+        entries = [self.entries[name] for name in names]
+        heights = [entry.shape[0] for entry in entries]
+        stack = np.empty((sum(heights), *entries[0].shape[1:]), np.float32)
+        parts = np.split(stack, np.cumsum(heights)[:-1])
+        for part, entry in zip(parts, entries, strict=True):
+            if entry.dtype == "float32" and entry.num_bytes:
+                _fill(memoryview(cast("Any", part.reshape(-1).view(np.uint8))), entry)
+            else:
+                part[...] = _read(entry)
+        return stack
+
+    def rows(self, name: str) -> StoredRows:
+        """A tensor whose rows are read later, so that it is never in memory as a whole."""
+        return StoredRows(self.entries[name])
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names."""
@@ -85,6 +97,46 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         """The number of tensors."""
         return len(self.entries)
+
+
+class StoredRows:
+    """A tensor in a file, of which any rows can be read into new memory.
+
+    Raises:
+        OSError, ModelUnusable: as for ``Checkpoint``, when rows are read.
+    """
+
+    def __init__(self, entry: TensorEntry) -> None:
+        self._entry = entry
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return self._entry.shape
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Read adjacent rows."""
+        entry = self._entry
+        num_rows = max(1, entry.shape[0])
+        start, stop, step = rows.indices(entry.shape[0])
+        if step != 1:
+            raise ValueError(f"Rows are read one after the other, not in steps of {step}.")
+        row_bytes = entry.num_bytes // num_rows
+        count = max(0, stop - start)
+        return _read(
+            replace(
+                entry,
+                shape=(count, *entry.shape[1:]),
+                start=entry.start + start * row_bytes,
+                num_bytes=count * row_bytes,
+            )
+        )
+
+    def __array__(
+        self, dtype: DTypeLike | None = None, *, copy: bool | None = None
+    ) -> NDArray[Any]:
+        """Read all rows."""
+        return np.asarray(_read(self._entry), dtype)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -108,6 +160,14 @@ def is_plain(folder: Path) -> bool:
 def float32_of_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     """Numbers from their upper 16 bits."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _read(entry: TensorEntry) -> NDArray[Any]:
+    is_bfloat16 = entry.dtype == _BFLOAT16
+    array = np.empty(entry.shape, np.uint16 if is_bfloat16 else entry.dtype)
+    if entry.num_bytes:
+        _fill(memoryview(cast("Any", array.reshape(-1).view(np.uint8))), entry)
+    return float32_of_bfloat16(array) if is_bfloat16 else array
 
 
 def _fill(memory: memoryview, entry: TensorEntry) -> None:

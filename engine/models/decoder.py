@@ -15,6 +15,7 @@ found by experiments with MKL 2024.2 and AVX-512, and ``test_decoder.py`` tests 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, pad, rms_norm, silu
@@ -27,8 +28,8 @@ from textmill.engine.models.weights import (
     Affine,
     DecoderSpec,
     DecoderWeights,
-    Float32,
     LayerWeights,
+    Rows,
 )
 
 ROW_BLOCK = 4
@@ -36,17 +37,17 @@ _HOST = torch.device("cpu")
 
 
 def in_torch(
-    weights: DecoderWeights[Float32], dtype: torch.dtype, device: torch.device = _HOST
+    weights: DecoderWeights[Rows], dtype: torch.dtype, device: torch.device = _HOST
 ) -> DecoderWeights[Tensor]:
     """Convert weights to tensors of a type on a device; a tied head stays tied."""
 
-    def tensor(array: Float32) -> Tensor:
-        return torch.from_numpy(array).to(device, dtype)
+    def tensor(array: Rows) -> Tensor:
+        return torch.from_numpy(np.asarray(array, np.float32)).to(device, dtype)
 
-    def part(affine: Affine[Float32]) -> Affine[Tensor]:
+    def part(affine: Affine[Rows]) -> Affine[Tensor]:
         return tensor(affine[0]), None if affine[1] is None else tensor(affine[1])
 
-    def layer(own: LayerWeights[Float32]) -> LayerWeights[Tensor]:
+    def layer(own: LayerWeights[Rows]) -> LayerWeights[Tensor]:
         names = ("norm1", "qkv", "out", "norm2", "up", "down")
         return LayerWeights(*(part(getattr(own, name)) for name in names))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from textmill.engine.models.checkpoint import Checkpoint as StoredCheckpoint
 from textmill.engine.models.configs import MAX_LAYERS, ConfigReader
 from textmill.engine.models.rotary import Rope
 from textmill.engine.models.weights import (
@@ -16,12 +17,13 @@ from textmill.engine.models.weights import (
     DecoderWeights,
     Float32,
     LayerWeights,
+    Rows,
 )
 
 Config = Mapping[str, Any]
 Checkpoint = Mapping[str, NDArray[Any]]
-Layer = LayerWeights[Float32]
-WeightAndBias = Affine[Float32]
+Layer = LayerWeights[Rows]
+WeightAndBias = Affine[Rows]
 
 
 def describe(config: Config) -> DecoderSpec | None:
@@ -214,20 +216,35 @@ class _Names:
     def tensor(self, name: str) -> Float32:
         return np.asarray(self._checkpoint[self._names[name]], np.float32)
 
-    def affine(self, name: str) -> WeightAndBias:
-        bias = f"{name}.bias"
-        return self.tensor(f"{name}.weight"), self.tensor(bias) if bias in self else None
+    def rows(self, name: str) -> Rows:
+        """A large tensor, which is read by parts if it is in a file."""
+        stored = self._checkpoint
+        return (
+            stored.rows(self._names[name])
+            if isinstance(stored, StoredCheckpoint)
+            else self.tensor(name)
+        )
 
-    def transposed(self, name: str) -> WeightAndBias:
+    def affine(self, name: str) -> tuple[Float32, Float32 | None]:
+        return self.tensor(f"{name}.weight"), self.bias(name)
+
+    def bias(self, name: str) -> Float32 | None:
+        return self.tensor(f"{name}.bias") if f"{name}.bias" in self else None
+
+    def transposed(self, name: str) -> tuple[Float32, Float32 | None]:
         """A linear layer of GPT-2, whose Conv1D stores its weight as (in, out)."""
         weight, bias = self.affine(name)
         return np.ascontiguousarray(weight.T), bias
 
-    def stacked(self, *names: str) -> WeightAndBias:
+    def stacked(self, *names: str) -> tuple[Float32, Float32 | None]:
         """Several linear layers of the same input, concatenated to one."""
-        weights, biases = zip(*(self.affine(name) for name in names), strict=True)
-        present = [bias for bias in biases if bias is not None]
-        return np.concatenate(weights), np.concatenate(present) if present else None
+        weights, stored = [f"{name}.weight" for name in names], self._checkpoint
+        if isinstance(stored, StoredCheckpoint):
+            weight = stored.stacked([self._names[name] for name in weights])
+        else:
+            weight = np.concatenate([self.tensor(name) for name in weights])
+        present = [bias for name in names if (bias := self.bias(name)) is not None]
+        return weight, np.concatenate(present) if present else None
 
 
 def bare_name(name: str) -> str:
@@ -235,10 +252,11 @@ def bare_name(name: str) -> str:
     return name.removeprefix("transformer.").removeprefix("model.")
 
 
-def load_weights(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderWeights[Float32]:
+def load_weights(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderWeights[Rows]:
     """Name, transpose and concatenate a checkpoint's tensors, in float32.
 
-    The layers are an iterator, so that a runtime that packs them need not hold all of them.
+    The layers are an iterator, and the embedding and the head of a stored checkpoint are read by
+    parts, so that a runtime that packs them need not hold all of them.
 
     Raises:
         KeyError: the checkpoint lacks a tensor.
@@ -248,12 +266,14 @@ def load_weights(spec: DecoderSpec, checkpoint: Checkpoint) -> DecoderWeights[Fl
     loaders = {"gpt_neo": _gpt_neo_layer, "gpt2": _gpt2_layer, "llama": _llama_layer}
     layers = (loaders[spec.family](names, index) for index in range(spec.num_layers))
     if spec.family == "llama":
-        embedding, final = names.tensor("embed_tokens.weight"), names.affine("norm")
+        embedding, final = names.rows("embed_tokens.weight"), names.affine("norm")
         position_embedding = None
     else:
-        embedding, final = names.tensor("wte.weight"), names.affine("ln_f")
+        embedding, final = names.rows("wte.weight"), names.affine("ln_f")
         position_embedding = names.tensor("wpe.weight")
-    head = names.affine("lm_head") if "lm_head.weight" in names else (embedding, None)
+    head: WeightAndBias = (embedding, None)
+    if "lm_head.weight" in names:
+        head = names.rows("lm_head.weight"), names.bias("lm_head")
     return DecoderWeights(embedding, position_embedding, layers, final, head)
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from textmill.core.catalog.models_file import ModelSpec
 from textmill.engine.kernels.instruction_sets import AUTO
 from textmill.engine.models.checkpoint import Checkpoint, weight_files
+from textmill.engine.models.converted_folders import FolderUse
 from textmill.engine.models.errors import ModelUnusable, in_one_line
 from textmill.engine.models.families import describe, load_weights
+from textmill.engine.models.memory import return_unused
 from textmill.engine.models.native_runtime import NativeDecoder
 from textmill.engine.models.placement import Placement, place
 from textmill.engine.models.provenance import (
@@ -24,11 +26,12 @@ from textmill.engine.models.provenance import (
 )
 from textmill.engine.models.runner import KernelRunner, ModelRunner
 from textmill.engine.models.shapes import check_tensors
+from textmill.engine.models.sharing import SharedParts
 from textmill.engine.models.sources import prepare, state_of
 from textmill.engine.models.threads import num_threads
 from textmill.engine.models.tokenizer import TextTokenizer
 from textmill.engine.models.tokenizer_config import read_tokenizer_config
-from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Float32
+from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Rows
 from textmill.engine.speculation.ngram_table import (
     MAX_TABLE_BYTES,
     NGRAMS_FILE,
@@ -56,8 +59,7 @@ class ModelInfo:
         kernels_note: the compiler that made the kernels, or why PyTorch computes.
         revision: changes with weights, config or tokenizer.
         eos_token_ids: tokens that end a completion.
-        tokenizer_json: the whole tokenizer, with which the web process counts the same tokens.
-        tokenizer_config: its chat template and special tokens.
+        tokenizer_config: the chat template and special tokens of its tokenizer.
     """
 
     family: str
@@ -68,7 +70,6 @@ class ModelInfo:
     dtype: str
     revision: str
     eos_token_ids: frozenset[int]
-    tokenizer_json: str | None
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     instruction_set: str | None = None
     kernels_note: str | None = None
@@ -78,7 +79,9 @@ class ModelInfo:
 class LoadedModel:
     """A model in memory, with its tokenizer.
 
-    ``ngrams`` are of the texts that it was fine-tuned on, if its folder has them.
+    Attributes:
+        ngrams: of the texts that it was fine-tuned on, if its folder has them.
+        use: keeps its converted folder from being removed, for the next start.
     """
 
     name: str
@@ -87,6 +90,7 @@ class LoadedModel:
     info: ModelInfo
     provenance: Provenance = NO_PROVENANCE
     ngrams: NgramTable | None = None
+    use: FolderUse | None = None
 
 
 def default_num_slots(kernel_dir: Path | None, instruction_set: str = AUTO) -> int:
@@ -106,6 +110,7 @@ def load(
     kernel_dir: Path | None = None,
     instruction_set: str = AUTO,
     prefix_bytes: int = PREFIX_BYTES,
+    shared: SharedParts | None = None,
 ) -> LoadedModel:
     """Load a model; its files are converted first if necessary.
 
@@ -118,6 +123,7 @@ def load(
         kernel_dir: the folder of compiled kernels; ``None`` for PyTorch alone.
         instruction_set: of the kernels; ``auto``, or the name of a set.
         prefix_bytes: the size of the prefix cache.
+        shared: the parts of the models that this process has loaded.
 
     Raises:
         ModelLoadError: the message says what is wrong and how to solve it.
@@ -127,7 +133,9 @@ def load(
     prepared = prepare(spec.source, spec.adapter, cache_dir, report)
     folder = prepared.folder
     config = _json(folder / "config.json")
-    tokenizer = _tokenizer(folder)
+    shared = shared or SharedParts()
+    tokenizer = _tokenizer(folder, shared)
+    return_unused()  # of the parsed file, before the weights need memory
     decoder_spec = describe(config)
     slots = max(num_slots, MAX_BEAMS)
 
@@ -138,7 +146,7 @@ def load(
         loaded = _generic(config, folder, dtype, slots, say)
     else:
         placement = place(dtype, kernel_dir, say, instruction_set)
-        loaded = _native(decoder_spec, config, folder, placement, slots, prefix_bytes)
+        loaded = _native(decoder_spec, config, folder, placement, slots, prefix_bytes, shared)
     _check_tokens(tokenizer, loaded.facts["vocabulary_size"], folder)
     if folder == Path(spec.source):
         _check_unchanged(folder, before)
@@ -146,19 +154,21 @@ def load(
         **loaded.facts,
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
-        tokenizer_json=tokenizer.json,
         tokenizer_config=read_tokenizer_config(folder, say),
     )
     # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]
-    return LoadedModel(
+    model = LoadedModel(
         spec.name,
         loaded.runner,
         tokenizer,
         info,
         read_provenance(folders, say),
         _ngrams(folders[0], info.vocabulary_size, say),
+        prepared.use,
     )
+    return_unused()
+    return model
 
 
 def _check_unchanged(folder: Path, before: object) -> None:
@@ -212,12 +222,15 @@ def _native(
     placement: Placement,
     slots: int,
     prefix_bytes: int,
+    shared: SharedParts,
 ) -> _Runtime:
     with _loading_errors(folder, slots):
         checkpoint = Checkpoint(weight_files(folder))
         check_tensors(spec, config, checkpoint.entries)
         weights = load_weights(spec, checkpoint)
-        runner, num_parameters = _native_runner(spec, weights, placement, slots, prefix_bytes)
+        runner, num_parameters = _native_runner(
+            spec, weights, placement, slots, prefix_bytes, shared
+        )
     facts = {
         "family": spec.family,
         "path": "native",
@@ -233,10 +246,11 @@ def _native(
 
 def _native_runner(
     spec: DecoderSpec,
-    weights: DecoderWeights[Float32],
+    weights: DecoderWeights[Rows],
     placement: Placement,
     slots: int,
     prefix_bytes: int,
+    shared: SharedParts,
 ) -> tuple[ModelRunner, int]:
     """The runner for a placement, and the number of the model's parameters."""
     if placement.library is not None:
@@ -247,6 +261,7 @@ def _native_runner(
             library=placement.library,
             is_int8=placement.dtype == "int8",
             num_threads=num_threads(),
+            share=shared.embedding,
         )
         return KernelRunner(native, prefix_bytes=prefix_bytes), native.num_parameters
     from textmill.engine.models.torch_loading import torch_runner  # noqa: PLC0415 - see placement
@@ -269,9 +284,9 @@ def _loading_errors(folder: Path, slots: int) -> Iterator[None]:
         ) from error
 
 
-def _tokenizer(folder: Path) -> TextTokenizer:
+def _tokenizer(folder: Path, shared: SharedParts) -> TextTokenizer:
     try:
-        return TextTokenizer(folder / "tokenizer.json")
+        return shared.tokenizer(folder / "tokenizer.json")
     except Exception as error:  # the library raises errors of many types
         raise ModelUnusable(
             f"{folder / 'tokenizer.json'} cannot be read: {in_one_line(error)}"

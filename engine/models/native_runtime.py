@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain, pairwise
 from typing import Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE, Spec
 from textmill.engine.kernels.status import Status, check_load, check_step
 from textmill.engine.models.cache import SlotCache
+from textmill.engine.models.embedding import Embedding, compact, parts_of
 from textmill.engine.models.errors import KernelRefusal
 from textmill.engine.models.rotary import rotary_tables
 from textmill.engine.models.weights import (
@@ -29,6 +31,7 @@ from textmill.engine.models.weights import (
     DecoderWeights,
     Float32,
     LayerWeights,
+    Rows,
 )
 
 # The capacity of the kernels' buffers. More tokens are computed in several steps, which takes no
@@ -47,15 +50,16 @@ class NativeDecoder:
     def __init__(
         self,
         spec: DecoderSpec,
-        weights: DecoderWeights[Float32],
+        weights: DecoderWeights[Rows],
         num_slots: int,
         *,
         library: ctypes.CDLL,
         is_int8: bool,
         num_threads: int,
         is_cache_int8: bool | None = None,
+        share: Callable[[Embedding], Embedding] = lambda own: own,
     ) -> None:
-        """Pack the weights, layer by layer. The embedding itself is kept, in float32.
+        """Pack the weights, layer by layer. The embedding itself is kept too, see ``compact``.
 
         Args:
             spec: the decoder's sizes and constants.
@@ -66,6 +70,7 @@ class NativeDecoder:
             num_threads: threads that compute a step.
             is_cache_int8: whether keys and values are rounded to int8 rather than kept in float32;
                 by default if ``is_int8``.
+            share: returns the same embedding of another decoder, if there is one.
 
         Raises:
             ModelUnusable: out of memory, or the weights do not have the spec's shapes.
@@ -85,13 +90,16 @@ class NativeDecoder:
             number_bytes=1 if is_cache_int8 else 4,
             block_tokens=_LANES,
         )
-        with _memory_errors():
+        # Half of packing is one thread's work; meanwhile another one reads the embedding.
+        with _memory_errors(), ThreadPoolExecutor(1) as other_thread:
+            embedding = other_thread.submit(compact, weights.embedding)
             self._load(weights, is_int8, num_threads)
+            self._embedding = share(embedding.result())
 
-    def _load(self, weights: DecoderWeights[Float32], is_int8: bool, num_threads: int) -> None:
+    def _load(self, weights: DecoderWeights[Rows], is_int8: bool, num_threads: int) -> None:
         spec, library = self.spec, self._library
-        self._embedding = weights.embedding
-        self._position_embedding = weights.position_embedding
+        table = weights.position_embedding
+        self._position_embedding = None if table is None else np.asarray(table, np.float32)
         layers = iter(weights.layers)
         first = next(layers)
         sizes = self._sizes(first.down[0].shape[1], is_int8, num_threads)
@@ -104,7 +112,7 @@ class NativeDecoder:
         self.num_parameters = weights.num_outer_parameters()
         self._pack_layers(chain([first], layers))
         self._pack_norm(_HEAD, 0, weights.final_norm)
-        self._pack_linear(_HEAD, 0, weights.head)
+        self._pack_head(weights.head)
         self._set_rotary()
         empty_step = (0, None, None, None, 0, None, None)
         check_load(
@@ -121,7 +129,7 @@ class NativeDecoder:
             spec.score_scale,
         )  # fmt: skip
 
-    def _pack_layers(self, layers: Iterable[LayerWeights[Float32]]) -> None:
+    def _pack_layers(self, layers: Iterable[LayerWeights[Rows]]) -> None:
         for index, layer in enumerate(layers):
             self.num_parameters += layer.num_parameters()
             for part, linear in enumerate((layer.qkv, layer.out, layer.up, layer.down)):
@@ -135,14 +143,26 @@ class NativeDecoder:
                 self._library.textmill_set_cache(self._handle, index, *addresses, keys.size, window)
             )
 
-    def _pack_linear(self, layer: int, part: int, linear: Affine[Float32]) -> None:
+    def _pack_head(self, head: Affine[Rows]) -> None:
+        """Pack the head by parts: as a whole it may be the largest tensor."""
+        weight, bias = head
+        if bias is not None:
+            self._pack_linear(_HEAD, 0, head)
+            return
+        for first, rows in parts_of(weight):
+            code = self._library.textmill_set_outputs(
+                self._handle, _HEAD, 0, first, rows.ctypes.data, *rows.shape
+            )
+            check_load(code)
+
+    def _pack_linear(self, layer: int, part: int, linear: Affine[Rows]) -> None:
         weight, bias = _float32(linear[0], 2), _float32(linear[1], 1)
         code = self._library.textmill_set_linear(
             self._handle, layer, part, *_arguments(weight, 2), *_arguments(bias, 1)
         )
         check_load(code)
 
-    def _pack_norm(self, layer: int, place: int, norm: Affine[Float32]) -> None:
+    def _pack_norm(self, layer: int, place: int, norm: Affine[Rows]) -> None:
         weight, bias = _float32(norm[0], 1), _float32(norm[1], 1)
         code = self._library.textmill_set_norm(
             self._handle, layer, place, *_arguments(weight, 1), *_arguments(bias, 1)
@@ -215,7 +235,7 @@ class NativeDecoder:
         """The tokens' embeddings, (tokens, width) float32, contiguous."""
         if min(tokens) < 0 or max(tokens) >= len(self._embedding):  # -1 would be the last token
             check_step(Status.BAD_TOKEN)
-        hidden: Float32 = self._embedding[np.array(tokens)]
+        hidden = self._embedding.rows(np.array(tokens))
         if self._position_embedding is not None:
             if min(positions) < 0 or max(positions) >= len(self._position_embedding):
                 check_step(Status.BAD_POSITION)
@@ -293,8 +313,8 @@ def _memory_errors() -> Iterator[None]:
         check_load(Status.NO_MEMORY)
 
 
-def _float32(array: NDArray[Any] | None, num_dimensions: int) -> Float32 | None:
-    if array is not None and array.ndim != num_dimensions:
+def _float32(array: Rows | None, num_dimensions: int) -> Float32 | None:
+    if array is not None and len(array.shape) != num_dimensions:
         check_load(Status.BAD_SHAPE)
     return None if array is None else np.ascontiguousarray(array, np.float32)
 

@@ -10,14 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from textmill.core.catalog.sources import ModelSource, parse_source
 from textmill.engine.models.checkpoint import is_plain
 from textmill.engine.models.conversion import write_plain_model
+from textmill.engine.models.converted_folders import (
+    MARKER,
+    FolderUse,
+    Marker,
+    read_marker,
+    use,
+    work_folder,
+)
 from textmill.engine.models.errors import (
     ModelLoadError,
     ModelUnusable,
@@ -34,10 +41,15 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.bin", "*.txt", "*.model", "README.md
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A folder with config.json, safetensors and tokenizer.json, and a hash of their content."""
+    """A folder with config.json, safetensors and tokenizer.json, and a hash of their content.
+
+    Attributes:
+        use: keeps a converted folder from being removed.
+    """
 
     folder: Path
     revision: str
+    use: FolderUse | None = field(default=None, compare=False, repr=False)
 
 
 def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -> PreparedModel:
@@ -51,12 +63,20 @@ def prepare(source: str, adapter: str | None, cache_dir: Path, report: Report) -
     prepared, found, target = _look_up(source, adapter, cache_dir, report)
     if prepared is not None:
         return prepared
+    base: PreparedModel | None = None  # in use until the end
     if adapter is not None and found.is_file():  # convert the base once for all its adapters
-        found = prepare(source, None, cache_dir, report).folder
+        base = prepare(source, None, cache_dir, report)
+        found = base.folder
         target = cache_dir / _key(found, adapter)
-    if not (target / "prepared.json").is_file():
-        _convert(found, adapter, target, report)
-    return _marked(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    held = use(target)
+    if not (target / MARKER).is_file():
+        try:
+            _convert(found, adapter, target, report)
+        except BaseException:
+            held.give_up()
+            raise
+    return _marked(target, held)
 
 
 def find_prepared(
@@ -82,27 +102,50 @@ def _look_up(
             return PreparedModel(found, _revision(found)), found, found
         if adapter is not None and found.is_file():
             base = cache_dir / _key(found, None)
-            if not (base / "prepared.json").is_file():
+            if not (base / MARKER).is_file():
                 return None, found, base
             found = base
         target = cache_dir / _key(found, adapter)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelUnusable(f"{error.filename or found} cannot be read: {reason}.") from error
-    exists = (target / "prepared.json").is_file()
-    return _marked(target) if exists else None, found, target
+    held = use(target) if (target / MARKER).is_file() else None
+    exists = held is not None and (target / MARKER).is_file()  # it was not removed meanwhile
+    return _marked(target, held) if exists else None, found, target
 
 
-def _marked(target: Path) -> PreparedModel:
+def _marked(target: Path, held: FolderUse | None) -> PreparedModel:
     """Read the marker of a finished conversion."""
     try:
-        marker = json.loads((target / "prepared.json").read_text(encoding="utf-8"))
-        return PreparedModel(target, str(marker["revision"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return PreparedModel(target, read_marker(target).revision, held)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelUnusable(
-            f"{target / 'prepared.json'} cannot be read. Remove the folder {target}; the model"
+            f"{target / MARKER} cannot be read. Remove the folder {target}; the model"
             " is then converted again."
         ) from error
+
+
+def is_of(source: str, adapter: str | None, name: str, marker: Marker, cache_dir: Path) -> bool:
+    """Whether a converted folder may be used for a source and its adapter; fetches nothing.
+
+    Args:
+        source: as in the models file, with or without an adapter.
+        adapter: as in the models file.
+        name: of the folder in ``cache_dir``.
+        marker: of the folder.
+        cache_dir: the folder of converted models.
+    """
+    if parse_source(source).kind == "hub":
+        return f"models--{source.replace('/', '--')}" in marker.source  # the Hub's cache
+    try:
+        found = locate(source, lambda _: None)
+        names = {_key(found, None)}
+        if adapter is not None:
+            base = cache_dir / _key(found, None) if found.is_file() else found
+            names.add(_key(base, adapter))
+    except (OSError, ModelLoadError):  # it may only be away for now
+        return marker.source == source or (adapter is not None and marker.adapter == adapter)
+    return name in names
 
 
 def locate(source: str, report: Report) -> Path:
@@ -166,16 +209,15 @@ def _key(found: Path, adapter: str | None) -> str:
 def _convert(found: Path, adapter: str | None, target: Path, report: Report) -> None:
     how = " with its adapter" if adapter else ""
     report(f"Converting {found.name}{how} to safetensors, once")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    work = work_folder(target)
     try:
         write_plain_model(found, adapter, work, report)
         marker = {"source": str(found), "adapter": adapter, "revision": _revision(work)}
-        (work / "prepared.json").write_text(json.dumps(marker), encoding="utf-8")
+        (work / MARKER).write_text(json.dumps(marker), encoding="utf-8")
         try:
             work.rename(target)
         except OSError:
-            if not (target / "prepared.json").is_file():  # otherwise another worker was faster
+            if not (target / MARKER).is_file():  # otherwise another worker was faster
                 raise
     except ModelLoadError:
         raise

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from textmill.engine.models.token_decoders import bytes_of_tokens, is_byte
 from textmill.tokenizing.safe_tokenizer import SafeTokenizer
@@ -25,19 +23,22 @@ class TextTokenizer:
         Raises:
             TokenizerFault: it cannot be read.
         """
-        self._json = path.read_text(encoding="utf-8")
-        self._tokenizer = SafeTokenizer(self._json)
+        self._content = path.read_bytes()  # as text it takes three times the memory
+        self._tokenizer = SafeTokenizer(self._content.decode("utf-8"))
         self._texts: dict[int, str] = {}  # a cache: traces contain the same tokens many times
-        document: Mapping[str, Any] = json.loads(self._json)
-        added: list[Mapping[str, Any]] = document.get("added_tokens") or []
-        self._has_bytes = any(kind in json.dumps(document.get("decoder")) for kind in _BYTES)
+        added, decoder = self._tokenizer.added_tokens, self._tokenizer.decoder
+        self._has_bytes = any(kind in json.dumps(decoder) for kind in _BYTES)
         self._special = {int(t["id"]): str(t["content"]) for t in added if t.get("special")}
-        self._bytes_of = bytes_of_tokens(document.get("decoder"))
+        self._bytes_of = bytes_of_tokens(decoder)
 
     @property
     def json(self) -> str:
         """The content of tokenizer.json, with which another process counts the same tokens."""
-        return self._json
+        return self._content.decode("utf-8")
+
+    def is_read_from(self, content: bytes) -> bool:
+        """Whether this is the content of its tokenizer.json."""
+        return self._content == content
 
     @property
     def largest_id(self) -> int:

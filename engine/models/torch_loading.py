@@ -9,12 +9,12 @@ from textmill.engine.models.decoder import Decoder, in_torch
 from textmill.engine.models.errors import ModelUnusable
 from textmill.engine.models.placement import Placement
 from textmill.engine.models.torch_runner import TorchRunner
-from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Float32
+from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Rows
 
 
 def torch_runner(
     spec: DecoderSpec,
-    weights: DecoderWeights[Float32],
+    weights: DecoderWeights[Rows],
     placement: Placement,
     slots: int,
     prefix_bytes: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,23 @@ class Array(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Its sizes."""
+        ...
+
+
+class Rows(Protocol):
+    """A NumPy array, or a tensor in a file (``StoredRows``), that is read by parts."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]:
+        """Some of its rows."""
+        ...
+
+    def __array__(self, *, copy: bool | None = None) -> NDArray[Any]:
+        """All of them."""
         ...
 
 

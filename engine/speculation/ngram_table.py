@@ -14,7 +14,8 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+
+import numpy as np
 
 NGRAMS_FILE = "ngrams.bin"  # beside a fine-tuning's weights
 WIDTH = 2  # successors of a context
@@ -66,9 +67,13 @@ class NgramTable:
         Raises:
             BadTable: they cannot be used.
         """
-        if self._tokens and max(self._tokens) >= self.vocabulary_size:
+        if not self._hashes:
+            return
+        # As arrays: in Python this is 40 ms of a worker's start.
+        hashes, tokens = np.asarray(self._hashes), np.asarray(self._tokens)
+        if tokens.max(initial=0) >= self.vocabulary_size:
             raise BadTable("it contains a token that the model does not have")
-        if any(first >= second for first, second in pairwise(self._hashes)):
+        if (hashes[:-1] >= hashes[1:]).any():
             raise BadTable("its contexts are not sorted")
 
     def dump(self) -> bytes:

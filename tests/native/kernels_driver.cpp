@@ -4,6 +4,7 @@
 // answer and a digest of all logits and tokens, and exits with 1 if an answer was wrong. Allocations can be
 // made to fail one after the other, by an operator new of its own.
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -195,7 +196,9 @@ struct Model {
                                     layer * 9));
         }
         keep(textmill_set_norm(decoder, -1, 0, norms[0].data(), spec.width, nullptr, 0));
-        keep(textmill_set_linear(decoder, -1, 0, head.data(), spec.vocabulary, spec.width, nullptr, 0));
+        for (int first = 0; first < spec.vocabulary; first += 96)
+            keep(textmill_set_outputs(decoder, -1, 0, first, head.data() + size_t(first) * spec.width,
+                                      std::min(96, spec.vocabulary - first), spec.width));
         if (spec.activation == SWIGLU)
             keep(textmill_set_rotary(decoder, cos.data(), sin.data(), spec.context,
                                        spec.head_dim / 2));
@@ -458,6 +461,26 @@ void try_bad_weights() {
     expect(product(-1, 0, some, 301, width, some, 300), BAD_SHAPE, "a short bias");
     expect(product(-1, 0, some, 301, width, nullptr, 301), BAD_SHAPE, "a bias that is not there");
     expect(product(-1, 0, some, -301, -width, some, INT64_MIN), BAD_SHAPE, "negative counts");
+    const auto outputs = [&](int layer, int part, int64_t first, const float* weight, int64_t count,
+                             int64_t inputs) {
+        return textmill_set_outputs(decoder, layer, part, first, weight, count, inputs);
+    };
+    expect(outputs(2, 0, 0, some, 32, width), BAD_LAYER, "outputs of a layer that is not there");
+    expect(outputs(-1, 1, 0, some, 32, width), BAD_PART, "outputs of a second head");
+    expect(outputs(-1, 0, 0, nullptr, 32, width), NULL_POINTER, "outputs without weights");
+    expect(outputs(-1, 0, 0, some, 32, width + 1), BAD_SHAPE, "outputs of too many inputs");
+    expect(outputs(0, 2, 0, some, 32, width), BAD_SHAPE, "outputs of a gated layer");
+    expect(outputs(-1, 0, 0, some, 0, width), BAD_SHAPE, "no outputs");
+    expect(outputs(-1, 0, 0, some, 31, width), BAD_SHAPE, "a part of a block");
+    expect(outputs(-1, 0, 0, some, 302, width), BAD_SHAPE, "more outputs than there are");
+    for (int64_t first : {int64_t(-32), int64_t(1), int64_t(320), INT64_MIN, INT64_MAX})
+        expect(outputs(-1, 0, first, some, 32, width), BAD_SHAPE, "outputs that are not there");
+    expect(outputs(-1, 0, 0, some, INT64_MAX, width), BAD_SHAPE, "outputs beyond all numbers");
+    expect(outputs(-1, 0, 32, some, 32, width), BAD_SHAPE, "outputs before the first ones");
+    expect(outputs(-1, 0, 0, some, 64, width), OK, "the first outputs");
+    expect(outputs(-1, 0, 32, some, 32, width), BAD_SHAPE, "outputs twice");
+    expect(outputs(-1, 0, 96, some, 32, width), BAD_SHAPE, "a gap");
+    expect(rows.run(decoder), NOT_COMPLETE, "a step after a part of the head");
     expect(textmill_set_norm(decoder, 0, 0, nullptr, width, nullptr, 0), NULL_POINTER, "no norm");
     expect(textmill_set_norm(decoder, 0, 0, some, width - 1, nullptr, 0), BAD_SHAPE, "a short norm");
     expect(textmill_set_norm(decoder, 0, 0, some, width, some, 1), BAD_SHAPE, "its short bias");

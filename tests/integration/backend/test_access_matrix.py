@@ -18,6 +18,7 @@ from werkzeug.test import TestResponse
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.visitors import HEADER
+from textmill.backend.api_paths import is_api as is_api_path
 from textmill.core.access.audit import latest
 from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import ADMIN, READ, SUBMIT
@@ -236,7 +237,7 @@ def test_every_route_has_a_row(make_site: Sites) -> None:
 
 def expected(name: str, row: Row, who: str, mode: str) -> set[int]:
     """The statuses that a client may get; pages redirect to the form where a key is missing."""
-    needed, is_api = NEEDS[name], row.path.startswith(("/api/", "/metrics"))
+    needed, is_api = NEEDS[name], is_api_path(row.path) or row.path == "/metrics"
     if needed == PUBLIC:
         return {row.status}
     needs_key = {401} if is_api or row.method != "GET" else {303}

@@ -48,6 +48,18 @@ def test_the_large_texts_come_only_when_asked_for(engine: Engine) -> None:
     assert card_markdown(engine, "tuned") == CARD
 
 
+def test_a_tokenizer_is_sent_once_for_each_revision(engine: Engine) -> None:
+    store_served_model(engine, TUNED)
+    store_served_model(engine, replace(PLAIN, tokenizer_json="not sent", dtype="int8"))
+    assert (tokenizer_json(engine, "tuned"), cards(engine)["tuned"].dtype) == ("{}", "int8")
+    store_served_model(engine, replace(PLAIN, tokenizer_json=None))
+    assert tokenizer_json(engine, "tuned") is None
+    store_served_model(engine, PLAIN)
+    assert tokenizer_json(engine, "tuned") == "{}"
+    store_served_model(engine, replace(PLAIN, revision="r2", tokenizer_json="new"))
+    assert tokenizer_json(engine, "tuned") == "new"
+
+
 def test_a_model_of_that_name_without_an_origin_takes_the_place(engine: Engine) -> None:
     store_served_model(engine, TUNED)
     store_served_model(engine, PLAIN)

@@ -20,10 +20,13 @@ CHATML = """\
 {% endif %}"""
 OTHERS = [
     "{{ bos_token }}{% for m in messages %}{{ m | tojson }}{% endfor %}",
-    "{%- for m in messages -%}\n  {%- if loop.last -%}{% break %}{%- endif -%}\n{{ m.role }}\n{%- endfor %}",
-    "{% if messages[0].role == 'system' %}\n  {% set first = messages[0].content | trim %}\n{% endif %}\n{{ first }}|{{ eos_token }}",
-    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-]  # fmt: skip
+    "{%- for m in messages -%}\n  {%- if loop.last -%}{% break %}{%- endif -%}\n{{ m.role }}\n"
+    "{%- endfor %}",
+    "{% if messages[0].role == 'system' %}\n  {% set first = messages[0].content | trim %}\n"
+    "{% endif %}\n{{ first }}|{{ eos_token }}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
+    "{{ ns.n }}",
+]
 CONFIG = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
@@ -50,15 +53,15 @@ def test_the_text_is_that_of_transformers(templates: ChatTemplates, template: st
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% for m in messages %}", "not valid"),
-        ("{{ messages[7].content.upper() }}", "undefined"),
-        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", ""),
-        ("{{ messages.append(1) }}", ""),
+        ("{{ messages[7].content.upper() }}", "no element 7"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe|not safely"),
         (
             "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
             "longer",
         ),
         ("{% for a in range(99999) %}{{ 'x' * 99 }}{% endfor %}", "characters"),
-        ("{{ 'x' * 9999999999 }}", ""),
+        ("{{ 'x' * 9999999999 }}", "memory|failed"),
     ],
 )
 def test_a_hostile_template_is_an_error(

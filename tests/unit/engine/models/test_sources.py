@@ -73,7 +73,6 @@ def test_a_folder_of_safetensors_is_served_in_place(family: str, tmp_path: Path)
     assert info.vocabulary_size == json.loads((folder / "config.json").read_text())["vocab_size"]
     assert info.context_length == 256
     assert info.num_parameters == AutoModelForCausalLM.from_pretrained(folder).num_parameters()
-    assert info.tokenizer_json is not None
     assert info.revision == prepared.revision
 
 
@@ -299,7 +298,8 @@ def test_a_gguf_file_is_converted_once_for_all_its_adapters(
     assert sum("tiny.gguf" in sentence for sentence in said) == 1
     assert len(said) == 3
     assert adapted[0].folder != adapted[1].folder
-    assert len(list((tmp_path / "cache").iterdir())) == 3
+    folders = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert len(folders) == 3
 
 
 def test_a_conversion_of_an_earlier_version_is_not_served(
