@@ -19,6 +19,7 @@ from textmill.backend.current import EXTENSION
 from textmill.backend.errors import register_errors
 from textmill.backend.health import health
 from textmill.backend.metrics import WebMetrics
+from textmill.backend.openai.blueprints import helpers, openai
 from textmill.backend.pages import pages
 from textmill.backend.pages.responses import render_error
 from textmill.backend.server.wsgi import ARRIVED_KEY
@@ -54,7 +55,7 @@ def create_app(settings: Settings) -> Flask:
     metrics = WebMetrics(services)
     app.extensions[EXTENSION] = services
     app.extensions["textmill_metrics"] = metrics
-    for blueprint in (api, pages, health):
+    for blueprint in (api, openai, helpers, pages, health):
         app.register_blueprint(blueprint)
     register_errors(app, render_error)
     app.before_request(_note_time)

@@ -38,8 +38,8 @@ def refuse_body(request: Request) -> None:
         raise EncodedBody("Send the body without Content-Encoding.")
 
 
-def read_json(request: Request) -> Any:
-    """Return the parsed body.
+def read_json(request: Request, *, cache: bool = False) -> Any:
+    """Return the parsed body; ``cache`` keeps it to be read once more.
 
     Raises:
         UnsupportedMediaType: the content type is not JSON.
@@ -47,7 +47,7 @@ def read_json(request: Request) -> Any:
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
-    data = request.get_data(cache=False)
+    data = request.get_data(cache=cache)
     if not data.strip():
         raise BadRequest("The body is empty; send a JSON object.")
     try:

@@ -13,13 +13,14 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from textmill.backend.access.edge_limits import EXTENSION as EDGE
 from textmill.backend.access.edge_limits import retry_seconds
+from textmill.backend.api_paths import is_api, is_openai
 from textmill.backend.bodies import EncodedBody
+from textmill.backend.openai.errors import openai_error
 from textmill.backend.problem_documents import CONTENT_TYPE, problem_text, title_of
 from textmill.core.access.budgets import rate_limit_headers
 from textmill.core.database.errors import Complaints, understand
 from textmill.core.errors import ClientError, FieldError, RateLimited, Unavailable, ValidationFailed
 
-API_PREFIX = "/api/"
 _PLAIN_PATHS = {"/healthz", "/readyz", "/metrics"}
 _DETAILS = {
     404: "There is nothing at this address.",
@@ -49,7 +50,9 @@ def register_errors(app: Flask, render_page: PageRenderer | None = None) -> None
     def answer(
         status: int, code: str, detail: str, errors: Sequence[FieldError] | None = None
     ) -> Response:
-        is_page = not request.path.startswith(API_PREFIX) and request.path not in _PLAIN_PATHS
+        if is_openai(request.path):
+            return openai_error(status, code, detail, errors)
+        is_page = not is_api(request.path) and request.path not in _PLAIN_PATHS
         if render_page is not None and is_page:
             return render_page(status, title_of(status), detail, errors or [])
         return problem(status, code, detail, errors)

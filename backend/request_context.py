@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,6 +30,7 @@ class ModelLimits:
     context_length: int | None
     vocabulary_size: int | None
     count_tokens: TokenCounting | None
+    decode: Callable[[list[int]], str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,16 @@ class JobRequestBase(BaseModel):
             validate_default=True, description="Name of the model; the default model if omitted."
         ),
     ] = None
-    prompt: Annotated[Text, Field(min_length=1, description="The text to continue.")]
+    prompt_ids: Annotated[
+        list[Annotated[int, BeforeValidator(integral), Field(ge=0)]] | None,
+        Field(
+            min_length=1,
+            description="The prompt as token ids of the model; prompt is then their text.",
+        ),
+    ] = None
+    prompt: Annotated[
+        Text, Field(min_length=1, description="The text to continue; omit it with prompt_ids.")
+    ]
     strategy: str
     max_new_tokens: Annotated[
         int,
@@ -132,9 +141,26 @@ class JobRequestBase(BaseModel):
             raise _rejection(f"there is no model of that name; the models are: {known}")
         return name
 
+    @field_validator("prompt_ids", mode="after")
+    @classmethod
+    def _are_tokens(cls, ids: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        limits = _limits(info)
+        if ids is None or limits is None:
+            return ids
+        if limits.vocabulary_size is not None and max(ids) >= limits.vocabulary_size:
+            raise _rejection(
+                f"{max(ids)} is not a token of the model, whose vocabulary has"
+                f" {limits.vocabulary_size} tokens"
+            )
+        if limits.context_length is not None and len(ids) >= limits.context_length:
+            raise _rejection(_too_long(str(len(ids)), limits.context_length))
+        return ids
+
     @field_validator("prompt", mode="after")
     @classmethod
     def _fits(cls, prompt: str, info: ValidationInfo) -> str:
+        if info.data.get("prompt_ids") is not None:
+            return prompt
         if not prompt.strip():
             raise _rejection("must not be blank; enter a text for the model to continue")
         limits = _limits(info)
@@ -149,10 +175,7 @@ class JobRequestBase(BaseModel):
                 raise _rejection(str(fault)) from None
             count = str(least)
         if least >= limits.context_length:
-            raise _rejection(
-                f"the prompt has {count} tokens, and the model's context of"
-                f" {limits.context_length} must also hold the new tokens; shorten the prompt"
-            )
+            raise _rejection(_too_long(count, limits.context_length))
         return prompt
 
     @field_validator("max_new_tokens", mode="after")
@@ -184,6 +207,13 @@ class JobRequestBase(BaseModel):
             "stop": list(self.stop),
         }
         return resolved
+
+
+def _too_long(count: str, context_length: int) -> str:
+    return (
+        f"the prompt has {count} tokens, and the model's context of {context_length} must also hold"
+        " the new tokens; shorten the prompt"
+    )
 
 
 def _limits(info: ValidationInfo) -> ModelLimits | None:
@@ -249,7 +279,7 @@ def parse_job_request(payload: object, context: RequestContext | None = None) ->
     """
     if not isinstance(payload, Mapping):
         raise ValidationFailed([FieldError("", "the body must be a JSON object")])
-    payload = without_nulls(payload)
+    payload = _with_prompt_text(without_nulls(payload), context)
     strategy = payload.get("strategy", DEFAULT_STRATEGY)
     model = JOB_REQUESTS.get(strategy) if isinstance(strategy, str) else None
     extra: list[FieldError] = []
@@ -265,6 +295,31 @@ def parse_job_request(payload: object, context: RequestContext | None = None) ->
     if extra:
         raise ValidationFailed(extra)
     return _with_lowered_defaults(request, context)
+
+
+def _with_prompt_text(payload: dict[str, Any], context: RequestContext | None) -> dict[str, Any]:
+    """Replace the prompt by the text of its token ids, if it is given as those.
+
+    Raises:
+        ValidationFailed: the model's tokenizer is not known yet, or fails on them.
+    """
+    ids = payload.get("prompt_ids")
+    if ids is None or context is None:
+        return payload
+    name = payload.get("model", context.default_model)
+    limits = context.limits.get(name) if isinstance(name, str) else None
+    are_ids = isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids)
+    size = limits.vocabulary_size if limits else None
+    if limits is None or not are_ids or not ids or (size is not None and max(ids) >= size):
+        return payload | {"prompt": "-"}  # validation names what is wrong
+    if limits.decode is None:
+        message = "no worker has loaded this model's tokenizer yet; send the prompt as text"
+        raise ValidationFailed([FieldError("prompt_ids", message)])
+    try:
+        text = limits.decode(ids).replace("\0", "\ufffd")
+    except TokenizerFault as fault:
+        raise ValidationFailed([FieldError("prompt_ids", str(fault))]) from None
+    return payload | {"prompt": text or " "}
 
 
 def _with_lowered_defaults(

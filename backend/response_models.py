@@ -69,6 +69,7 @@ class JobView(TypedDict):
     status: Status
     model: str
     prompt: str
+    prompt_ids: list[int] | None
     strategy: str
     parameters: dict[str, Any]
     text: str

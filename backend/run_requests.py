@@ -33,6 +33,7 @@ class RunRequestBase(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     prompt: Annotated[str, Field(min_length=1)]
+    prompt_ids: Any = None
     model: str | None = None
     variants: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_VARIANTS)]
     samples: Annotated[int, BeforeValidator(integral), Field(ge=1, le=MAX_SAMPLES)] = 1
@@ -55,7 +56,8 @@ class PlannedJob:
 
 
 _COMMON = (
-    "prompt", "model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds", "priority",
+    "prompt", "prompt_ids", "model", "max_new_tokens", "seed", "stop", "trace", "deadline_seconds",
+    "priority",
 )  # fmt: skip
 
 
@@ -68,6 +70,8 @@ def parse_run_request(payload: object, context: RequestContext | None = None) ->
     if not isinstance(payload, Mapping):
         raise ValidationFailed([FieldError("", "the body must be a JSON object")])
     payload = without_nulls(payload, "samples")
+    if "prompt_ids" in payload:
+        payload = payload | {"prompt": "-"}  # each job replaces it by the text of its tokens
     errors: list[FieldError] = []
     try:
         run = RunRequestBase.model_validate(dict(payload))
@@ -101,16 +105,16 @@ def _plan_variant(
         if run is not None:
             errors.append(FieldError(prefix, "a variant must be a JSON object"))
         return []
-    own = without_nulls(variant, "samples", "prompt")
+    own = without_nulls(variant, "samples", "prompt", "prompt_ids")
     num_samples = _num_samples(own.pop("samples", run.samples if run else 1))
     if num_samples is None:
         message = f"must be a whole number from 1 to {MAX_SAMPLES}"
         errors.append(FieldError(f"{prefix}.samples", message))
         num_samples = 1
     try:
-        if "prompt" in own:
-            own.pop("prompt")
-            errors.append(FieldError(f"{prefix}.prompt", "a run has one prompt; omit it here"))
+        for name in own.keys() & {"prompt", "prompt_ids"}:
+            own.pop(name)
+            errors.append(FieldError(f"{prefix}.{name}", "a run has one prompt; omit it here"))
         request = parse_job_request({**common, **own}, context)
     except ValidationFailed as failed:
         errors += [

@@ -49,6 +49,7 @@ def job_view(job: JobRecord, position: QueuePlace | None = None) -> JobView:
         "status": cast(Status, job.status),
         "model": job.model,
         "prompt": job.prompt,
+        "prompt_ids": job.prompt_ids,
         "strategy": job.strategy,
         "parameters": job.parameters,
         "text": job.text,

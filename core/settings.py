@@ -169,6 +169,11 @@ class Settings(BaseSettings):
     # address: one visitor cannot use all of them.
     max_streams: Whole = _integer(4096, 1, 1_000_000)
     max_streams_per_visitor: Whole = _integer(2048, 1, 1_000_000)
+    # What /v1/chat/completions does for a model without a chat template: an error, or one prompt of
+    # all messages, joined by blank lines.
+    chat_fallback: Literal["off", "plain"] = Field("off", description="off or plain")
+    # Whether a completion of OpenAI's API is canceled when its client disconnects before the end.
+    cancel_on_disconnect: Literal["on", "off"] = Field("on", description="on or off")
     # The same of one visitor or key, in the modes demo and team; 0: no limit of its own.
     max_streams_per_owner: Whole = _integer(256, 0, 1_000_000)
     # The key with which `textmill generate` asks a server in the modes demo and team.

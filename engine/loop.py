@@ -192,7 +192,8 @@ class InferenceEngine:
         if model is None:
             raise UnknownModel(f"This worker has no model named {request.model!r}.")
         try:
-            ids = model.tokenizer.encode(request.prompt)
+            given = request.prompt_ids
+            ids = model.tokenizer.encode(request.prompt) if given is None else list(given)
         except TokenizerFault as fault:
             raise PromptUnusable(str(fault)) from None
         except TokenizerBusy as busy:
@@ -201,8 +202,9 @@ class InferenceEngine:
             raise PromptUnusable("The prompt has no tokens for this model.")
         if max(ids) >= model.info.vocabulary_size:
             raise PromptUnusable(
-                f"The tokenizer returns the token {max(ids)}, but the model has"
-                f" {model.info.vocabulary_size} tokens; its tokenizer.json is another model's."
+                f"The prompt has the token {max(ids)}, but the model has"
+                f" {model.info.vocabulary_size} tokens."
+                + ("" if given else " Its tokenizer.json is another model's.")
             )
         if len(ids) >= model.info.context_length:
             raise PromptTooLong(

@@ -52,13 +52,19 @@ class EngineStopped(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A prompt to continue; ``deadline`` is in seconds of the monotonic clock."""
+    """A prompt to continue.
+
+    Attributes:
+        deadline: in seconds of the monotonic clock.
+        prompt_ids: the prompt as token ids, if it is to be used as those and not tokenized.
+    """
 
     job_id: str
     model: str
     prompt: str
     parameters: DecodingParameters
     deadline: float | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,7 @@ class JobWorker:
                         job.strategy, job.parameters, trace=job.has_trace
                     ),
                     deadline=time.monotonic() + max(0.0, left),
+                    prompt_ids=None if job.prompt_ids is None else tuple(job.prompt_ids),
                 ),
                 on_delta,
             )

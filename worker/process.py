@@ -286,6 +286,7 @@ def served_model_of(name: str, model: LoadedModel) -> ServedModel:
         instruction_set=info.instruction_set,
         kernels_note=info.kernels_note,
         tokenizer_json=model.tokenizer.json,
+        tokenizer_config=dict(model.info.tokenizer_config),
         finetuning=model.provenance.finetuning,
         curve_svg=model.provenance.curve_svg,
         card_markdown=model.provenance.card_markdown,

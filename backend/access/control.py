@@ -17,6 +17,7 @@ from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.sessions import Sessions
 from textmill.backend.access.visitor_links import keep_visitor, lead_to_visitor, link_token
 from textmill.backend.access.visitors import Visitors
+from textmill.backend.api_paths import is_api
 from textmill.backend.owner import owner_id
 from textmill.backend.server.limits import visitor_of
 from textmill.backend.services.container import Services
@@ -50,6 +51,8 @@ class AccessControl:
         is_embedded = bool(settings.embed_origins)
         self.mode = settings.access
         self.kept_days = settings.kept_days
+        self.cancels_abandoned = settings.cancel_on_disconnect == "on"
+        self.joins_messages = settings.chat_fallback == "plain"
         self.max_streams_per_owner = settings.max_streams_per_owner if settings.is_open else 0
         self._secret = secret.encode()
         self.keys = keys
@@ -93,7 +96,7 @@ class AccessControl:
         new = g.pop("new_visitor", None)
         if new is not None and response.status_code < 400:
             self.visitors.remember(request, response, new)
-            if request.method == "POST" and not is_api(request):
+            if request.method == "POST" and not is_api(request.path):
                 # The page with this form set a cookie, and the browser did not send it.
                 lead_to_visitor(response, self.visitors.token(new))
         token = link_token(request)
@@ -149,7 +152,7 @@ class AccessControl:
         has. A request with neither does not come from a browser.
         """
         origin = request.headers.get("Origin")
-        if origin is not None and origin.lower() in self._origins and is_api(request):
+        if origin is not None and origin.lower() in self._origins and is_api(request.path):
             return
         site = request.headers.get("Sec-Fetch-Site")
         if site is not None:
@@ -158,11 +161,6 @@ class AccessControl:
             is_ours = origin is None or urlsplit(origin).netloc == request.host
         if not is_ours:
             raise Forbidden("This request was sent by a page of another site.")
-
-
-def is_api(asked: Request) -> bool:
-    """Whether a request is for the API, and not for a page."""
-    return asked.path.startswith("/api/")
 
 
 def _token(asked: Request) -> str | None:

@@ -21,6 +21,11 @@ EXTENSION = "textmill_edge"
 BY_ENDPOINT = {
     "api.jobs.submit": 60,
     "api.runs.submit": 60,
+    "openai.completions.create": 60,
+    "openai.chat.create": 60,
+    "openai.responses.create": 60,
+    "openai_helpers.tokenize": 240,
+    "openai_helpers.detokenize": 240,
     "pages.generate.generate": 60,
     "pages.job.again": 60,
     "pages.run.run_again": 60,

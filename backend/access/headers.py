@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from flask import Request, Response
 
+from textmill.backend.api_paths import is_api
 from textmill.core.settings import Settings
 
 _PAGE_POLICY = (
@@ -39,7 +40,7 @@ class BrowserHeaders:
         headers.setdefault("Cross-Origin-Opener-Policy", "same-origin")
         headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
         headers.setdefault("X-Robots-Tag", "noindex")
-        if request.path.startswith("/api/"):
+        if is_api(request.path):
             headers.setdefault("Cache-Control", "no-store")
             self._add_cors(request, response)
 

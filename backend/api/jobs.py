@@ -101,4 +101,4 @@ def _wait(job_id: str, seconds: float) -> Response | None:
     job = services().jobs.record(job_id)
     if job.is_final:
         return None
-    return wait(services(), hold, WaitSpec(job, seconds, read_at))
+    return wait(services(), hold, WaitSpec((job,), seconds, read_at))

@@ -74,8 +74,14 @@ def _parameter_text(value: object) -> str:
 
 def job_request(job: JobView) -> dict[str, Any]:
     """Return the body that repeats a job."""
-    body = {"prompt": job["prompt"], "model": job["model"], "strategy": job["strategy"]}
+    body: dict[str, Any] = {
+        "prompt": job["prompt"],
+        "model": job["model"],
+        "strategy": job["strategy"],
+    }
     body |= job["parameters"]
+    ids = job.get("prompt_ids")
+    body |= {} if ids is None else {"prompt_ids": ids}
     return body | ({"trace": True} if job.get("trace") else {})
 
 

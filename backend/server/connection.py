@@ -167,7 +167,7 @@ class Connection:
         finally:
             hold.release()
         if self._h11.our_state is h11.SEND_RESPONSE:
-            hold = Hold(self._serving.held, self._visitor, is_over=True)
+            hold = Hold(self._serving.held, self._visitor, is_over=True, memo=hold.memo)
             async with self._serving.again:
                 exchange, answer = await self._call(request, target, body, hold, arrived)
             await self._send_answer(request, exchange, answer, is_cut=False)
@@ -265,6 +265,9 @@ class Connection:
                 await self._stream(request, answer, chunks)
             if self._wire.has_ended:
                 raise WireLost
+        except WireLost:
+            await self._serving.threads.run(held.abandon, is_new=False)
+            raise
         finally:
             self._held = self._wire.on_end = None
             held.close()

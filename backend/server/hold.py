@@ -25,6 +25,9 @@ class Held(Protocol):
     async def finished(self) -> None:
         """Return when the application is to be called again."""
 
+    def abandon(self) -> None:
+        """Take note that the client disconnected before the end; called on a thread."""
+
 
 class HoldOpener(Protocol):
     """Opens responses for the application."""
@@ -42,17 +45,21 @@ class Hold:
 
     The application calls ``reserve``, sets ``spec``, and returns either the headers of a stream or
     a placeholder. After a placeholder, the server waits and calls the application again, with
-    ``is_over`` set.
+    ``is_over`` set, and with the ``memo`` that the application left.
     """
 
-    def __init__(self, allowance: Allowance, visitor: str, *, is_over: bool = False) -> None:
+    def __init__(
+        self, allowance: Allowance, visitor: str, *, is_over: bool = False, memo: object = None
+    ) -> None:
         """Reserve nothing.
 
         Args:
             allowance: counts open responses.
             visitor: the client that they are counted for.
             is_over: whether the wait is over and the application must answer now.
+            memo: what the application left when it began to wait.
         """
+        self.memo = memo
         self.is_over = is_over
         self.spec: object | None = None
         self._allowance = allowance

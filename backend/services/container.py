@@ -28,6 +28,7 @@ from textmill.core.jobs.history import History
 from textmill.core.jobs.store import JobStore
 from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher
+from textmill.tokenizing.chat_templates import ChatTemplates
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Services:
         administration: for admins.
         models: describes models and tokenizes.
         queue: describes the queue.
+        templates: renders conversations.
     """
 
     store: JobStore
@@ -61,6 +63,7 @@ class Services:
     administration: AdministrationService
     models: ModelService
     queue: QueueService
+    templates: ChatTemplates
     _best_effort: tuple[BestEffort, ...]
 
     def seen_by(self, principal: Principal) -> Services:
@@ -95,6 +98,7 @@ class Services:
         if self.tickets is not None:
             self.tickets.close()
         self.bus.close()
+        self.templates.close()
         self.store.engine.dispose()
 
 
@@ -128,5 +132,6 @@ def make_services(
         sharing=SharingService(ShareStore(engine), history),
         models=models,
         queue=QueueService(engine, history, bus, catalog, estimates, disk_check(settings)),
+        templates=ChatTemplates(),
         _best_effort=(estimates, hints),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 from pydantic import ValidationError
 from sqlalchemy import Engine
@@ -12,7 +14,7 @@ from sqlalchemy import Engine
 from textmill.backend.field_errors import field_errors
 from textmill.backend.model_views import base_names, model_view
 from textmill.backend.request_context import ModelLimits, RequestContext
-from textmill.backend.request_models import TokenizeRequest
+from textmill.backend.request_models import MAX_TOKENIZE_CHARACTERS, TokenizeRequest
 from textmill.backend.response_models import ModelView, Tokens
 from textmill.backend.services.tokenizing import TokenizerCache
 from textmill.core.catalog.live import LiveCatalog
@@ -115,6 +117,7 @@ class ModelService:
                 context_length=model.context_length if model else None,
                 vocabulary_size=model.vocabulary_size if model else None,
                 count_tokens=self._tokenizers.counter(name) if has_tokenizer else None,
+                decode=partial(self._tokenizers.decode, name) if has_tokenizer else None,
             )
         return RequestContext(catalog.default.name, limits)
 
@@ -128,8 +131,68 @@ class ModelService:
             ValidationFailed: the model is unknown or not loaded yet, or the text is invalid.
         """
         request = _tokenize_request(payload)
+        name = self._with_tokenizer(request.model)
+        try:
+            tokens = self._tokenizers.tokens(name, request.text)
+        except TokenizerFault as fault:
+            raise ValidationFailed([FieldError("text", str(fault))]) from None
+        return {"tokens": tokens, "count": len(tokens)}
+
+    def token_ids(
+        self, name: str | None, text: str, *, adds_ends: bool, field: str = "prompt"
+    ) -> list[int]:
+        """Return the token ids of a text, with or without the tokens that a prompt begins with.
+
+        Args:
+            name: of the model; the default model for ``None``.
+            text: the text.
+            adds_ends: whether to add those tokens.
+            field: what the errors are about.
+
+        Raises:
+            ValidationFailed: the model is unknown or not loaded yet, or the text is invalid.
+        """
+        if len(text) > MAX_TOKENIZE_CHARACTERS:
+            message = f"must have at most {MAX_TOKENIZE_CHARACTERS:,} characters"
+            raise ValidationFailed([FieldError(field, message)])
+        known = self._with_tokenizer(name)
+        try:
+            return self._tokenizers.encode(known, text, adds_ends=adds_ends)
+        except TokenizerFault as fault:
+            raise ValidationFailed([FieldError(field, str(fault))]) from None
+
+    def text_of(self, name: str | None, ids: list[int]) -> str:
+        """Return the text of token ids, special tokens included.
+
+        Raises:
+            ValidationFailed: the model is unknown or not loaded yet, or has no such token.
+        """
+        known = self._with_tokenizer(name)
+        size = self._served_models()[known].vocabulary_size
+        if max(ids, default=0) >= size:
+            message = f"{max(ids)} is not a token of the model, which has {size}"
+            raise ValidationFailed([FieldError("tokens", message)])
+        try:
+            return self._tokenizers.decode(known, ids)
+        except TokenizerFault as fault:
+            raise ValidationFailed([FieldError("tokens", str(fault))]) from None
+
+    def tokenizer_config(self, name: str | None) -> Mapping[str, Any]:
+        """Return the chat template and the special tokens of a model; empty if it has none.
+
+        Raises:
+            ValidationFailed: the model is unknown or not loaded yet.
+        """
+        return self._served_models()[self._with_tokenizer(name)].tokenizer_config or {}
+
+    def _with_tokenizer(self, name: str | None) -> str:
+        """Return the name of a model whose tokenizer is loaded; of the default model for none.
+
+        Raises:
+            ValidationFailed: the model is unknown or not loaded yet.
+        """
         catalog = self._catalog
-        name = request.model or catalog.default.name
+        name = name or catalog.default.name
         if name not in catalog.names:
             known = ", ".join(catalog.names)
             message = f"there is no model of that name; the models are: {known}"
@@ -137,11 +200,7 @@ class ModelService:
         if not self._load_tokenizer(name):
             message = "no worker has loaded this model yet; try again when one has"
             raise ValidationFailed([FieldError("model", message)])
-        try:
-            tokens = self._tokenizers.tokens(name, request.text)
-        except TokenizerFault as fault:
-            raise ValidationFailed([FieldError("text", str(fault))]) from None
-        return {"tokens": tokens, "count": len(tokens)}
+        return name
 
     @property
     def _catalog(self) -> Catalog:

@@ -11,7 +11,7 @@ import structlog
 from textmill.backend.request_context import RequestContext
 from textmill.backend.request_models import JobRequestBase, parse_job_request
 from textmill.backend.response_models import JobView, RunView
-from textmill.backend.run_requests import parse_run_request
+from textmill.backend.run_requests import PlannedJob, parse_run_request
 from textmill.backend.services.idempotency import body_hash, checked_key
 from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.models import ModelService
@@ -27,7 +27,7 @@ from textmill.core.errors import (
     ValidationFailed,
 )
 from textmill.core.failpoints import reach
-from textmill.core.jobs.records import JobRecord
+from textmill.core.jobs.records import JobRecord, RunRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
 from textmill.core.problems import DISK_SENTENCE
 from textmill.core.settings import Settings
@@ -107,22 +107,33 @@ class SubmissionService:
         """
         key = checked_key(idempotency_key)
         context = self._models.request_context()
-        jobs = [
-            _new_job(
-                plan.request,
-                plan.parameters,
-                context,
-                variant_index=plan.variant_index,
-                sample_index=plan.sample_index,
-            )
-            for plan in parse_run_request(payload, context)
-        ]
-        jobs = self._checked(jobs)
+        plans = parse_run_request(payload, context)
         origin = Origin(owner_id, key, body_hash(payload, key), self._account)
+        return self._views.run(self.submit_plans(plans, context, origin))
+
+    def submit_plans(
+        self, plans: Sequence[PlannedJob], context: RequestContext, origin: Origin
+    ) -> RunRecord:
+        """Store validated jobs as one run, or nothing; their prompts may differ.
+
+        Args:
+            plans: the jobs.
+            context: with which they were validated.
+            origin: the client; its account is set here.
+
+        Raises:
+            ValidationFailed, QueueFull, RateLimited: nothing was stored.
+        """
+        jobs = self._checked([_planned_job(plan, context) for plan in plans])
+        origin = replace(origin, account=self._account)
         run = self._store.submit_run(jobs[0].prompt, jobs, origin, self._note_quotas)
         for job in run.jobs:
             self._publish(job)
-        return self._views.run(run)
+        return run
+
+    def request_context(self) -> RequestContext:
+        """Return what requests are validated with at the moment."""
+        return self._models.request_context()
 
     def _note_quotas(self, quotas: Sequence[Quota]) -> None:
         self.quotas = tuple(quotas)
@@ -178,6 +189,16 @@ class SubmissionService:
             log.warning("ticket_not_published", model=job.model, reason=type(error).__name__)
 
 
+def _planned_job(plan: PlannedJob, context: RequestContext) -> NewJob:
+    return _new_job(
+        plan.request,
+        plan.parameters,
+        context,
+        variant_index=plan.variant_index,
+        sample_index=plan.sample_index,
+    )
+
+
 def _new_job(
     request: JobRequestBase,
     parameters: dict[str, Any],
@@ -188,7 +209,10 @@ def _new_job(
 ) -> NewJob:
     model = request.model or context.default_model
     count = context.limits[model].count_tokens
-    num_prompt = count(request.prompt) if count else None
+    if request.prompt_ids is not None:
+        num_prompt: int | None = len(request.prompt_ids)
+    else:
+        num_prompt = count(request.prompt) if count else None
     cost = price(
         len(request.prompt) if num_prompt is None else num_prompt,  # at most a token a character
         int(parameters["max_new_tokens"]),
@@ -198,6 +222,7 @@ def _new_job(
     return NewJob(
         model=model,
         prompt=request.prompt,
+        prompt_ids=request.prompt_ids,
         strategy=request.strategy,
         parameters=parameters,
         has_trace=request.trace,

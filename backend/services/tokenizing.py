@@ -51,6 +51,22 @@ class TokenizerCache:
         """Return a counter for one request."""
         return TokenCounter(self._tokenizer(name))
 
+    def encode(self, name: str, text: str, *, adds_ends: bool) -> list[int]:
+        """Return the token ids of a text.
+
+        Raises:
+            TokenizerFault: the tokenizer cannot process the text.
+        """
+        return self._tokenizer(name).encode(text, adds_ends=adds_ends)
+
+    def decode(self, name: str, ids: list[int]) -> str:
+        """Return the text of tokens, special ones included.
+
+        Raises:
+            TokenizerFault: the tokenizer fails on them.
+        """
+        return self._tokenizer(name).decode(ids, skip_special_tokens=False)
+
     def tokens(self, name: str, text: str) -> list[TokenView]:
         """Return the tokens of a text, each with the part it covers; the parts join to the text.
 

@@ -13,7 +13,7 @@ from textmill.backend.current import access, principal
 from textmill.backend.server.hold import HOLD_KEY, Hold, TooManyHeld
 from textmill.backend.server.limits import visitor_of
 from textmill.backend.services.container import Services
-from textmill.backend.streams.sse import StreamSpec, WaitSpec, stream_inline, wait_inline
+from textmill.backend.streams.sse import TextSpec, WaitSpec, stream_inline, wait_inline
 from textmill.core.access.principals import ADMIN
 from textmill.core.errors import TooManyStreams
 
@@ -41,7 +41,7 @@ def reserve(request: Request) -> Hold | None:
     return hold
 
 
-def stream(services: Services, hold: Hold | None, spec: StreamSpec) -> Response:
+def stream(services: Services, hold: Hold | None, spec: TextSpec) -> Response:
     """Return the response of an event stream."""
     if hold is None:
         body = stream_inline(spec, services)
@@ -53,8 +53,16 @@ def stream(services: Services, hold: Hold | None, spec: StreamSpec) -> Response:
     return response
 
 
-def wait(services: Services, hold: Hold | None, spec: WaitSpec) -> Response | None:
+def wait(
+    services: Services, hold: Hold | None, spec: WaitSpec, memo: object = None
+) -> Response | None:
     """Wait until the view can answer.
+
+    Args:
+        services: for a wait on this thread.
+        hold: of the request.
+        spec: what to wait for.
+        memo: what the view finds in its ``hold.memo`` when it is called again.
 
     Returns:
         ``None`` after the wait. A response is a placeholder that the view returns: the server waits
@@ -65,7 +73,7 @@ def wait(services: Services, hold: Hold | None, spec: WaitSpec) -> Response | No
         return None
     if hold.is_over:
         return None
-    hold.spec = spec
+    hold.spec, hold.memo = spec, memo
     g.is_placeholder = True
     return Response(status=204)
 

@@ -12,9 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from textmill.backend.response_models import QueuePlace
+from textmill.backend.server.hold import Held
 from textmill.backend.services.container import Services
 from textmill.backend.streams.hub import Hub
 from textmill.backend.streams.job_follower import JobEvent, JobFollower
@@ -47,20 +48,51 @@ class StreamSpec:
     is_run: bool
     read_at: float
 
+    def open(self, hub: Hub) -> EventStream:
+        """Open the stream."""
+        return EventStream(hub, self)
+
+
+class Spec(Protocol):
+    """Describes a response that stays open."""
+
+    def open(self, hub: Hub) -> Held:
+        """Open it; called on the loop."""
+
+
+class TextSpec(Spec, Protocol):
+    """Describes a response whose text comes in pieces."""
+
+    def open(self, hub: Hub) -> TextStream:
+        """Open it; called on the loop."""
+
+
+class TextStream(Held, Protocol):
+    """An open response whose text comes in pieces."""
+
+    def chunks(self) -> AsyncIterator[str]:
+        """Yield the text."""
+
 
 @dataclass(frozen=True, slots=True)
 class WaitSpec:
-    """A wait to open: until a job ends, or for so many seconds.
+    """A wait to open: until some jobs have ended, or for so many seconds.
 
     Attributes:
-        job: its record.
+        jobs: their records.
         seconds: the maximum duration.
         read_at: as in ``StreamSpec``.
+        on_abandon: called if the client disconnects before the end.
     """
 
-    job: JobRecord
+    jobs: tuple[JobRecord, ...]
     seconds: float
     read_at: float = field(default_factory=time.monotonic)
+    on_abandon: Callable[[], None] | None = None
+
+    def open(self, hub: Hub) -> JobWait:
+        """Begin to wait."""
+        return JobWait(hub, self)
 
 
 class JobResponseOpener:
@@ -69,43 +101,45 @@ class JobResponseOpener:
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    def open(self, spec: object) -> EventStream | JobWait:
-        """Open a response.
-
-        Raises:
-            TypeError: ``spec`` is neither a ``StreamSpec`` nor a ``WaitSpec``.
-        """
-        if isinstance(spec, StreamSpec):
-            return EventStream(self._hub, spec)
-        if isinstance(spec, WaitSpec):
-            return JobWait(self._hub, spec)
-        raise TypeError(f"{type(spec).__name__} cannot be held open")
+    def open(self, spec: object) -> Held:
+        """Open the response that a ``Spec`` describes."""
+        return cast(Spec, spec).open(self._hub)
 
 
 class JobWait:
-    """Waits until a job has ended or was deleted, or the time is up."""
+    """Waits until all of some jobs have ended or were deleted, or the time is up."""
 
     def __init__(self, hub: Hub, spec: WaitSpec) -> None:
         """Subscribe."""
         self._until = time.monotonic() + spec.seconds
+        self._on_abandon = spec.on_abandon
+        self._left = {job.id for job in spec.jobs if not job.is_final}
         self._subscriber = Subscriber(hub.unsubscribe, wants_entries=False)
-        hub.subscribe(self._subscriber, JobSnapshot(spec.job, None, spec.read_at), (0, 0))
+        for job in spec.jobs:
+            if not job.is_final:
+                hub.subscribe(self._subscriber, JobSnapshot(job, None, spec.read_at), (0, 0))
 
     def chunks(self) -> None:
         """Return ``None``: the view is called again after the wait."""
 
     async def finished(self) -> None:
         """Return when the view is to be called again."""
-        while not self._subscriber.is_closed:
+        while self._left and not self._subscriber.is_closed:
             remaining = self._until - time.monotonic()
             items = await self._subscriber.receive(remaining)
-            if remaining <= 0 or any(_is_end(item) for _, item in items):
+            self._left -= {job_id for job_id, item in items if _is_end(item)}
+            if remaining <= 0:
                 break
         self._subscriber.close()
 
     def close(self) -> None:
         """End the wait."""
         self._subscriber.close()
+
+    def abandon(self) -> None:
+        """Tell the caller that its client has gone."""
+        if self._on_abandon is not None:
+            self._on_abandon()
 
 
 def _is_end(item: Item) -> bool:
@@ -137,6 +171,9 @@ class EventStream:
 
     async def finished(self) -> None:
         """Return at once: a stream is a response of its own."""
+
+    def abandon(self) -> None:
+        """Do nothing: the job goes on without its readers."""
 
     async def chunks(self) -> AsyncIterator[str]:
         """Yield the text of the stream until all jobs have ended."""
@@ -239,17 +276,17 @@ def _own_hub(
             runner.run(hub.close())
 
 
-def stream_inline(spec: StreamSpec, services: Services) -> Iterator[str]:
-    """Yield the text of an event stream on the calling thread."""
+def stream_inline(spec: TextSpec, services: Services) -> Iterator[str]:
+    """Yield the text of a stream on the calling thread."""
 
-    async def opened(hub: Hub) -> EventStream:
-        return EventStream(hub, spec)
+    async def opened(hub: Hub) -> TextStream:
+        return spec.open(hub)
 
     async def next_of(chunks: AsyncIterator[str]) -> str | None:
         return await anext(chunks, None)
 
     with _own_hub(services) as (run, hub):
-        stream: EventStream = run(opened(hub))
+        stream: TextStream = run(opened(hub))
         chunks = stream.chunks()
         while (chunk := run(next_of(chunks))) is not None:
             yield chunk

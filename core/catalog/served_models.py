@@ -23,6 +23,8 @@ class ServedModel:
         path: ``native`` or ``generic``, the runtime that serves it.
         tokenizer_json: ``tokenizer.json``; ``None`` if the model has none, and in the results of
             ``cards``, since it has megabytes.
+        tokenizer_config: the chat template and the special tokens of the model's
+            tokenizer_config.json; ``None`` if a worker of an earlier version stored the record.
         finetuning: the record of a fine-tuning, if its folder has one.
         curve_svg: the chart of its training losses, from its folder.
         card_markdown: the model card of its folder. ``cards`` returns an empty text for each of
@@ -41,6 +43,7 @@ class ServedModel:
     vocabulary_size: int
     dtype: str
     tokenizer_json: str | None
+    tokenizer_config: dict[str, Any] | None = None
     finetuning: Finetuning | None = None
     curve_svg: str | None = None
     card_markdown: str | None = None

@@ -167,6 +167,8 @@ class Job(Base):
     search_rules: Mapped[int | None] = mapped_column(Integer)
     # A keyed hash of the address of the visitor who sent it; null for everybody else.
     address_id: Mapped[str | None] = mapped_column(String(32))
+    # The prompt as token ids, if the client sent those; ``prompt`` is then their text.
+    prompt_ids: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
     # Whether the owner marked it; such a job does not expire.
     is_starred: Mapped[bool] = mapped_column(Boolean, server_default=false())
 
@@ -228,6 +230,8 @@ class LoadedModelCard(Base):
     kernels_note: Mapped[str | None] = mapped_column(Text)
     # tokenizer.json, with which the web side counts tokens as the worker does; null: none.
     tokenizer_json: Mapped[str | None] = mapped_column(Text)
+    # Of tokenizer_config.json: the chat template and the special tokens; null: not known.
+    tokenizer_config: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     loaded_at: Mapped[int] = mapped_column(BigInteger)
     # The fine-tuning record of the model's folder (core.catalog.finetunings). Null: none.
     finetuning: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))

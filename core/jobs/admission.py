@@ -55,6 +55,7 @@ class NewJob:
     deadline_seconds: float | None = None
     price: int = 0
     priority: int = 0
+    prompt_ids: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,12 +191,12 @@ def insert_queued(
     origin: Origin,
     run_id: str | None,
     limits: Limits,
-    search: Mapping[str, str],
+    search: Mapping[str, Mapping[str, str]],
 ) -> list[str]:
     """Insert the rows and their first events; returns the jobs' ids in order.
 
-    ``search`` has the search columns of the prompt, which all these jobs share. They take a
-    processor's time, so the caller computes them before it takes the write lock.
+    ``search`` has the search columns of each prompt. They take a processor's time, so the caller
+    computes them before it takes the write lock.
     """
     starts: dict[int, int] = {}  # the next virtual start, by priority
     ids, longest = [], limits.deadline_seconds
@@ -213,6 +214,7 @@ def insert_queued(
             "request_hash": origin.request_hash,
             "model": new.model,
             "prompt": new.prompt,
+            "prompt_ids": new.prompt_ids,
             "strategy": new.strategy,
             "parameters": new.parameters,
             "has_trace": new.has_trace,
@@ -225,7 +227,7 @@ def insert_queued(
             "deadline_ms": int(min(new.deadline_seconds or longest, longest) * 1000),
             "address_id": origin.account.address_id or None if origin.account else None,
             "text": "",
-            **search,
+            **search[new.prompt],
             "num_prompt_tokens": new.num_prompt_tokens,
             "num_completion_tokens": 0,
         }

@@ -49,6 +49,7 @@ class JobRecord:
     first_token_at: int | None
     finished_at: int | None
     is_starred: bool
+    prompt_ids: list[int] | None
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> JobRecord:

@@ -103,7 +103,7 @@ class JobStore:
             RateLimited: this owner has too many jobs, or has ordered too many tokens.
             ValidationFailed: the key was used with another body.
         """
-        search = search_columns(new.prompt)
+        search = {new.prompt: search_columns(new.prompt)}
         with writing(self.engine) as connection:
             lock_submissions(connection)
             known = known_request(connection, Job, origin)
@@ -128,7 +128,7 @@ class JobStore:
         Raises:
             QueueFull, RateLimited, ValidationFailed: as ``submit``.
         """
-        search = search_columns(prompt)
+        search = {text: search_columns(text) for text in {new.prompt for new in jobs}}
         with writing(self.engine) as connection:
             lock_submissions(connection)
             run_id = known_request(connection, Run, origin)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from textmill.engine.models.sharing import SharedParts
 from textmill.engine.models.sources import prepare, state_of
 from textmill.engine.models.threads import num_threads
 from textmill.engine.models.tokenizer import TextTokenizer
+from textmill.engine.models.tokenizer_config import read_tokenizer_config
 from textmill.engine.models.weights import DecoderSpec, DecoderWeights, Rows
 from textmill.engine.speculation.ngram_table import (
     MAX_TABLE_BYTES,
@@ -58,6 +59,7 @@ class ModelInfo:
         kernels_note: the compiler that made the kernels, or why PyTorch computes.
         revision: changes with weights, config or tokenizer.
         eos_token_ids: tokens that end a completion.
+        tokenizer_config: the chat template and special tokens of its tokenizer.
     """
 
     family: str
@@ -68,6 +70,7 @@ class ModelInfo:
     dtype: str
     revision: str
     eos_token_ids: frozenset[int]
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
     instruction_set: str | None = None
     kernels_note: str | None = None
 
@@ -151,6 +154,7 @@ def load(
         **loaded.facts,
         revision=prepared.revision,
         eos_token_ids=_eos_ids(folder, config),
+        tokenizer_config=read_tokenizer_config(folder, say),
     )
     # With an adapter, the provenance in the source's folder is that of another model.
     folders = [Path(spec.adapter)] if spec.adapter else [Path(spec.source), folder]

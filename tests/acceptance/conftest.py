@@ -15,6 +15,13 @@ from tests.finetunings import CARD, CURVE, HOSTILE_MARKDOWN, finetune_json
 from tests.servers import RedisServer, running_redis
 from textmill.migrations.upgrade import upgrade
 
+CHAT_TEMPLATE = """\
+{% for message in messages %}
+{{ message.role }}: {{ message.content }}
+{% endfor %}
+{% if add_generation_prompt %}assistant:{% endif %}
+"""
+
 
 @pytest.fixture(scope="session")
 def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,6 +34,7 @@ def tiny_models_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models")
     build_patient_llama(folder / "llama")
+    (folder / "llama" / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
     neo = build_tiny_gpt_neo(folder / "neo", context_length=512)
     base = prepare(str(folder / "llama"), None, folder / "unused", lambda _: None)
     (neo / "finetune.json").write_bytes(finetune_json(base="llama", base_revision=base.revision))

@@ -18,6 +18,7 @@ from werkzeug.test import TestResponse
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.visitors import HEADER
+from textmill.backend.api_paths import is_api as is_api_path
 from textmill.core.access.audit import latest
 from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import ADMIN, READ, SUBMIT
@@ -87,6 +88,24 @@ ROWS = {
     "api.models.strategies": Row("GET", "/api/v1/strategies"),
     "api.models.tokenize": Row("POST", "/api/v1/tokenize", options={"json": {"text": "a quick"}}),
     "api.queue.queue": Row("GET", "/api/v1/queue"),
+    # A good request would wait for its text.
+    "openai.completions.create": Row(
+        "POST", "/v1/completions", options={"json": {"prompt": []}}, status=400
+    ),
+    "openai.chat.create": Row(
+        "POST", "/v1/chat/completions", options={"json": {"messages": []}}, status=400
+    ),
+    "openai.responses.create": Row(
+        "POST", "/v1/responses", options={"json": {"input": "another", "background": True}}
+    ),
+    "openai.responses.read": Row("GET", "/v1/responses/resp_{job}", "job"),
+    "openai.responses.cancel": Row("POST", "/v1/responses/resp_{job}/cancel", "job", "queued"),
+    "openai.responses.delete": Row("DELETE", "/v1/responses/resp_{job}", "job"),
+    "openai.models.index": Row("GET", "/v1/models"),
+    "openai.models.read": Row("GET", "/v1/models/tiny"),
+    "openai_helpers.tokenizer_info": Row("GET", "/tokenizer_info"),
+    "openai_helpers.tokenize": Row("POST", "/tokenize", options={"json": {"prompt": "a quick"}}),
+    "openai_helpers.detokenize": Row("POST", "/detokenize", options={"json": {"tokens": [1, 2]}}),
     "pages.docs.docs_page": Row("GET", "/docs"),
     "pages.generate.generate_page": Row("GET", "/"),
     "pages.generate.generate": Row("POST", "/generate", options={"data": FORM}, status=303),
@@ -218,7 +237,7 @@ def test_every_route_has_a_row(make_site: Sites) -> None:
 
 def expected(name: str, row: Row, who: str, mode: str) -> set[int]:
     """The statuses that a client may get; pages redirect to the form where a key is missing."""
-    needed, is_api = NEEDS[name], row.path.startswith(("/api/", "/metrics"))
+    needed, is_api = NEEDS[name], is_api_path(row.path) or row.path == "/metrics"
     if needed == PUBLIC:
         return {row.status}
     needs_key = {401} if is_api or row.method != "GET" else {303}

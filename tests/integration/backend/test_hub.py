@@ -88,11 +88,13 @@ def test_an_unchanged_job_is_delivered_once_whoever_subscribes(site: Site) -> No
 
     async def work(hub: Hub) -> list[Any]:
         order = spec_of(site, job_id)
-        JobWait(hub, WaitSpec(site.services.jobs.record(job_id), 30))  # it has read the row later
+        JobWait(
+            hub, WaitSpec((site.services.jobs.record(job_id),), 30)
+        )  # it has read the row later
         watch = EventStream(hub, order)
         telling = asyncio.create_task(events_of(watch, never))
         for _ in range(3):
-            JobWait(hub, WaitSpec(site.services.jobs.record(job_id), 30))
+            JobWait(hub, WaitSpec((site.services.jobs.record(job_id),), 30))
             EventStream(hub, spec_of(site, job_id))
             await asyncio.sleep(0.15)  # several looks at the row
         watch.close()
@@ -223,7 +225,7 @@ def test_a_wait_ends_with_the_job_with_its_deletion_or_when_the_time_is_up(site:
 
     async def timed(hub: Hub, job_id: str, seconds: float) -> float:
         began = time.monotonic()
-        await JobWait(hub, WaitSpec(site.services.jobs.record(job_id), seconds)).finished()
+        await JobWait(hub, WaitSpec((site.services.jobs.record(job_id),), seconds)).finished()
         return time.monotonic() - began
 
     async def work(hub: Hub) -> list[float]:
@@ -246,7 +248,7 @@ def test_a_closed_subscriber_is_forgotten_with_the_jobs_that_it_alone_followed(s
 
     async def work(hub: Hub) -> None:
         first, second = EventStream(hub, spec_of(site, one)), EventStream(hub, spec_of(site, one))
-        wait = JobWait(hub, WaitSpec(site.services.jobs.record(two), 30))
+        wait = JobWait(hub, WaitSpec((site.services.jobs.record(two),), 30))
         assert hub.num_jobs == 2
         first.close()
         assert hub.num_jobs == 2

@@ -29,6 +29,7 @@ class Stream:
         self.loop = asyncio.get_running_loop()
         self.queue: asyncio.Queue[str | None] = asyncio.Queue()
         self.has_left = threading.Event()
+        self.is_abandoned = threading.Event()
 
     def close(self) -> None:
         self.has_left.set()
@@ -40,6 +41,9 @@ class Stream:
 
     async def finished(self) -> None:
         """Return immediately; a stream is a separate response."""
+
+    def abandon(self) -> None:
+        self.is_abandoned.set()
 
 
 class Wait(Stream):

@@ -227,6 +227,7 @@ def test_a_client_that_disconnects_releases_its_stream_at_once(site: Site, data:
         until(lambda: site.server.held.num_open == 0)
         assert time.monotonic() - began < 1
     assert site.app.held[0].has_left.wait(1)
+    assert site.app.held[0].is_abandoned.wait(1)
     assert site.app.asked.count("/wait") < 2  # no client is left
 
 

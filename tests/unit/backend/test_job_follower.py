@@ -31,7 +31,7 @@ JOB = JobRecord(
     deadline_at=0, worker_id=None, lease_until=None, cancel_requested_at=None, text="",
     finish_reason=None, error_code=None, error_message=None, num_prompt_tokens=1,
     num_completion_tokens=0, created_at=0, started_at=None, first_token_at=None, finished_at=None,
-    is_starred=False,
+    is_starred=False, prompt_ids=None,
 )  # fmt: skip
 
 

@@ -209,8 +209,8 @@ def test_a_text_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch)
 def test_a_second_text_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = SafeTokenizer(byte_level(PANICKING).to_str())
     assert tokenizer._process is not None
-    monkeypatch.setattr(tokenizer_child, "ENCODE_SECONDS", 0.1)
-    with tokenizer._process._lock, pytest.raises(TokenizerBusy) as caught:
+    monkeypatch.setattr(tokenizer._process._process, "_seconds", 0.1)
+    with tokenizer._process._process._lock, pytest.raises(TokenizerBusy) as caught:
         tokenizer.encode("a")
     assert (caught.value.http_status, caught.value.retry_after_seconds) == (503, 5)
     tokenizer.close()
@@ -219,8 +219,8 @@ def test_a_second_text_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -
 def test_its_process_ends_with_it() -> None:
     tokenizer = SafeTokenizer(byte_level(PANICKING).to_str())
     assert tokenizer._process is not None
-    assert tokenizer._process._child is not None
-    pid = tokenizer._process._child.pid
+    assert tokenizer._process._process._child is not None
+    pid = tokenizer._process._process._child.pid
     tokenizer.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
