@@ -37,6 +37,7 @@ def kill_idle(moment: Moment) -> None:
     moment.pause(0.2, 2.0)
     _kill(moment, moment.random.choice(pids))
     moment.load.go_on()
+    moment.until(lambda: moment.load.ids, "nothing was accepted after the fault")
 
 
 def kill_decoding(moment: Moment) -> None:
