@@ -10,6 +10,7 @@ TextmillError
 │   ├── Conflict             409
 │   ├── Misdirected          421, a host name that is not this service's
 │   ├── ValidationFailed     422, names every bad field at once
+│   │   └── PromptRefused    422, by the moderation
 │   ├── Unstorable           422, the database cannot store a value
 │   └── Unavailable          has a time after which to retry
 │       ├── RateLimited      429
@@ -122,6 +123,16 @@ class ValidationFailed(ClientError):
         num_more = len(errors) - len(self.errors)
         more = f", and {num_more:,} more" if num_more else ""
         super().__init__(f"Some fields are invalid: {names}{more}.")
+
+
+class PromptRefused(ValidationFailed):
+    """The moderation refuses the prompt."""
+
+    code = "prompt_refused"
+
+    def __init__(self) -> None:
+        message = "the operator's rules do not allow this prompt; change it"
+        super().__init__([FieldError("prompt", message)])
 
 
 class Unavailable(ClientError):

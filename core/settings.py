@@ -159,6 +159,13 @@ class Settings(BaseSettings):
     # How long a job waits at most whose model no worker serves when it is sent; 0: it is refused.
     # Unset: the deadline in the mode local, else 60 s.
     unserved_seconds: OptionalSeconds = _optional_number(0, 31_536_000, "seconds")
+    # Who is asked before a prompt is stored and before a text is shown: core.moderation.
+    moderation: str | None = Field(
+        None, description="words:PATH, an http or https address, or python:MODULE:FUNCTION"
+    )
+    # What passes if it cannot be asked; a service on a private address must be allowed.
+    moderation_fails: Literal["closed", "open"] = Field("closed", description="closed or open")
+    moderation_private: Literal["off", "on"] = Field("off", description="off or on")
     # A job that no worker could run for a day fails, with a reason.
     deadline_seconds: Seconds = _seconds(86_400.0, 1, 31_536_000)
     # Leaves 20 s of the 30 s in which `up` promises to stop.

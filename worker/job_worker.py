@@ -17,6 +17,7 @@ from textmill.core.errors import StorageUnavailable
 from textmill.core.failpoints import reach
 from textmill.core.jobs.records import JobRecord
 from textmill.core.jobs.store import JobStore, Progress
+from textmill.core.moderation import Moderator
 from textmill.core.redaction import reason_of
 from textmill.core.strategies import decoding_parameters
 from textmill.engine import Delta, Generation, GenerationRequest, GenerationResult, InferenceEngine
@@ -24,6 +25,7 @@ from textmill.engine.requests import EngineStopped
 from textmill.worker.intervals import Intervals
 from textmill.worker.isolation import ANY_LOSSES, Admission, RunningJob, admission
 from textmill.worker.metrics import WorkerMetrics
+from textmill.worker.moderation import moderated
 from textmill.worker.outcomes import code_of, failed_result, may_retry, outcome_of
 from textmill.worker.publishing import JobStream, Publisher, storable
 from textmill.worker.result_writer import ResultWriter
@@ -55,6 +57,7 @@ class JobWorker:
         revisions: the served models' names and revisions.
         on_dead_engine: called when the engine has died during a job, which is queued again by
             then; the worker can only exit.
+        moderator: is asked before a text is shown; until then no part of it is.
         settled_seconds: a job that was lost before counts as harmless after this time.
 
     Attributes:
@@ -73,12 +76,14 @@ class JobWorker:
         revisions: Mapping[str, str],
         on_dead_engine: Callable[[], None] = lambda: None,
         settled_seconds: float | None = None,
+        moderator: Moderator | None = None,
     ) -> None:
         self._store = store
         self._engine = engine
         self._results = ResultWriter(store)
         self._publisher = publisher
         self._metrics = metrics
+        self._moderator = moderator
         self._worker_id = worker_id
         self._revisions = dict(revisions)
         self._on_dead_engine = on_dead_engine
@@ -165,7 +170,8 @@ class JobWorker:
         job = active.job
 
         def on_delta(delta: Delta) -> None:
-            stream.append(delta.text, delta.num_tokens)
+            if self._moderator is None:
+                stream.append(delta.text, delta.num_tokens)
 
         try:
             left = (job.deadline_at - (job.started_at or job.deadline_at)) / 1000
@@ -187,7 +193,7 @@ class JobWorker:
                 reason = active.stop_reason
             if reason is not None:  # stopped before it was submitted
                 generation.cancel(reason)
-            return generation.result()
+            return moderated(self._moderator, job, generation.result())
         except Exception as error:  # the task edge: every job must get an end
             log.exception("decoding_failed", job_id=job.id)
             return failed_result(error)
@@ -265,7 +271,7 @@ class JobWorker:
             actives = list(self._active.values())
         for active in actives:
             generation = active.generation
-            if generation is None:
+            if generation is None or self._moderator is not None:
                 continue
             text = storable(generation.text_so_far)
             if len(text) > active.saved_characters:

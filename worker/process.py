@@ -24,6 +24,7 @@ from textmill.core.errors import StorageUnavailable
 from textmill.core.events import EventBus
 from textmill.core.failpoints import reach
 from textmill.core.jobs.store import JobStore, Limits
+from textmill.core.moderation import make_moderator
 from textmill.core.settings import Settings
 from textmill.core.tickets import TASK_NAME, TicketPublisher, make_celery, queue_name
 from textmill.core.workers import forget, worker_host
@@ -106,6 +107,7 @@ class WorkerProcess:
             revisions={name: model.info.revision for name, model in watch.models.items()},
             on_dead_engine=lambda: _exit_now("the engine's thread has died"),
             settled_seconds=intervals.settled,
+            moderator=make_moderator(settings),
         )
         self._first_models = self.runner.models
         self.celery = make_celery(settings, self._first_models)

@@ -26,6 +26,7 @@ from textmill.core.event_reader import EventReader
 from textmill.core.events import EventBus
 from textmill.core.jobs.history import History
 from textmill.core.jobs.store import JobStore
+from textmill.core.moderation import make_moderator
 from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher
 from textmill.tokenizing.chat_templates import ChatTemplates
@@ -125,7 +126,9 @@ def make_services(
         bus=bus,
         tickets=tickets,
         positions=positions,
-        submission=SubmissionService(store, models, views, tickets, settings),
+        submission=SubmissionService(
+            store, models, views, tickets, settings, moderator=make_moderator(settings)
+        ),
         jobs=jobs,
         administration=AdministrationService(engine, KeyStore(engine), jobs),
         runs=RunService(history, views),

@@ -15,20 +15,24 @@ from textmill.backend.run_requests import PlannedJob, parse_run_request
 from textmill.backend.services.idempotency import body_hash, checked_key
 from textmill.backend.services.job_views import JobViews
 from textmill.backend.services.models import ModelService
+from textmill.core.access.audit import append
 from textmill.core.access.budgets import Account, price
 from textmill.core.access.principals import LOCAL, PRIORITY, Principal
+from textmill.core.database.connections import writing
 from textmill.core.disk import is_nearly_full
 from textmill.core.errors import (
     DiskNearlyFull,
     FieldError,
     Forbidden,
     ModelUnserved,
+    PromptRefused,
     Quota,
     ValidationFailed,
 )
 from textmill.core.failpoints import reach
 from textmill.core.jobs.records import JobRecord, RunRecord
 from textmill.core.jobs.store import JobStore, NewJob, Origin
+from textmill.core.moderation import Moderator
 from textmill.core.problems import DISK_SENTENCE
 from textmill.core.settings import Settings
 from textmill.core.tickets import TicketPublisher
@@ -53,6 +57,7 @@ class SubmissionService:
         tickets: TicketPublisher | None,
         settings: Settings,
         principal: Principal = LOCAL,
+        moderator: Moderator | None = None,
     ) -> None:
         self._store = store
         self._models = models
@@ -60,13 +65,20 @@ class SubmissionService:
         self._tickets = tickets
         self._settings = settings
         self._principal = principal
+        self._moderator = moderator
         self._account = None if principal is LOCAL else Account.of(principal, settings)
         self.quotas: tuple[Quota, ...] = ()
 
     def charged_to(self, principal: Principal) -> SubmissionService:
         """The same service, in which a principal's budget pays; ``quotas`` then tells the rest."""
         return SubmissionService(
-            self._store, self._models, self._views, self._tickets, self._settings, principal
+            self._store,
+            self._models,
+            self._views,
+            self._tickets,
+            self._settings,
+            principal,
+            self._moderator,
         )
 
     def submit_job(
@@ -161,6 +173,7 @@ class SubmissionService:
             raise ValidationFailed([FieldError("max_new_tokens", message)])
         if is_nearly_full(self._settings.sqlite_file, self._settings.min_free_mib):
             raise DiskNearlyFull(DISK_SENTENCE, retry_after_seconds=DISK_RETRY_SECONDS)
+        self._moderate(jobs)
         longest = self._settings.unserved_limit
         if longest >= self._settings.deadline_seconds:
             return jobs
@@ -177,6 +190,22 @@ class SubmissionService:
             else new
             for new in jobs
         ]
+
+    def _moderate(self, jobs: list[NewJob]) -> None:
+        """Ask the moderator about each prompt, if there is one.
+
+        Raises:
+            PromptRefused: the audit log says who sent it, and not what.
+            ModerationUnavailable: it could not be asked.
+        """
+        if self._moderator is None:
+            return
+        for prompt, model in {new.prompt: new.model for new in jobs}.items():
+            verdict = self._moderator.check(prompt, "prompt", model)
+            if not verdict.is_allowed:
+                with writing(self._store.engine) as connection:
+                    append(connection, "refuse_prompt", model, self._principal, verdict.reason)
+                raise PromptRefused
 
     def _publish(self, job: JobRecord) -> None:
         """Publish a ticket; a failure is logged, because the job is already committed."""

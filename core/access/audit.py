@@ -16,7 +16,15 @@ from textmill.core.database.access_tables import Audit
 from textmill.core.database.connections import now_ms, reading
 
 Action = Literal[
-    "delete", "cancel", "share", "unshare", "key_create", "key_revoke", "block", "unblock"
+    "delete",
+    "cancel",
+    "share",
+    "unshare",
+    "key_create",
+    "key_revoke",
+    "block",
+    "unblock",
+    "refuse_prompt",
 ]
 OPERATOR = "operator"  # a command on the machine itself
 
