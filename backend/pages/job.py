@@ -6,7 +6,6 @@ import contextlib
 import json
 import shlex
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
 
@@ -15,6 +14,7 @@ from textmill.backend.pages.formats import rate
 from textmill.backend.pages.job_status import has_ended, is_restarted, status_sentence
 from textmill.backend.pages.phrases import STATUS_LABELS
 from textmill.backend.pages.responses import see_other
+from textmill.backend.repeating import job_request
 from textmill.backend.response_models import JobView
 from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import Conflict
@@ -70,19 +70,6 @@ def _parameter_text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(json.dumps(item, ensure_ascii=False) for item in value)
     return str(value)
-
-
-def job_request(job: JobView) -> dict[str, Any]:
-    """Return the body that repeats a job."""
-    body: dict[str, Any] = {
-        "prompt": job["prompt"],
-        "model": job["model"],
-        "strategy": job["strategy"],
-    }
-    body |= job["parameters"]
-    ids = job.get("prompt_ids")
-    body |= {} if ids is None else {"prompt_ids": ids}
-    return body | ({"trace": True} if job.get("trace") else {})
 
 
 def _curl(job: JobView) -> str:

@@ -32,7 +32,8 @@ def run_page(run_id: str) -> Response:
     run = services().runs.read(run_id)
     columns = columns_of(run["jobs"], strategy_titles(), by_variant=True)
     link = services().sharing.link_of(run["id"])
-    return _side_by_side(run["jobs"], columns, run=run, prompt=run["prompt"], link=link)
+    prompt = common_prompt(run["jobs"], run["prompt"])
+    return _side_by_side(run["jobs"], columns, run=run, prompt=prompt, link=link)
 
 
 @blueprint.get("/compare")
@@ -47,9 +48,8 @@ def compare_page() -> Response:
             jobs.append(services().jobs.read(job_id))
     if not jobs:
         raise NotFound("None of these jobs is stored any more.")
-    prompts = {job["prompt"] for job in jobs}
     columns = columns_of(jobs, strategy_titles(), by_variant=False)
-    prompt = prompts.pop() if len(prompts) == 1 else None
+    prompt = common_prompt(jobs, None)
     return _side_by_side(jobs, columns, prompt=prompt, num_missing=len(ids) - len(jobs))
 
 
@@ -86,9 +86,21 @@ def cancel_run(run_id: str) -> Response:
 @blueprint.post("/runs/<run_id>/again")
 def run_again(run_id: str) -> Response:
     """Repeat a run with new seeds."""
-    body = run_request(services().runs.read(run_id))
-    made = services().submission.submit_run(body, owner_id=principal().owner_id)
+    run = services().runs.read(run_id)
+    owner_id = principal().owner_id
+    if common_prompt(run["jobs"], run["prompt"]) is None:
+        made = services().submission.submit_again(run["jobs"], owner_id=owner_id)
+    else:
+        made = services().submission.submit_run(run_request(run), owner_id=owner_id)
     return see_other(made["links"]["page"])
+
+
+def common_prompt(jobs: Iterable[JobView], of_none: str | None) -> str | None:
+    """The prompt of some jobs; ``None`` if they have several, ``of_none`` if there are no jobs."""
+    prompts = {job["prompt"] for job in jobs}
+    if not prompts:
+        return of_none
+    return prompts.pop() if len(prompts) == 1 else None
 
 
 def distinct_ids(values: Iterable[str], limit: int) -> list[str]:

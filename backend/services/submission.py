@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from textmill.backend.repeating import job_request
 from textmill.backend.request_context import RequestContext
 from textmill.backend.request_models import JobRequestBase, parse_job_request
 from textmill.backend.response_models import JobView, RunView
@@ -122,6 +123,22 @@ class SubmissionService:
         plans = parse_run_request(payload, context)
         origin = Origin(owner_id, key, body_hash(payload, key), self._account)
         return self._views.run(self.submit_plans(plans, context, origin))
+
+    def submit_again(self, jobs: Sequence[JobView], *, owner_id: str) -> RunView:
+        """Store the jobs of a run once more, each with its own prompt and a new seed.
+
+        Raises:
+            ValidationFailed, QueueFull, RateLimited: nothing was stored.
+        """
+        context = self._models.request_context()
+        plans = []
+        for job in jobs:
+            body = job_request(job)
+            body.pop("seed")
+            request = parse_job_request(body, context)
+            place = (job["variant_index"] or 0, job["sample_index"] or 0)
+            plans.append(PlannedJob(request, request.resolved_parameters(), *place))
+        return self._views.run(self.submit_plans(plans, context, Origin(owner_id)))
 
     def submit_plans(
         self, plans: Sequence[PlannedJob], context: RequestContext, origin: Origin
