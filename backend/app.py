@@ -12,6 +12,7 @@ from textmill.backend.access.control import EXTENSION as ACCESS
 from textmill.backend.access.control import AccessControl
 from textmill.backend.access.edge_limits import add_edge_limits
 from textmill.backend.access.headers import BrowserHeaders
+from textmill.backend.access.single_sign_on import single_sign_on
 from textmill.backend.access.visitor_links import VisitorLinks
 from textmill.backend.api import api
 from textmill.backend.bodies import MAX_BODY_BYTES, refuse_body
@@ -27,6 +28,7 @@ from textmill.backend.services.container import Services, make_services
 from textmill.backend.streams.responses import is_placeholder
 from textmill.core.access.keys import KeyStore
 from textmill.core.access.secret import signing_secret
+from textmill.core.access.users import UserStore
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.database import deadlines
 from textmill.core.database.connections import REQUEST_SECONDS, make_engine
@@ -59,7 +61,8 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(blueprint)
     register_errors(app, render_error)
     app.before_request(_note_time)
-    add_access(app, settings, KeyStore(services.store.engine))
+    engine = services.store.engine
+    add_access(app, settings, KeyStore(engine), UserStore(engine))
     add_edge_limits(app, settings)
     app.before_request(_refuse_body)
     app.after_request(_end_deadline)
@@ -69,14 +72,16 @@ def create_app(settings: Settings) -> Flask:
     return app
 
 
-def add_access(app: Flask, settings: Settings, keys: KeyStore) -> None:
+def add_access(app: Flask, settings: Settings, keys: KeyStore, users: UserStore) -> None:
     """Add the rules of access, and the headers of every response.
 
     Raises:
-        SettingsError: there is no secret, and none can be stored.
+        SettingsError: there is no secret, and none can be stored; or single sign-on is set, and
+            its packages are not installed.
     """
     secret = signing_secret(settings) if settings.is_open else ""
-    control, headers = AccessControl(settings, secret, keys), BrowserHeaders(settings)
+    sign_on = single_sign_on(settings, secret, users)
+    control, headers = AccessControl(settings, secret, keys, sign_on), BrowserHeaders(settings)
 
     def finish(response: Response) -> Response:
         headers.add(request, response)

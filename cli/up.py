@@ -21,6 +21,7 @@ from textmill.core.catalog.file_state import ModelState
 from textmill.core.catalog.live import forget_known
 from textmill.core.catalog.models_file import load_catalog, models_file, read_catalog
 from textmill.core.errors import SettingsError
+from textmill.core.oidc_settings import require_packages
 from textmill.core.settings import Settings
 
 _WORKER = "worker-"
@@ -35,6 +36,7 @@ def run_up(settings: Settings, environment: Mapping[str, str]) -> None:
         CommandFailed: the start is refused, or a process failed permanently.
     """
     load_catalog(settings).served(settings.serve)
+    require_packages(settings)
     prepare_home(settings.home)
     forget_known(settings)
     with lock_home(settings.home), contextlib.closing(Console()) as console:

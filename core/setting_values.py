@@ -18,6 +18,7 @@ MIN_SECRET_CHARACTERS = 32
 ORIGINS = "origins such as https://example.org, separated by commas"
 # A name, an IPv4 address, or an IPv6 address in brackets; without a port.
 _HOST_NAME = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
+_SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")  # RFC 6749, section 3.3
 _ORIGIN = re.compile(r"https?://([a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -95,6 +96,47 @@ def _origins(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return origins
 
 
+def _oidc_issuer(text: str | None) -> str | None:
+    """The issuer as it is given: OpenID Connect compares it character by character."""
+    if not text:
+        return None
+    parts = urlsplit(text)
+    is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and text.isprintable()
+    if not is_plain or " " in text or "?" in text or "#" in text or len(text) > 255:
+        raise ValueError
+    _ = parts.port  # raises for one that is not a number
+    if not parts.hostname or not can_carry_secrets(text):
+        raise ValueError
+    return text
+
+
+def _oidc_scopes(text: str) -> str:
+    scopes = text.split()
+    if "openid" not in scopes or not all(_SCOPE.fullmatch(scope) for scope in scopes):
+        raise ValueError
+    return " ".join(scopes)
+
+
+def _people(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Emails, @domains, groups and subjects; an unset variable of a Compose file is empty."""
+    people = _names(value) if value else ()
+    if "@" in people:
+        raise ValueError
+    return people
+
+
+def _optional(text: str | None) -> str | None:
+    if text and not text.isprintable():
+        raise ValueError
+    return text or None
+
+
+def can_carry_secrets(url: str) -> bool:
+    """Whether nobody on the network can read or change what is sent to an address."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
+
+
 def _secret(text: str | None) -> str | None:
     if text and len(text) < MIN_SECRET_CHARACTERS:
         raise ValueError
@@ -122,6 +164,10 @@ Host = Annotated[str, BeforeValidator(_host)]
 DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]
 RedisUrl = Annotated[str | None, BeforeValidator(_redis_url)]
 Kernels = Annotated[str, BeforeValidator(_kernels)]
+OidcIssuer = Annotated[str | None, BeforeValidator(_oidc_issuer)]
+OidcScopes = Annotated[str, BeforeValidator(_oidc_scopes)]
+OptionalText = Annotated[str | None, BeforeValidator(_optional)]
+People = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_people)]
 HostNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_host_names)]
 Origins = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 Secret = Annotated[str | None, BeforeValidator(_secret)]

@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from textmill.core.errors import SettingsError
+from textmill.core.oidc_settings import check_oidc
 from textmill.core.setting_values import (
     ORIGINS,
     AbsolutePath,
@@ -28,8 +29,12 @@ from textmill.core.setting_values import (
     HostNames,
     Kernels,
     Names,
+    OidcIssuer,
+    OidcScopes,
     OptionalSeconds,
+    OptionalText,
     Origins,
+    People,
     RedisUrl,
     Seconds,
     Secret,
@@ -100,6 +105,22 @@ class Settings(BaseSettings):
     cors_origins: Origins = Field((), description=ORIGINS)
     # Signs the visitors' tokens; by default a file in ``home``.
     secret: Secret = Field(None, description="at least 32 characters", repr=False)
+    # Single sign-on, in the modes demo and team: docs/security.md.
+    oidc_issuer: OidcIssuer = Field(
+        None,
+        description="an address such as https://login.example.org (http on loopback hosts only)",
+    )
+    oidc_client_id: OptionalText = Field(None, description="the client's id at the provider")
+    oidc_client_secret: OptionalText = Field(
+        None, description="the client's secret at the provider", repr=False
+    )
+    oidc_scopes: OidcScopes = Field(
+        "openid profile email", description="scopes separated by spaces, with openid"
+    )
+    # Become admin: verified emails, or subjects, which the provider chooses.
+    oidc_admins: People = Field((), description="emails or subjects separated by commas")
+    # May sign in; empty: everybody whom the provider signs in.
+    oidc_allowed: People = Field((), description="emails, @domains or groups separated by commas")
     database_url: DatabaseUrl = Field(
         default_factory=lambda values: f"sqlite:///{values['home']}/textmill.db",
         description="sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME",
@@ -229,6 +250,7 @@ class Settings(BaseSettings):
         if problem is not None:
             raise SettingsError(problem)
         check_access(settings)
+        check_oidc(settings)
         return settings
 
     @property
@@ -330,8 +352,11 @@ def _first_problem(
         if name not in known:
             return _unknown(name, list(known))
         for key in {name, known[name]} & invalid.keys():
-            expected = Settings.model_fields[known[name]].description
-            return _invalid(name, text, expected, invalid[key])
+            field = Settings.model_fields[known[name]]
+            # A URL may contain a password, and this message is logged.
+            is_secret = name.endswith("_URL") or not field.repr
+            shown = "not one that can be used" if is_secret else repr(text)
+            return _invalid(name, shown, field.description, invalid[key])
     return None
 
 
@@ -341,8 +366,6 @@ def _unknown(name: str, known: list[str]) -> str:
     return f"{name} is not a setting of Textmill.{hint}"
 
 
-def _invalid(name: str, text: str, expected: str | None, error: object) -> str:
-    # A URL may contain a password, and this message is logged.
-    shown = "not one that can be used" if name.endswith("_URL") else repr(text)
+def _invalid(name: str, shown: str, expected: str | None, error: object) -> str:
     reason = f" {error}" if isinstance(error, UnusableValueError) else ""
     return f"{name} is {shown}; it must be {expected}.{reason}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
+from tests.oidc_provider import Provider
 from tests.servers import RedisServer, running_postgres, running_redis
 from textmill.core.database.connections import make_engine
 from textmill.core.torch_environment import prepare_for_serving
@@ -40,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the long files; otherwise the order is kept."""
     ranks = {name: rank for rank, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: ranks.get(item.nodeid.split("::")[0], len(ranks)))
+
+
+@pytest.fixture(scope="session")
+def running_provider() -> Iterator[Provider]:
+    with Provider().running() as provider:
+        yield provider
+
+
+@pytest.fixture
+def provider(running_provider: Provider) -> Provider:
+    """An OpenID provider that answers rightly until the test changes it."""
+    running_provider.reset()
+    return running_provider
 
 
 @pytest.fixture(scope="session")

@@ -67,11 +67,12 @@ def test_every_package_but_torch_is_locked_with_hashes(name: str) -> None:
         (group("web"), ("web",)),
         (group("worker"), ("worker", "torch")),
         (group("finetune"), ("full", "torch")),
+        (group("oidc"), ("oidc",)),
         (group("dev"), ("dev",)),
         (group("redis-server"), ("redis",)),
         (group("compiler"), ("compiler",)),
     ],
-    ids=["default", "web", "worker", "finetune", "dev", "redis-server", "compiler"],
+    ids=["default", "web", "worker", "finetune", "oidc", "dev", "redis-server", "compiler"],
 )
 def test_the_locks_contain_what_the_project_declares(
     requirements: dict[str, Requirement], locks: tuple[str, ...]
@@ -91,6 +92,11 @@ def test_a_package_has_the_same_version_in_every_lock() -> None:
 def test_the_roles_together_are_the_default_installation() -> None:
     roles = {name for role in ROLES for name in group(role)} - WITHOUT_DEPENDENCIES
     assert roles == DEPENDENCIES.keys()
+
+
+def test_the_extra_and_the_group_of_single_sign_on_are_the_same() -> None:
+    extra = DOCUMENT["project"]["optional-dependencies"]["oidc"]
+    assert extra == DOCUMENT["dependency-groups"]["oidc"]
 
 
 def test_the_web_role_has_no_machine_learning_framework() -> None:

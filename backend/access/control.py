@@ -15,6 +15,7 @@ from flask import Request, Response, g, request
 from textmill.backend.access.hosts import bracketed, check_host
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.sessions import Sessions
+from textmill.backend.access.single_sign_on import SingleSignOn
 from textmill.backend.access.visitor_links import keep_visitor, lead_to_visitor, link_token
 from textmill.backend.access.visitors import Visitors
 from textmill.backend.api_paths import is_api
@@ -40,13 +41,16 @@ _REALM = 'Bearer realm="textmill"'
 class AccessControl:
     """The rules of one application."""
 
-    def __init__(self, settings: Settings, secret: str, keys: KeyStore) -> None:
+    def __init__(
+        self, settings: Settings, secret: str, keys: KeyStore, sign_on: SingleSignOn | None = None
+    ) -> None:
         """Set the rules.
 
         Args:
             settings: the mode, and the names of hosts and origins.
             secret: signs visitors' tokens and sessions.
             keys: the API keys.
+            sign_on: the single sign-on, if there is one.
         """
         is_embedded = bool(settings.embed_origins)
         self.mode = settings.access
@@ -56,6 +60,7 @@ class AccessControl:
         self.max_streams_per_owner = settings.max_streams_per_owner if settings.is_open else 0
         self._secret = secret.encode()
         self.keys = keys
+        self.sign_on = sign_on
         self.visitors = Visitors(secret, is_embedded=is_embedded)
         self.sessions = Sessions(secret, is_embedded=is_embedded)
         self.is_open = settings.is_open
@@ -117,7 +122,10 @@ class AccessControl:
         token = _token(request)
         if token is not None:
             return self.keys.authenticate(token).principal
-        key_id = self.sessions.key_id(request)
+        person = None if self.sign_on is None else self.sign_on.principal(request)
+        if person is not None:
+            return person
+        key_id = self.sessions.holder(request)
         if key_id is not None:
             with contextlib.suppress(Unauthorized):  # the session has ended with its key
                 return self.keys.by_id(key_id).principal
@@ -142,6 +150,8 @@ class AccessControl:
                 f"This needs an API key with the scope {needed}: send it as"
                 " `Authorization: Bearer tm_…`, or sign in with it at /sign-in."
             )
+        if principal.kind == "user":
+            return Forbidden(f"Your account does not have the scope {needed}.")
         return Forbidden(f"This API key does not have the scope {needed}.")
 
     def _refuse_cross_site(self) -> None:

@@ -31,6 +31,8 @@ BY_ENDPOINT = {
     "pages.run.run_again": 60,
     "api.models.tokenize": 240,  # the page asks while a visitor types
     "pages.sign_in.sign_in": 10,
+    "pages.sign_in.begin_single_sign_on": 30,  # a team behind one address signs in the morning
+    "pages.sign_in.finish_single_sign_on": 30,
     "pages.sign_in.forget_me": 10,
     "api.jobs.export": 10,
 }

@@ -37,6 +37,24 @@ def check_host(request: Request, allowed: Collection[str]) -> None:
         )
 
 
+def site_address(request: Request) -> str:
+    """The address of this site, as the client of a request that ``check_host`` let pass names it.
+
+    Returns:
+        Scheme, host and port, such as ``https://demo.example.org``.
+
+    Raises:
+        Misdirected: the request names no host.
+    """
+    given = request.environ.get("HTTP_HOST", "")
+    name = host_name(given)
+    if not name:
+        raise Misdirected("Name the host of this service in the header Host.")
+    port = urlsplit(f"//{given}").port
+    is_usual = port in (None, 443 if request.scheme == "https" else 80)
+    return f"{request.scheme}://{name}" + ("" if is_usual else f":{port}")
+
+
 def host_name(host: str) -> str:
     """The name in a Host header, in lower case, without port and final dot; empty if malformed."""
     try:

@@ -14,12 +14,15 @@ blueprint = Blueprint("admin", __name__)
 
 @blueprint.get("/admin")
 def admin_page() -> Response:
-    """Show owners, keys, blocks and the audit log."""
+    """Show owners, keys, people, blocks and the audit log."""
     administration = services().administration
+    users = administration.users()
     page = render_template(
         "admin.html",
         owners=administration.owners(),
         keys=administration.keys(),
+        users=users,
+        names={user.owner_id: user.email or user.name for user in users},
         blocks=administration.blocks(),
         audited=administration.audited(),
         moment=_moment,
@@ -32,6 +35,20 @@ def revoke() -> Response:
     """Revoke a key."""
     services().administration.revoke(request.form.get("key", ""))
     return see_other("/admin#keys")
+
+
+@blueprint.post("/admin/disable")
+def disable() -> Response:
+    """Disable a person."""
+    services().administration.disable(request.form.get("user", ""))
+    return see_other("/admin#people")
+
+
+@blueprint.post("/admin/enable")
+def enable() -> Response:
+    """Let a person sign in again."""
+    services().administration.enable(request.form.get("user", ""))
+    return see_other("/admin#people")
 
 
 @blueprint.post("/admin/block")

@@ -1,20 +1,23 @@
-"""Signing in with an API key, and forgetting a visitor."""
+"""Signing in with an API key or by single sign-on, and forgetting a visitor."""
 
 from __future__ import annotations
 
 from flask import Blueprint, Response, make_response, render_template, request
 
+from textmill.backend.access.sign_in_errors import SignInFailed
+from textmill.backend.access.single_sign_on import CALLBACK_PATH, SingleSignOn
 from textmill.backend.current import access, principal, services
 from textmill.backend.pages.responses import see_other
-from textmill.core.errors import Conflict, Unauthorized
+from textmill.core.errors import Conflict, Forbidden, NotFound, Unauthorized
 
+PROVIDER_RETRY_SECONDS = 30
 blueprint = Blueprint("sign_in", __name__)
 
 
 @blueprint.get("/sign-in")
 def sign_in_page() -> Response:
     """Show the form."""
-    return _form("", 200)
+    return _form(200)
 
 
 @blueprint.post("/sign-in")
@@ -25,7 +28,7 @@ def sign_in() -> Response:
     try:
         key = access().keys.authenticate(request.form.get("key", "").strip())
     except Unauthorized as error:
-        return _form(str(error), 401)
+        return _form(401, problem=str(error))
     response = see_other(_next())
     access().sessions.begin(request, response, key.id)
     return response
@@ -34,8 +37,34 @@ def sign_in() -> Response:
 @blueprint.post("/sign-out")
 def sign_out() -> Response:
     """Sign this browser out."""
-    response = see_other("/")
+    response, who, sign_on = see_other("/"), principal(), access().sign_on
+    if who.kind == "user" and sign_on is not None:
+        sign_on.end_sessions(who)
     access().sessions.end(response)
+    return response
+
+
+@blueprint.get("/sign-in/sso")
+def begin_single_sign_on() -> Response:
+    """Lead this browser to the provider of the single sign-on."""
+    try:
+        return _sign_on().begin(request, _next())
+    except SignInFailed as error:
+        return _failed(error)
+
+
+@blueprint.get(CALLBACK_PATH)
+def finish_single_sign_on() -> Response:
+    """Sign in the browser that the provider sends back."""
+    sign_on = _sign_on()
+    try:
+        user, path = sign_on.finish(request)
+    except (SignInFailed, Forbidden) as error:
+        response = _failed(error)
+    else:
+        response = see_other(path)
+        sign_on.remember(request, response, user)
+    sign_on.forget_attempt(response)
     return response
 
 
@@ -57,8 +86,28 @@ def robots() -> Response:
     return Response("User-agent: *\nDisallow: /\n", content_type="text/plain; charset=utf-8")
 
 
-def _form(problem: str, status: int) -> Response:
-    page = render_template("sign_in.html", problem=problem, next=_next())
+def _sign_on() -> SingleSignOn:
+    sign_on = access().sign_on
+    if sign_on is None:
+        raise NotFound("This service has no single sign-on; sign in with an API key at /sign-in.")
+    return sign_on
+
+
+def _failed(error: SignInFailed | Forbidden) -> Response:
+    response = _form(error.http_status, failure=str(error))
+    if error.http_status == 503:
+        response.headers["Retry-After"] = str(PROVIDER_RETRY_SECONDS)
+    return response
+
+
+def _form(status: int, *, problem: str = "", failure: str = "") -> Response:
+    page = render_template(
+        "sign_in.html",
+        problem=problem,
+        failure=failure,
+        next=_next(),
+        has_single_sign_on=access().sign_on is not None,
+    )
     return make_response(page, status)
 
 

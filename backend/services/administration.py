@@ -1,4 +1,4 @@
-"""What admins see and do: owners, keys, blocks, deletions with a reason, the audit log."""
+"""What admins see and do: owners, keys, people, blocks, deletions with a reason, the audit log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from textmill.core.access.blocks import BlockRecord
 from textmill.core.access.keys import KeyRecord, KeyStore
 from textmill.core.access.overview import OwnerRecord
 from textmill.core.access.principals import LOCAL, Principal
+from textmill.core.access.users import UserRecord, UserStore
 
 NUM_OWNERS, NUM_AUDITED = 50, 100
 
@@ -21,16 +22,22 @@ class AdministrationService:
     """Serves the page of admins; its address requires their scope."""
 
     def __init__(
-        self, engine: Engine, keys: KeyStore, jobs: JobService, principal: Principal = LOCAL
+        self,
+        engine: Engine,
+        keys: KeyStore,
+        users: UserStore,
+        jobs: JobService,
+        principal: Principal = LOCAL,
     ) -> None:
         self._engine = engine
         self._keys = keys
+        self._users = users
         self._jobs = jobs
         self._principal = principal
 
     def seen_by(self, jobs: JobService, principal: Principal) -> AdministrationService:
         """The same service for a principal."""
-        return AdministrationService(self._engine, self._keys, jobs, principal)
+        return AdministrationService(self._engine, self._keys, self._users, jobs, principal)
 
     def owners(self) -> Sequence[OwnerRecord]:
         """The owners with most in the queue, then with most stored."""
@@ -39,6 +46,26 @@ class AdministrationService:
     def keys(self) -> list[KeyRecord]:
         """All API keys."""
         return self._keys.all()
+
+    def users(self) -> Sequence[UserRecord]:
+        """The people who have signed in."""
+        return self._users.all()
+
+    def disable(self, user_id: str) -> None:
+        """End the sessions of a person, and refuse them from now on.
+
+        Raises:
+            NotFound: nobody has this id.
+        """
+        self._users.disable(user_id, self._principal)
+
+    def enable(self, user_id: str) -> None:
+        """Let a person sign in again.
+
+        Raises:
+            NotFound: nobody has this id.
+        """
+        self._users.enable(user_id, self._principal)
 
     def blocks(self) -> Sequence[BlockRecord]:
         """All blocks."""

@@ -20,6 +20,7 @@ from textmill.backend.services.submission import SubmissionService
 from textmill.core.access.keys import KeyStore
 from textmill.core.access.principals import ADMIN, Principal
 from textmill.core.access.shares import ShareStore
+from textmill.core.access.users import UserStore
 from textmill.core.catalog.live import LiveCatalog
 from textmill.core.disk import disk_check
 from textmill.core.event_reader import EventReader
@@ -130,7 +131,7 @@ def make_services(
             store, models, views, tickets, settings, moderator=make_moderator(settings)
         ),
         jobs=jobs,
-        administration=AdministrationService(engine, KeyStore(engine), jobs),
+        administration=AdministrationService(engine, KeyStore(engine), UserStore(engine), jobs),
         runs=RunService(history, views),
         sharing=SharingService(ShareStore(engine), history),
         models=models,

@@ -1,4 +1,4 @@
-"""The audit log: who deleted, canceled, shared, revoked or blocked what, and when.
+"""The audit log: who deleted, canceled, shared, revoked, disabled or blocked what, and when.
 
 Rows are only added.
 """
@@ -22,6 +22,8 @@ Action = Literal[
     "unshare",
     "key_create",
     "key_revoke",
+    "user_disable",
+    "user_enable",
     "block",
     "unblock",
     "refuse_prompt",

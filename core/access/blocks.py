@@ -1,7 +1,7 @@
 """Clients and addresses that an admin has blocked: they read what is theirs, and submit nothing.
 
-A subject is an owner (``visitor:…``, ``key:…``) or an address (``address:…``, the keyed hash that
-the jobs of visitors carry). ``core.access.holdings`` refuses their submissions.
+A subject is an owner (``visitor:…``, ``key:…``, ``user:…``) or an address (``address:…``, the keyed
+hash that the jobs of visitors carry). ``core.access.holdings`` refuses their submissions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from textmill.core.database.access_tables import Block
 from textmill.core.database.connections import now_ms, reading, writing
 from textmill.core.errors import FieldError, ValidationFailed
 
-KINDS = ("visitor:", "key:", "address:")
+KINDS = ("visitor:", "key:", "user:", "address:")
 MAX_SUBJECT_CHARACTERS = 80
 MAX_REASON_CHARACTERS = 200
 
@@ -38,7 +38,7 @@ def block(engine: Engine, subject: str, reason: str, principal: Principal) -> No
         ValidationFailed: the subject is not one.
     """
     if not subject.startswith(KINDS) or not 8 < len(subject) <= MAX_SUBJECT_CHARACTERS:
-        message = "must begin with visitor:, key: or address:, as in the list of owners"
+        message = "must begin with visitor:, key:, user: or address:, as in the list of owners"
         raise ValidationFailed([FieldError("subject", message)])
     reason = reason[:MAX_REASON_CHARACTERS]
     with writing(engine) as connection:

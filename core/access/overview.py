@@ -16,7 +16,7 @@ class OwnerRecord:
     """An owner.
 
     Attributes:
-        owner_id: ``visitor:…``, ``key:…``, or that of a client in the mode ``local``.
+        owner_id: ``visitor:…``, ``key:…``, ``user:…``, or that of a client in the mode ``local``.
         address_id: the keyed hash of its latest job's address; ``None`` except for visitors.
         num_jobs, num_queued, num_running: its jobs.
         num_characters: of its prompts and texts.

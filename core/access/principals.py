@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, true
 
 READ, SUBMIT, PRIORITY, ADMIN = "read", "submit", "priority", "admin"
 SCOPES = (READ, SUBMIT, PRIORITY, ADMIN)
-Kind = Literal["local", "nobody", "visitor", "key"]
+Kind = Literal["local", "nobody", "visitor", "key", "user"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Principal:
     """Who sends a request.
 
     Attributes:
-        kind: ``local`` for everybody on one's own machine, ``nobody``, ``visitor`` or ``key``.
+        kind: ``local`` for everybody on one's own machine, ``nobody``, ``visitor``, ``key``, or
+            ``user`` for a person who signed in by single sign-on.
         owner_id: the owner of what this principal submits: the scope of idempotency keys, and the
             unit of the queue's fair share.
         scopes: a subset of ``SCOPES``.
@@ -117,4 +118,17 @@ def key_holder(
         EVERYTHING if is_admin else own,
         name,
         tokens_per_day,
+    )
+
+
+def user(user_id: str, name: str, *, is_admin: bool) -> Principal:
+    """A person who signed in by single sign-on."""
+    own = Sight(f"user:{user_id}")
+    return Principal(
+        "user",
+        str(own.owner_id),
+        frozenset({READ, SUBMIT, ADMIN} if is_admin else {READ, SUBMIT}),
+        EVERYTHING if is_admin else own,
+        EVERYTHING if is_admin else own,
+        name,
     )

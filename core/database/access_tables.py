@@ -1,8 +1,8 @@
-"""The tables of ``core.access``: keys, tokens, links, blocks, the audit log."""
+"""The tables of ``core.access``: keys, users, tokens, links, blocks, the audit log."""
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Identity, String
+from sqlalchemy import BigInteger, Boolean, Identity, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from textmill.core.database.tables import Base, RowNumber
@@ -24,6 +24,21 @@ class ApiKey(Base):
     expires_at: Mapped[int | None] = mapped_column(BigInteger)
     revoked_at: Mapped[int | None] = mapped_column(BigInteger)
     last_used_at: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class User(Base):
+    """A person who signed in by single sign-on; ``core.access.users`` explains the columns."""
+
+    __tablename__ = "users"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(String(100))
+    email: Mapped[str] = mapped_column(String(254))
+    is_admin: Mapped[bool] = mapped_column(Boolean)
+    session_number: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[int] = mapped_column(BigInteger)
+    signed_in_at: Mapped[int] = mapped_column(BigInteger)
+    disabled_at: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class Usage(Base):

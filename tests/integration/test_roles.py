@@ -12,12 +12,17 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from textmill.cli.exits import EXIT_CONFIGURATION
+
 ROOT = Path(__file__).resolve().parents[2]
-_IMPORT_ALL = """
+_OF_EXTRAS = "textmill.backend.oidc."
+_IMPORT_ALL = f"""
 import importlib, pkgutil, sys
 for root in sys.argv[1:]:
-    package = importlib.import_module(f"textmill.{root}")
-    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    package = importlib.import_module("textmill." + root)
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if module.name.startswith({_OF_EXTRAS!r}):
+            continue
         if not module.name.endswith(("__main__", "migrations.env")):
             importlib.import_module(module.name)
 """
@@ -81,6 +86,21 @@ def test_the_web_role_migrates_and_starts(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = run(environment, "-m", "textmill", "web", "--help")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", ["web", "up"])
+def test_single_sign_on_without_its_extra_stops_the_start(tmp_path: Path, command: str) -> None:
+    environment = environment_of(tmp_path, "web") | {
+        "TEXTMILL_ACCESS": "team",
+        "TEXTMILL_ALLOWED_HOSTS": "team.example.org",
+        "TEXTMILL_OIDC_ISSUER": "https://login.example.org",
+        "TEXTMILL_OIDC_CLIENT_ID": "textmill",
+        "TEXTMILL_OIDC_CLIENT_SECRET": "not-to-be-shown",
+    }
+    done = run(environment, "-m", "textmill", command)
+    assert done.returncode == EXIT_CONFIGURATION
+    assert "pip install 'textmill[oidc]'" in done.stderr
+    assert "not-to-be-shown" not in done.stderr + done.stdout
 
 
 def test_the_doctor_of_a_web_machine_leaves_the_workers_checks_out(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every address with every kind of client, in the modes demo and team.
+"""Every address with every kind of client, in the modes demo and team, and with single sign-on.
 
 A new route without a row fails ``test_every_route_has_a_row``.
 """
@@ -11,17 +11,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from flask import Response
 from flask.testing import FlaskClient
 from sqlalchemy import func, select, update
 from werkzeug.test import TestResponse
 
 from tests.integration.backend.conftest import JOBS, RUNS, Site, Sites
+from tests.oidc_provider import Provider
+from textmill.backend.access.control import EXTENSION
 from textmill.backend.access.policy import NEEDS, PUBLIC
 from textmill.backend.access.visitors import HEADER
 from textmill.backend.api_paths import is_api as is_api_path
 from textmill.core.access.audit import latest
+from textmill.core.access.identities import identity_of, user_id
 from textmill.core.access.keys import KeyStore
-from textmill.core.access.principals import ADMIN, READ, SUBMIT
+from textmill.core.access.principals import ADMIN, LOCAL, READ, SUBMIT
+from textmill.core.access.users import UserStore
 from textmill.core.database.access_tables import ApiKey, Share
 from textmill.core.database.connections import reading, writing
 from textmill.core.database.maintenance import Upkeep
@@ -30,6 +35,7 @@ from textmill.core.jobs import pages
 from textmill.core.jobs.retention import BATCH_JOBS, expire
 
 MARK = "wombat"  # in the prompt of the owner's job, and nowhere else
+NO_USER = {"data": {"user": "x"}}
 BODY = {"prompt": "another", "model": "tiny"}
 FORM = {
     "prompt": "another",
@@ -132,6 +138,8 @@ ROWS = {
     "pages.sign_in.sign_in": Row("POST", "/sign-in", options={"data": {"key": "x"}}, status=401),
     "pages.sign_in.sign_out": Row("POST", "/sign-out", status=303),
     "pages.sign_in.forget_me": Row("POST", "/forget-me"),
+    "pages.sign_in.begin_single_sign_on": Row("GET", "/sign-in/sso", status=303),
+    "pages.sign_in.finish_single_sign_on": Row("GET", "/sign-in/sso/callback?code=x", status=400),
     "pages.sign_in.robots": Row("GET", "/robots.txt"),
     "pages.admin.admin_page": Row("GET", "/admin"),
     "pages.admin.revoke": Row("POST", "/admin/revoke", options={"data": {"key": "x"}}, status=404),
@@ -141,6 +149,8 @@ ROWS = {
     "pages.admin.unblock": Row(
         "POST", "/admin/unblock", options={"data": {"subject": "visitor:x1"}}, status=303
     ),
+    "pages.admin.disable": Row("POST", "/admin/disable", options=NO_USER, status=404),
+    "pages.admin.enable": Row("POST", "/admin/enable", options=NO_USER, status=404),
     "pages.admin.delete": Row(
         "POST", "/admin/delete", options={"data": {"job": "{job}", "reason": "spam"}}, status=303
     ),
@@ -154,18 +164,30 @@ ROWS = {
     "pages.shared.share_run": Row("POST", "/runs/{run}/share", "run", status=303),
     "pages.shared.unshare_run": Row("POST", "/runs/{run}/unshare", "run", status=303),
 }
+ISSUER = "https://login.example.org"  # of the people here; nobody asks it
 ONLY_VISITORS = {"pages.sign_in.forget_me"}
 Headers = dict[str, str]
 
 
 class Place:
-    """A site in one mode, with its owner and the credentials of the others."""
+    """A site in one mode, with its owner and the credentials of the others.
 
-    def __init__(self, site: Site, mode: str) -> None:
-        self.site, self.mode = site, mode
+    Args:
+        site: in the mode demo or team, with single sign-on.
+        mode: that mode.
+        owners: what the owner and another client are: ``visitor``, ``key`` or ``user``.
+    """
+
+    def __init__(self, site: Site, mode: str, owners: str) -> None:
+        self.site, self.mode, self.owners = site, mode, owners
         self.keys = KeyStore(site.services.store.engine)
-        if mode == "demo":
+        self.signed_in, self.signed_in_admin = self._user("carl"), self._user("ops", is_admin=True)
+        self.disabled = self._user("gone", is_admin=True)
+        UserStore(site.services.store.engine).disable(user_id(ISSUER, "gone"), LOCAL)
+        if owners == "visitor":
             self.owner, self.another = self._visitor(), self._visitor()
+        elif owners == "user":
+            self.owner, self.another = self._user("own"), self._user("oth")
         else:
             self.owner, self.another = (
                 self._key("own", READ, SUBMIT),
@@ -183,6 +205,15 @@ class Place:
 
     def _visitor(self) -> Headers:
         return {HEADER: self.client.get(JOBS).headers[HEADER]}
+
+    def _user(self, subject: str, *, is_admin: bool = False) -> Headers:
+        """The cookie of a person who has signed in; test_single_sign_on goes the whole way."""
+        sign_on = self.site.app.extensions[EXTENSION].sign_on
+        identity = identity_of(ISSUER, {"sub": subject})
+        user = UserStore(self.site.services.store.engine).sign_in(identity, is_admin=is_admin)
+        with self.site.app.test_request_context() as context:
+            sign_on.remember(context.request, response := Response(), user)
+        return {"Cookie": response.headers["Set-Cookie"].partition(";")[0]}
 
     def _key(self, name: str, *scopes: str) -> Headers:
         return bearer(self.keys.create(name, scopes)[1])
@@ -222,12 +253,25 @@ def bearer(token: str) -> Headers:
     return {"Authorization": f"Bearer {token}"}
 
 
-@pytest.fixture(params=["demo", "team"])
-def place(request: pytest.FixtureRequest, make_site: Sites) -> Place:
-    mode = str(request.param)
-    site = make_site(TEXTMILL_ACCESS=mode, TEXTMILL_ALLOWED_HOSTS="demo.example.org")
+PLACES = {
+    "demo": ("demo", "visitor"),
+    "team": ("team", "key"),
+    "single sign-on": ("team", "user"),
+}
+
+
+@pytest.fixture(params=list(PLACES))
+def place(request: pytest.FixtureRequest, make_site: Sites, provider: Provider) -> Place:
+    mode, owners = PLACES[request.param]
+    settings: Any = {
+        "TEXTMILL_ACCESS": mode,
+        "TEXTMILL_ALLOWED_HOSTS": "demo.example.org",
+        "TEXTMILL_VISITOR_MAX_QUEUED": "16",  # the owner's, one for each client
+        **provider.settings(),
+    }
+    site = make_site(**settings)
     site.beat()
-    return Place(site, mode)
+    return Place(site, mode, owners)
 
 
 def test_every_route_has_a_row(make_site: Sites) -> None:
@@ -243,16 +287,16 @@ def expected(name: str, row: Row, who: str, mode: str) -> set[int]:
     needs_key = {401} if is_api or row.method != "GET" else {303}
     if who in ("expired", "revoked"):
         return needs_key
-    if who == "nobody" and mode == "team":
+    if who in ("nobody", "disabled") and mode == "team":
         return needs_key
     if needed == ADMIN:
-        return {row.status} if who == "admin" else needs_key | {403}
+        return {row.status} if who in ADMINS else needs_key | {403}
     if who == "reader" and needed == SUBMIT:
         return {403}
     if name in ONLY_VISITORS:
-        is_visitor = mode == "demo" and who in ("owner", "another", "nobody")
+        is_visitor = mode == "demo" and who in ("owner", "another", "nobody", "disabled")
         return {row.status} if is_visitor else {409}
-    if who in ("owner", "admin") or not row.concerns:
+    if who == "owner" or who in ADMINS or not row.concerns:
         return {row.status}
     if who == "team" and (needed == READ or name in ("pages.run.run_again", "pages.job.again")):
         return {row.status}
@@ -261,7 +305,19 @@ def expected(name: str, row: Row, who: str, mode: str) -> set[int]:
     return {404}
 
 
-WHO = ("owner", "another", "nobody", "reader", "team", "expired", "revoked", "admin")
+ADMINS = ("admin", "signed_in_admin")
+WHO = (
+    "owner",
+    "another",
+    "nobody",
+    "reader",
+    "team",
+    "expired",
+    "revoked",
+    "signed_in",
+    "disabled",
+    *ADMINS,
+)
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
@@ -272,12 +328,14 @@ def test_each_client_gets_what_it_may_and_the_rest_does_not_exist(place: Place, 
         answer = place.call(row, ids, {} if who == "nobody" else getattr(place, who))
         answer.get_data()
         answer.close()
+        if name == "pages.sign_in.sign_out" and (who, place.owners) == ("owner", "user"):
+            place.owner = place._user("own")  # all of its sessions have ended
         assert answer.status_code in expected(name, row, who, place.mode), (who, answer.text[:300])
-        sees = who in ("owner", "admin") or (who == "team" and NEEDS[name] == READ)
+        sees = who in ("owner", *ADMINS) or (who == "team" and NEEDS[name] == READ)
         if not sees and name != "pages.job.again" and name != "pages.run.run_again":
             assert MARK not in answer.text, who
         kept = place.client.get(f"{JOBS}/{ids['job']}", headers=place.owner)
-        if who not in ("owner", "admin") and name != "pages.sign_in.forget_me":
+        if who not in ("owner", *ADMINS) and name != "pages.sign_in.forget_me":
             assert kept.status_code == 200, who
             assert kept.get_json()["status"] == ("succeeded" if row.state == "ended" else "queued")
 
@@ -286,11 +344,12 @@ def test_each_client_gets_what_it_may_and_the_rest_does_not_exist(place: Place, 
 def test_lists_and_searches_show_ones_own(place: Place, path: str) -> None:
     place.stored(ROWS["api.jobs.index"])
     shown = {}
-    for who in ("owner", "another", "reader", "team", "admin"):
+    for who in ("owner", "another", "reader", "team", "admin", "signed_in", "signed_in_admin"):
         text = place.client.get(path, headers=getattr(place, who)).text
         shown[who] = MARK in text.replace("q=wombat", "").replace('value="wombat"', "")
     assert shown == {
-        "owner": True, "another": False, "reader": False, "team": True, "admin": True
+        "owner": True, "another": False, "reader": False, "team": True, "admin": True,
+        "signed_in": False, "signed_in_admin": True,
     }  # fmt: skip
 
 
@@ -298,7 +357,7 @@ def test_host_names_and_process_ids_are_for_admins(place: Place) -> None:
     place.site.beat(id="secrethost:4711")
     for path in ("/api/v1/queue", "/queue"):
         assert "secrethost" in place.client.get(path, headers=place.admin).text
-        for who in (place.owner, place.team):
+        for who in (place.owner, place.team, place.signed_in):
             answer = place.client.get(path, headers=who)
             assert answer.status_code == 200
             assert "secrethost" not in answer.text
@@ -560,9 +619,11 @@ def test_old_jobs_go_and_starred_and_shared_ones_stay(make_site: Sites) -> None:
         assert connection.execute(of_old).scalar_one() == 0
 
 
-def test_an_admin_blocks_deletes_and_revokes(make_site: Sites) -> None:
-    site = make_site(TEXTMILL_ACCESS="demo", TEXTMILL_ALLOWED_HOSTS="demo.example.org")
-    place = Place(site, "demo")
+def test_an_admin_blocks_deletes_and_revokes(make_site: Sites, provider: Provider) -> None:
+    hosts = {"TEXTMILL_ACCESS": "demo", "TEXTMILL_ALLOWED_HOSTS": "demo.example.org"}
+    settings: Any = {**hosts, **provider.settings()}
+    site = make_site(**settings)
+    place = Place(site, "demo", "visitor")
     ids = place.stored(ROWS["api.jobs.read"])
     page = place.client.get("/admin", headers=place.admin).text
     owner = re.search(r"visitor:[0-9a-f]{32}", page)

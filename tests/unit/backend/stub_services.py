@@ -10,6 +10,7 @@ from flask import Flask
 from textmill.backend.app import add_access
 from textmill.backend.current import EXTENSION
 from textmill.core.access.keys import KeyStore
+from textmill.core.access.users import UserStore
 from textmill.core.database.connections import make_engine
 from textmill.core.settings import Settings
 
@@ -48,4 +49,5 @@ def as_services(stub: Any) -> Any:
 def install(app: Flask, stub: Any) -> None:
     """Give an application these services, and the rules of the mode ``local``."""
     app.extensions[EXTENSION] = as_services(stub)
-    add_access(app, Settings(), KeyStore(make_engine("sqlite:///:memory:")))
+    engine = make_engine("sqlite:///:memory:")
+    add_access(app, Settings(), KeyStore(engine), UserStore(engine))

@@ -161,3 +161,98 @@ def test_settings_pass_to_a_child_process_unchanged(
     again = settings.to_environment()
     assert again.items() >= {"TEXTMILL_PORT": str(port), "TEXTMILL_HOME": home}.items()
     assert Settings.from_environment(again) == settings
+
+
+OIDC = {
+    "TEXTMILL_ACCESS": "team",
+    "TEXTMILL_ALLOWED_HOSTS": "team.example.org",
+    "TEXTMILL_OIDC_ISSUER": "https://login.example.org/realms/a/",
+    "TEXTMILL_OIDC_CLIENT_ID": "textmill",
+    "TEXTMILL_OIDC_CLIENT_SECRET": "not-to-be-shown",
+}
+
+
+def test_the_settings_of_single_sign_on() -> None:
+    more = {"TEXTMILL_OIDC_ADMINS": "a@example.org, ops", "TEXTMILL_OIDC_SCOPES": " openid  groups"}
+    settings = Settings.from_environment({**OIDC, **more})
+    assert settings.oidc_issuer == "https://login.example.org/realms/a/"
+    assert settings.oidc_admins == ("a@example.org", "ops")
+    assert settings.oidc_scopes == "openid groups"
+    assert Settings.from_environment(settings.to_environment()) == settings
+    assert "not-to-be-shown" not in repr(settings)
+    empty = {name: "" for name in OIDC if "OIDC" in name} | {"TEXTMILL_OIDC_ALLOWED": ""}
+    assert Settings.from_environment(empty).oidc_issuer is None  # unset, in a Compose file
+
+
+@pytest.mark.parametrize(
+    "issuer",
+    [
+        "http://login.example.org",
+        "login.example.org",
+        "ftp://127.0.0.1",
+        "https://",
+        "https://a b",
+        "https://user:word@login.example.org",
+        "https://login.example.org?x",
+        "https://login.example.org/?",
+        "https://login.example.org/#",
+        "https://login.example.org:x",
+        "https://[::1",
+        "http://127.0.0.1.example.org",
+        "https://login.example.org/" + "x" * 255,
+    ],
+)
+def test_an_issuer_that_cannot_be_trusted_is_refused(issuer: str) -> None:
+    with pytest.raises(SettingsError, match=r"TEXTMILL_OIDC_ISSUER is .*; it must be an address"):
+        Settings.from_environment({**OIDC, "TEXTMILL_OIDC_ISSUER": issuer})
+
+
+@pytest.mark.parametrize("issuer", ["http://127.0.0.1:9", "http://localhost/a", "http://[::1]:1"])
+def test_an_issuer_on_this_machine_needs_no_tls(issuer: str) -> None:
+    assert Settings.from_environment({**OIDC, "TEXTMILL_OIDC_ISSUER": issuer}).oidc_issuer == issuer
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SCOPES", ""),
+        ("SCOPES", "profile"),
+        ("SCOPES", 'openid "'),
+        ("ADMINS", "a,,b"),
+        ("ALLOWED", "@"),
+        ("CLIENT_ID", "a\nb"),
+    ],
+)
+def test_a_bad_setting_of_single_sign_on_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"TEXTMILL_OIDC_{name} is .*; it must be "):
+        Settings.from_environment({**OIDC, f"TEXTMILL_OIDC_{name}": value})
+
+
+@pytest.mark.parametrize("name", ["ISSUER", "CLIENT_ID", "CLIENT_SECRET"])
+def test_single_sign_on_needs_issuer_client_and_secret(name: str) -> None:
+    without = {key: value for key, value in OIDC.items() if key != f"TEXTMILL_OIDC_{name}"}
+    with pytest.raises(SettingsError, match=f"needs TEXTMILL_OIDC_{name}"):
+        Settings.from_environment(without)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ISSUER", "https://a"), ("ADMINS", "a@b"), ("ALLOWED", "@b"), ("SCOPES", "openid")],
+)
+def test_settings_that_would_have_no_effect_are_refused(name: str, value: str) -> None:
+    own = {f"TEXTMILL_OIDC_{name}": value}
+    with pytest.raises(SettingsError, match=f"OIDC_{name} is set, and TEXTMILL_ACCESS is local"):
+        Settings.from_environment(own)
+    hosts = {name: OIDC[name] for name in ("TEXTMILL_ACCESS", "TEXTMILL_ALLOWED_HOSTS")}
+    with pytest.raises(SettingsError, match=f"OIDC_{name} is set, and single sign-on also needs"):
+        Settings.from_environment({**hosts, **own})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TEXTMILL_SECRET", "too-short"), ("TEXTMILL_OIDC_CLIENT_SECRET", "with-a\ttab")],
+)
+def test_a_secret_is_not_shown_in_the_message_about_it(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is not one that can be used") as caught:
+        Settings.from_environment({**OIDC, name: value})
+    assert value not in str(caught.value)
