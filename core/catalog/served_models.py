@@ -23,8 +23,6 @@ class ServedModel:
         path: ``native`` or ``generic``, the runtime that serves it.
         tokenizer_json: ``tokenizer.json``; ``None`` if the model has none, and in the results of
             ``cards``, since it has megabytes.
-        tokenizer_config: the chat template and the special tokens of the model's
-            tokenizer_config.json; ``None`` if a worker of an earlier version stored the record.
         finetuning: the record of a fine-tuning, if its folder has one.
         curve_svg: the chart of its training losses, from its folder.
         card_markdown: the model card of its folder. ``cards`` returns an empty text for each of
@@ -32,6 +30,8 @@ class ServedModel:
         instruction_set: of the compiled kernels; ``None`` if PyTorch computes, or if a worker of
             an earlier version stored the record.
         kernels_note: the compiler that made the kernels, or why PyTorch computes.
+        tokenizer_config: the chat template and the special tokens of the model's
+            tokenizer_config.json; ``None`` if a worker of an earlier version stored the record.
     """
 
     name: str
@@ -43,12 +43,12 @@ class ServedModel:
     vocabulary_size: int
     dtype: str
     tokenizer_json: str | None
-    tokenizer_config: dict[str, Any] | None = None
     finetuning: Finetuning | None = None
     curve_svg: str | None = None
     card_markdown: str | None = None
     instruction_set: str | None = None
     kernels_note: str | None = None
+    tokenizer_config: dict[str, Any] | None = None
 
     @property
     def has_curve(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ OTHERS = [
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}"
     "{{ ns.n }}",
 ]
-CONFIG = {"bos_token": "<s>", "eos_token": "</s>"}
+CONFIG: dict[str, Any] = {"bos_token": "<s>", "eos_token": "</s>"}
 
 
 @pytest.fixture
