@@ -40,6 +40,7 @@ from textmill.engine.sampling.sampler import Sampler
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
+from textmill.engine.token_rules import rules_for
 from textmill.tokenizing.safe_tokenizer import TokenizerBusy, TokenizerFault
 
 WARM_UP_SECONDS = 120.0  # a first step may compile; a longer one is considered a hang
@@ -124,7 +125,8 @@ class InferenceEngine:
                 at once. If it raises, the generation ends with an error.
 
         Raises:
-            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped, EngineError:
+            UnknownModel, PromptTooLong, PromptUnusable, ParametersUnusable, EngineStopped,
+            EngineError:
                 nothing was queued.
         """
         sequence = self._sequence(request, on_delta)
@@ -193,6 +195,7 @@ class InferenceEngine:
             raise UnknownModel(f"This worker has no model named {request.model!r}.")
         try:
             ids = model.tokenizer.encode(request.prompt)
+            rules = rules_for(request.parameters, model.tokenizer, model.info.vocabulary_size)
         except TokenizerFault as fault:
             raise PromptUnusable(str(fault)) from None
         except TokenizerBusy as busy:
@@ -216,6 +219,7 @@ class InferenceEngine:
             detokenizer=IncrementalDetokenizer(model.tokenizer, ids),
             eos_token_ids=model.info.eos_token_ids,
             context_length=model.info.context_length,
+            rules=rules,
             on_delta=on_delta,
         )
 

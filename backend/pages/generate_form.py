@@ -188,8 +188,12 @@ def form_from_browser(
 
 
 def own_parameters(strategy: StrategyView) -> list[ParameterView]:
-    """Return the parameters of a strategy without those that all strategies have."""
-    return [p for p in strategy["parameters"] if p["name"] not in COMMON_FIELDS]
+    """Return the numbers that a strategy has and not all others do; the form has no lists."""
+    return [
+        p
+        for p in strategy["parameters"]
+        if p["name"] not in COMMON_FIELDS and p["type"] in ("number", "integer")
+    ]
 
 
 def as_text(value: Any) -> str:

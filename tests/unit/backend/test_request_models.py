@@ -23,9 +23,9 @@ from textmill.core.strategies import (
     MAX_SEED,
     STRATEGIES,
     STRATEGIES_BY_NAME,
-    ParameterSpec,
     decoding_parameters,
 )
+from textmill.core.strategy_specs import ParameterSpec
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
 
