@@ -193,8 +193,7 @@ class JobRequestBase(BaseModel):
 
     def resolved_parameters(self, seed: int | None = None) -> dict[str, Any]:
         """Return all parameters of the job, with defaults and the seed filled in."""
-        spec = STRATEGIES_BY_NAME[self.strategy]
-        names = [own.name for own in spec.parameters] + [own.name for own in spec.collections]
+        names = STRATEGIES_BY_NAME[self.strategy].defaults()
         resolved = {name: getattr(self, name) for name in names}
         seed = self.seed if seed is None else seed
         resolved |= {

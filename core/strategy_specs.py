@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 DETERMINISTIC_STRATEGIES = frozenset({"greedy", "beam"})
 
@@ -77,6 +77,11 @@ class StrategySpec:
         """Names of this strategy's own parameters, without the common ones."""
         own = (parameter.name for parameter in self.parameters)
         return frozenset(own).union(collection.name for collection in self.collections)
+
+    def defaults(self) -> dict[str, Any]:
+        """The defaults of this strategy's own parameters, as JSON values."""
+        numbers: dict[str, Any] = {own.name: own.default for own in self.parameters}
+        return numbers | {own.name: own.default_json() for own in self.collections}
 
     @property
     def is_random(self) -> bool:

@@ -1,4 +1,4 @@
-"""The strategy custom: identities, transformers' and published definitions, independence of rows."""
+"""The strategy custom: identities, reference definitions, independence of rows."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_with_one_filter_the_tokens_and_traces_are_those_of_the_named_strategy(
     shared = {"temperature": temperature, "repetition_penalty": penalty, "trace": True} | options
     found = []
     for chosen in (strategy, "custom"):
-        own = {"strategy": chosen} | shared
+        own: dict[str, Any] = {"strategy": chosen} | shared
         states = [state_of(IDS, size=SIZE, seed=i, position=i % 9, **own) for i in range(64)]
         drawn = sampler_named(name, SIZE).sample(logits, states, str)
         found.append([(one.token, one.trace and one.trace.as_json()) for one in drawn])
