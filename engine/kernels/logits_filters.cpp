@@ -77,7 +77,7 @@ void Sampler::filter_top_k(int top_k) {
         const Words ascending = as_words(bits ^ ((bits >> 31) & broadcast(0x7fffffff)));
         store(order_.get() + i, broadcast(0x7fffffffu) - ascending);
     }
-    keep_first([](int) { return 1.0; }, top_k);
+    keep_first([this](int i) { return weights_[i] > 0.0f ? 1.0 : 0.0; }, top_k);
 }
 
 void Sampler::filter_top_p(double top_p) {
@@ -129,8 +129,10 @@ void Sampler::keep_first(const Value& value, double wanted) {
     std::fill(buckets_.get(), buckets_.get() + (size_t(1) << (32 - BUCKET_BITS)), 0.0);
     uint32_t first = ~0u, last = 0;
     for_each_possible([&](int i) {
+        const double own = value(i);
+        if (!(own > 0.0)) return;
         const uint32_t bucket = order_[i] >> BUCKET_BITS;
-        buckets_[bucket] += value(i);
+        buckets_[bucket] += own;
         first = std::min(first, bucket);
         last = std::max(last, bucket);
     });
@@ -139,7 +141,7 @@ void Sampler::keep_first(const Value& value, double wanted) {
     while (bucket < last && sum + buckets_[bucket] < wanted) sum += buckets_[bucket++];
     members_.clear();
     for_each_possible([&](int i) {
-        if (order_[i] >> BUCKET_BITS == bucket)
+        if (order_[i] >> BUCKET_BITS == bucket && value(i) > 0.0)
             members_.push_back(uint64_t(order_[i]) << 32 | uint32_t(i));
     });
     std::sort(members_.begin(), members_.end());
