@@ -26,6 +26,7 @@ from pydantic_core import PydanticCustomError
 
 from textmill.backend.field_errors import field_errors
 from textmill.backend.request_context import ModelLimits, RequestContext
+from textmill.core.custom_strategy import MAX_BIAS, MAX_BREAKER_CHARACTERS
 from textmill.core.errors import FieldError, ValidationFailed
 from textmill.core.strategies import (
     DEFAULT_STRATEGY,
@@ -36,9 +37,8 @@ from textmill.core.strategies import (
     MAX_STOP_STRINGS,
     STRATEGIES,
     STRATEGIES_BY_NAME,
-    ParameterSpec,
-    StrategySpec,
 )
+from textmill.core.strategy_specs import CollectionSpec, ParameterSpec, StrategySpec
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
 MAX_TOKENIZE_CHARACTERS = 65_536
@@ -65,6 +65,8 @@ def integral(value: object) -> object:
 
 Text = Annotated[str, AfterValidator(_check_storable)]
 StopString = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Breaker = Annotated[Text, Field(min_length=1, max_length=MAX_BREAKER_CHARACTERS)]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 
 
 class JobRequestBase(BaseModel):
@@ -196,9 +198,25 @@ class JobRequestBase(BaseModel):
             )
         return number
 
+    @field_validator("logit_bias", mode="after", check_fields=False)
+    @classmethod
+    def _have_tokens(cls, biases: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        for name in biases:
+            if not (name.isascii() and name.isdecimal() and str(int(name[:20])) == name):
+                raise _rejection(f"the names must be token ids, such as 464; {name[:40]!r} is none")
+        limits = _limits(info)
+        if limits and limits.vocabulary_size is not None:
+            largest = max(map(int, biases), default=0)
+            if largest >= limits.vocabulary_size:
+                raise _rejection(
+                    f"there is no token {largest}; the model's ids are 0 to"
+                    f" {limits.vocabulary_size - 1}"
+                )
+        return biases
+
     def resolved_parameters(self, seed: int | None = None) -> dict[str, Any]:
         """Return all parameters of the job, with defaults and the seed filled in."""
-        names = [parameter.name for parameter in STRATEGIES_BY_NAME[self.strategy].parameters]
+        names = STRATEGIES_BY_NAME[self.strategy].defaults()
         resolved = {name: getattr(self, name) for name in names}
         seed = self.seed if seed is None else seed
         resolved |= {
@@ -236,12 +254,19 @@ def _field_of(parameter: ParameterSpec) -> tuple[Any, Any]:
     return (kind, parameter.default)
 
 
+def _collection_field_of(collection: CollectionSpec) -> tuple[Any, Any]:
+    content: Any = list[Breaker] if collection.type == "array" else dict[str, Bias]
+    about = Field(max_length=collection.max_items, description=collection.description)
+    return (Annotated[content, about], collection.default_json())
+
+
 def _request_model(spec: StrategySpec) -> type[JobRequestBase]:
     title = "".join(part.capitalize() for part in spec.name.split("_")) + "Request"
     strategy: Any = Literal[spec.name]
     strategy_default: Any = spec.name if spec.name == DEFAULT_STRATEGY else ...
     fields: dict[str, Any] = {"strategy": (strategy, strategy_default)}
     fields |= {parameter.name: _field_of(parameter) for parameter in spec.parameters}
+    fields |= {own.name: _collection_field_of(own) for own in spec.collections}
     return create_model(title, __base__=JobRequestBase, __doc__=spec.description, **fields)
 
 
@@ -252,7 +277,7 @@ JOB_REQUESTS: dict[str, type[JobRequestBase]] = {
 
 _OPTIONAL = {
     *JobRequestBase.model_fields,
-    *(parameter.name for spec in STRATEGIES for parameter in spec.parameters),
+    *(name for spec in STRATEGIES for name in spec.parameter_names),
 } - {"prompt"}
 
 
@@ -343,7 +368,7 @@ def _with_lowered_defaults(
 
 def _lenient(payload: Mapping[str, Any]) -> tuple[type[JobRequestBase], dict[str, Any]]:
     """Return what to validate if the strategy is unknown: the fields that every strategy has."""
-    known = {p.name for spec in STRATEGIES for p in spec.parameters} | {"strategy"}
+    known = {name for spec in STRATEGIES for name in spec.parameter_names} | {"strategy"}
     return JOB_REQUESTS[DEFAULT_STRATEGY], {k: v for k, v in payload.items() if k not in known}
 
 

@@ -8,8 +8,8 @@ from textmill.core.strategies import (
     MAX_SEED,
     MAX_STOP_STRINGS,
     STRATEGIES,
-    StrategySpec,
 )
+from textmill.core.strategy_specs import CollectionSpec, StrategySpec
 
 _COMMON: tuple[ParameterView, ...] = (
     {
@@ -65,9 +65,24 @@ def strategy_view(spec: StrategySpec) -> StrategyView:
         }
         for parameter in spec.parameters
     ]
+    own += [_collection_view(collection) for collection in spec.collections]
     return {
         "name": spec.name,
         "title": spec.title,
         "description": spec.description,
         "parameters": [*own, *_COMMON],
+    }
+
+
+def _collection_view(collection: CollectionSpec) -> ParameterView:
+    """Present a list or an object; its maximum is that of its entries."""
+    return {
+        "name": collection.name,
+        "type": collection.type,
+        "default": collection.default_json(),
+        "minimum": None,
+        "maximum": collection.max_items,
+        "exclusive_minimum": False,
+        "title": collection.title,
+        "description": collection.description,
     }

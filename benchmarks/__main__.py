@@ -22,6 +22,7 @@ from benchmarks import (
     history,
     memory,
     queue,
+    sampling,
     stack,
     startup,
     streams,
@@ -40,6 +41,7 @@ SECTIONS: dict[str, Callable[[Workspace], Section]] = {
     "queue": queue.measure,
     "history": history.measure,
     "access": access.measure,
+    "sampling": sampling.measure,
     "engine": engine.measure,
     "stack": stack.measure,
 }

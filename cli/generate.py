@@ -16,7 +16,8 @@ from textmill.cli.patience import PATIENCE_SECONDS, Patience
 from textmill.cli.server_errors import Refused, Unreachable
 from textmill.cli.terminal import printable, printable_json
 from textmill.core.settings import Settings
-from textmill.core.strategies import STRATEGIES, ParameterSpec
+from textmill.core.strategies import STRATEGIES
+from textmill.core.strategy_specs import ParameterSpec
 
 if TYPE_CHECKING:
     from textmill.cli.client import Client, Document

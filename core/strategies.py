@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
+
+from textmill.core.custom_strategy import CUSTOM
+from textmill.core.strategy_specs import (
+    DETERMINISTIC_STRATEGIES,
+    REPETITION_PENALTY,
+    ParameterSpec,
+    StrategyName,
+    StrategySpec,
+    temperature,
+)
 
 MAX_SEED = 2**63 - 1
 # Random seeds are smaller than this, because JavaScript's numbers are exact only up to 2^53.
@@ -16,54 +26,6 @@ DRAWN_SEEDS = 2**53
 MAX_STOP_STRINGS = 8
 MAX_STOP_CHARACTERS = 64
 DEFAULT_STRATEGY = "greedy"
-DETERMINISTIC_STRATEGIES = frozenset({"greedy", "beam"})
-
-StrategyName = Literal["greedy", "sampling", "top_k", "top_p", "min_p", "typical", "beam"]
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterSpec:
-    """One tunable number of a strategy.
-
-    Attributes:
-        name: field name in requests.
-        type: ``"number"`` or ``"integer"``, as in JSON Schema.
-        default: value if a request omits the parameter.
-        minimum: smallest valid value.
-        maximum: largest valid value; ``None`` if the model limits it (vocabulary, context).
-        exclusive_minimum: whether ``minimum`` itself is invalid.
-        title: label in the web form.
-        description: one sentence for visitors.
-    """
-
-    name: str
-    type: Literal["number", "integer"]
-    default: float | int
-    minimum: float | int
-    maximum: float | int | None
-    title: str
-    description: str
-    exclusive_minimum: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class StrategySpec:
-    """One decoding strategy, as the API and the pages present it."""
-
-    name: StrategyName
-    title: str
-    description: str
-    parameters: tuple[ParameterSpec, ...]
-
-    @property
-    def parameter_names(self) -> frozenset[str]:
-        """Names of this strategy's own parameters, without the common ones."""
-        return frozenset(parameter.name for parameter in self.parameters)
-
-    @property
-    def is_random(self) -> bool:
-        """Whether tokens are drawn, so that the seed matters."""
-        return self.name not in DETERMINISTIC_STRATEGIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,31 +46,20 @@ class DecodingParameters:
     num_beams: int = 1
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token ids, ascending
+    top_n_sigma: float = 0.0  # 0: no cut
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0  # 0: no penalty
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_range: int = 0  # tokens; 0: all
+    dry_sequence_breakers: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
     trace: bool = False
 
-
-def _temperature(default: float) -> ParameterSpec:
-    return ParameterSpec(
-        name="temperature",
-        type="number",
-        default=default,
-        minimum=0.0,
-        maximum=2.0,
-        title="Temperature",
-        description="Below 1, likely tokens gain; above 1, unlikely ones gain. 0 is greedy.",
-    )
-
-
-_REPETITION_PENALTY = ParameterSpec(
-    name="repetition_penalty",
-    type="number",
-    default=1.0,
-    minimum=1.0,
-    maximum=2.0,
-    title="Repetition penalty",
-    description="Above 1, tokens that already occur in the text become less likely.",
-)
 
 MAX_NEW_TOKENS = ParameterSpec(
     name="max_new_tokens",
@@ -125,20 +76,20 @@ STRATEGIES: tuple[StrategySpec, ...] = (
         name="greedy",
         title="Greedy",
         description="Always takes the likeliest token; the same prompt gives the same text.",
-        parameters=(_REPETITION_PENALTY,),
+        parameters=(REPETITION_PENALTY,),
     ),
     StrategySpec(
         name="sampling",
         title="Sampling",
         description="Generic sampling: draws among all tokens by their probabilities.",
-        parameters=(_temperature(0.7), _REPETITION_PENALTY),
+        parameters=(temperature(0.7), REPETITION_PENALTY),
     ),
     StrategySpec(
         name="top_k",
         title="Top-k",
         description="Draws among the k likeliest tokens (the original demo called this “TOP-P”).",
         parameters=(
-            _temperature(0.5),
+            temperature(0.5),
             ParameterSpec(
                 name="top_k",
                 type="integer",
@@ -148,7 +99,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 title="k",
                 description="How many of the likeliest tokens may be drawn.",
             ),
-            _REPETITION_PENALTY,
+            REPETITION_PENALTY,
         ),
     ),
     StrategySpec(
@@ -156,7 +107,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
         title="Nucleus (top-p)",
         description="Draws from the smallest set of tokens whose probabilities add up to p.",
         parameters=(
-            _temperature(1.0),
+            temperature(1.0),
             ParameterSpec(
                 name="top_p",
                 type="number",
@@ -167,7 +118,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 title="p",
                 description="The probability that the set must reach.",
             ),
-            _REPETITION_PENALTY,
+            REPETITION_PENALTY,
         ),
     ),
     StrategySpec(
@@ -175,7 +126,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
         title="Min-p",
         description="Draws among tokens at least min-p times as likely as the likeliest.",
         parameters=(
-            _temperature(1.0),
+            temperature(1.0),
             ParameterSpec(
                 name="min_p",
                 type="number",
@@ -185,7 +136,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 title="min-p",
                 description="The lowest probability, as a share of that of the likeliest token.",
             ),
-            _REPETITION_PENALTY,
+            REPETITION_PENALTY,
         ),
     ),
     StrategySpec(
@@ -193,7 +144,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
         title="Typical",
         description="Locally typical sampling: draws tokens about as surprising as expected.",
         parameters=(
-            _temperature(1.0),
+            temperature(1.0),
             ParameterSpec(
                 name="typical_p",
                 type="number",
@@ -204,7 +155,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
                 title="Typical mass",
                 description="The probability that the typical set must reach.",
             ),
-            _REPETITION_PENALTY,
+            REPETITION_PENALTY,
         ),
     ),
     StrategySpec(
@@ -232,6 +183,7 @@ STRATEGIES: tuple[StrategySpec, ...] = (
             ),
         ),
     ),
+    CUSTOM,
 )
 
 STRATEGIES_BY_NAME: dict[str, StrategySpec] = {spec.name: spec for spec in STRATEGIES}
@@ -242,6 +194,11 @@ def decoding_parameters(
 ) -> DecodingParameters:
     """Convert the stored parameters of a job to the engine's."""
     values = dict(parameters) | {"stop": tuple(parameters.get("stop", ())), "trace": trace}
+    if "logit_bias" in values:  # JSON's names are strings
+        biases = {int(token): float(bias) for token, bias in values["logit_bias"].items()}
+        values["logit_bias"] = tuple(sorted(biases.items()))
+    if "dry_sequence_breakers" in values:
+        values["dry_sequence_breakers"] = tuple(values["dry_sequence_breakers"])
     return DecodingParameters(strategy=strategy, **values)  # type: ignore[arg-type]
 
 

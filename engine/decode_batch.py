@@ -106,4 +106,4 @@ class DecodeBatch:
         yield state
         for length in range(1, len(draft) + 1):
             ids = [*state.ids, *draft[:length]]
-            yield SamplingState(state.parameters, ids, state.position + length)
+            yield SamplingState(state.parameters, ids, state.position + length, state.rules)

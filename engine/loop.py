@@ -40,6 +40,7 @@ from textmill.engine.sampling.sampler import Sampler
 from textmill.engine.scheduler import Scheduler
 from textmill.engine.sequence import TokenSequence
 from textmill.engine.statistics import EngineStatistics, Throughput
+from textmill.engine.token_rules import rules_for
 from textmill.tokenizing.safe_tokenizer import TokenizerBusy, TokenizerFault
 
 WARM_UP_SECONDS = 120.0  # a first step may compile; a longer one is considered a hang
@@ -124,7 +125,8 @@ class InferenceEngine:
                 at once. If it raises, the generation ends with an error.
 
         Raises:
-            UnknownModel, PromptTooLong, PromptUnusable, EngineStopped, EngineError:
+            UnknownModel, PromptTooLong, PromptUnusable, ParametersUnusable, EngineStopped,
+            EngineError:
                 nothing was queued.
         """
         sequence = self._sequence(request, on_delta)
@@ -194,6 +196,7 @@ class InferenceEngine:
         try:
             given = request.prompt_ids
             ids = model.tokenizer.encode(request.prompt) if given is None else list(given)
+            rules = rules_for(request.parameters, model.tokenizer, model.info.vocabulary_size)
         except TokenizerFault as fault:
             raise PromptUnusable(str(fault)) from None
         except TokenizerBusy as busy:
@@ -218,6 +221,7 @@ class InferenceEngine:
             detokenizer=IncrementalDetokenizer(model.tokenizer, ids),
             eos_token_ids=model.info.eos_token_ids,
             context_length=model.info.context_length,
+            rules=rules,
             on_delta=on_delta,
         )
 

@@ -38,6 +38,13 @@ class PromptUnusable(EngineError):
     is_permanent = True
 
 
+class ParametersUnusable(EngineError):
+    """The parameters name a token that the model does not have."""
+
+    code = "parameters_unusable"
+    is_permanent = True
+
+
 class ModelFault(EngineError):
     """The model returned logits from which no token can be sampled."""
 

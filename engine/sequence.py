@@ -12,7 +12,7 @@ from typing import Protocol
 
 from textmill.engine.models.batch_entry import BatchEntry
 from textmill.engine.requests import Delta, Generation, GenerationResult
-from textmill.engine.sampling.token_records import SamplingState, TokenTrace
+from textmill.engine.sampling.token_records import SamplingState, TokenRules, TokenTrace
 from textmill.engine.stops import StopFilter
 
 
@@ -55,6 +55,7 @@ class TokenSequence:
         detokenizer: Detokenizer,
         eos_token_ids: frozenset[int],
         context_length: int,
+        rules: TokenRules | None = None,
         on_delta: Callable[[Delta], None] | None = None,
     ) -> None:
         """Create a sequence of a prompt, with nothing in the cache."""
@@ -68,6 +69,7 @@ class TokenSequence:
         self.awaited: TokenSequence | None = None
         self.is_recalled = False
         self.trace: list[TokenTrace] | None = [] if self.parameters.trace else None
+        self._rules = rules
         self.token_texts: list[str] = []  # added by each token; stop strings included
         self._on_delta = on_delta
         self._detokenizer = detokenizer
@@ -118,7 +120,7 @@ class TokenSequence:
 
     def sampling_state(self) -> SamplingState:
         """The input of sampling its next token."""
-        return SamplingState(self.parameters, self.ids, self.num_new)
+        return SamplingState(self.parameters, self.ids, self.num_new, self._rules)
 
     def reason_to_end(self, now: float) -> str | None:
         """Why it must end before its last token: a cancel reason or its deadline."""

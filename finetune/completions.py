@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from textmill.core.strategies import MAX_SEED, STRATEGIES_BY_NAME, DecodingParameters, StrategyName
+from textmill.core.strategies import MAX_SEED, STRATEGIES_BY_NAME, DecodingParameters
+from textmill.core.strategy_specs import StrategyName
 from textmill.engine import EngineError, Generation, GenerationRequest, InferenceEngine
 from textmill.engine.models.loading import LoadedModel
 from textmill.finetune.errors import TrainingError

@@ -13,7 +13,8 @@ import pytest
 from benchmarks.processes import Product, workspace
 from textmill.core.catalog.models_file import load_catalog
 from textmill.core.settings import Settings, variable_of
-from textmill.core.strategies import STRATEGIES, ParameterSpec, StrategySpec
+from textmill.core.strategies import STRATEGIES
+from textmill.core.strategy_specs import ParameterSpec, StrategySpec
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

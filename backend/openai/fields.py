@@ -51,6 +51,14 @@ class DecodingFields(BaseModel):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     logit_bias: dict[str, float] = {}
+    top_n_sigma: Annotated[float, BeforeValidator(_as_off)] = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_range: Annotated[int, BeforeValidator(_as_off)] = 0
+    dry_sequence_breakers: list[str] | None = None
     seed: int | None = None
     stop: Annotated[list[str], BeforeValidator(_as_list)] = []
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
@@ -63,12 +71,19 @@ class DecodingFields(BaseModel):
         common |= {} if self.seed is None else {"seed": _non_negative(self.seed)}
         common |= {} if self.model is None else {"model": self.model}
         penalty: dict[str, Any] = {"repetition_penalty": self.repetition_penalty}
-        combined = {
+        combined: dict[str, Any] = {
             "frequency_penalty": self.frequency_penalty,
             "presence_penalty": self.presence_penalty,
             "logit_bias": self.logit_bias,
+            "top_n_sigma": self.top_n_sigma,
         }
         combined = {name: value for name, value in combined.items() if value}
+        if self.xtc_probability:
+            combined |= self._of("xtc_probability", "xtc_threshold")
+        if self.dry_multiplier:
+            combined |= self._of("dry_multiplier", "dry_base", "dry_allowed_length", "dry_range")
+            breakers = self.dry_sequence_breakers
+            combined |= {} if breakers is None else {"dry_sequence_breakers": breakers}
         temperature = 0.0 if self.top_p == 0 or self.top_k == 1 else self.temperature
         filters = {
             "top_k": self.top_k if self.top_k > 0 else None,
@@ -85,6 +100,9 @@ class DecodingFields(BaseModel):
         name = next(iter(used), "sampling")
         strategy = "typical" if name == "typical_p" else name
         return {"strategy": strategy, "temperature": temperature} | used | penalty | common
+
+    def _of(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
 
 
 def _non_negative(seed: int) -> int:

@@ -92,7 +92,7 @@ def columns_of(
         columns.append(
             Column(
                 title=f"{strategy}, {first['model']}" if has_models else strategy,
-                summary=parameter_summary(first["parameters"]),
+                summary=parameter_summary(first["strategy"], first["parameters"]),
                 model=None if has_models else first["model"],
                 prompt=first["prompt"],
                 samples=tuple(

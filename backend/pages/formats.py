@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from textmill.backend.pages.phrases import DURATION_UNITS, Phrase
+from textmill.core.strategies import STRATEGIES_BY_NAME
 
 MAX_TITLE_CHARACTERS = 120
 _SHORT_NAMES = {
@@ -19,7 +20,7 @@ _SHORT_NAMES = {
     "typical_p": "mass",
     "num_beams": "beams",
 }
-_NEUTRAL = {"repetition_penalty": 1}  # values that have no effect are not shown
+_NEUTRAL: dict[str, Any] = {"repetition_penalty": 1}  # values without effect are not shown
 _HIDDEN = ("seed", "stop", "max_new_tokens", "min_length")
 _MINUTE, _HOUR = 60, 3600
 
@@ -78,15 +79,24 @@ def ago(moment: str | None, now: datetime | None = None) -> str:
     return (Phrase.ONE_AGO if count == 1 else Phrase.MANY_AGO).format(count=count, unit=unit)
 
 
-def parameter_summary(parameters: Mapping[str, Any]) -> str:
+def parameter_summary(strategy: str, parameters: Mapping[str, Any]) -> str:
     """Format the parameters that tell a job from others: ``temperature 0.5 · k 10``."""
     parts = []
+    neutral = neutral_values(strategy)
     for name, value in parameters.items():
-        if name in _HIDDEN or value is None or value == [] or _NEUTRAL.get(name) == value:
+        if name in _HIDDEN or value is None or value == [] or neutral.get(name) == value:
             continue
-        shown = f"{value:g}" if isinstance(value, int | float) else str(value)
+        if isinstance(value, list | dict):
+            shown = f"({len(value)})"
+        else:
+            shown = f"{value:g}" if isinstance(value, int | float) else str(value)
         parts.append(f"{_SHORT_NAMES.get(name, name.replace('_', ' '))} {shown}")
     return " · ".join(parts)
+
+
+def neutral_values(strategy: str) -> Mapping[str, Any]:
+    """The values without effect: all defaults of the strategy custom."""
+    return STRATEGIES_BY_NAME["custom"].defaults() if strategy == "custom" else _NEUTRAL
 
 
 def first_line(text: str) -> str:

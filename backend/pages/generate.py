@@ -12,6 +12,7 @@ from textmill.backend.current import principal, services
 from textmill.backend.pages.generate_form import (
     COMMON_FIELDS,
     GenerateForm,
+    as_text,
     blank_form,
     form_from_browser,
     form_from_job,
@@ -24,7 +25,9 @@ from textmill.backend.response_models import ParameterView, QueueView, StrategyV
 from textmill.backend.run_requests import MAX_SAMPLES
 from textmill.backend.strategy_views import strategy_views
 from textmill.core.errors import NotFound, Unavailable, ValidationFailed
+from textmill.core.strategies import STRATEGIES_BY_NAME
 
+MORE_PARAMETERS = "More filters and penalties"
 EXAMPLES = (
     ("Title + abstract", EXAMPLE_PROMPT),
     ("“Attention is all”", "Attention is all"),
@@ -110,10 +113,7 @@ def _render(
         "generate.html",
         form=form,
         models=_models_or_none() or [_unknown_model(name) for name in form.models],
-        strategies=[
-            {**strategy, "own": [{**p, "slider": slider(p)} for p in own_parameters(strategy)]}
-            for strategy in strategies
-        ],
+        strategies=[_card(strategy, form) for strategy in strategies],
         common=_common_parameters(strategies),
         max_samples=MAX_SAMPLES,
         examples=EXAMPLES,
@@ -124,6 +124,29 @@ def _render(
         labels=_labels(strategies),
     )
     return make_response(page, status)
+
+
+def _card(strategy: StrategyView, form: GenerateForm) -> dict[str, Any]:
+    """Return a strategy with its parameters: those shown, and those folded away."""
+    name, shown, folded, is_open = strategy["name"], [], [], False
+    folded_names = {p.name for p in STRATEGIES_BY_NAME[name].parameters if p.is_folded}
+    for parameter in own_parameters(strategy):
+        tunable = {**parameter, "slider": slider(parameter)}
+        if parameter["name"] not in folded_names:
+            shown.append(tunable)
+            continue
+        folded.append(tunable)
+        key, default = f"{name}.{parameter['name']}", parameter["default"]
+        is_open |= key in form.errors or form.values[key] not in (as_text(default), str(default))
+    kept = {key: text for key, text in form.kept.items() if key.startswith(f"{name}.")}
+    return {
+        **strategy,
+        "shown": shown,
+        "folded": folded,
+        "folded_title": folded[0]["title"] if len(folded) == 1 else MORE_PARAMETERS,
+        "is_open": is_open or bool(kept),
+        "kept": kept,
+    }
 
 
 def _models_or_none() -> Sequence[Any]:
@@ -156,7 +179,9 @@ def _labels(strategies: Sequence[StrategyView]) -> dict[str, str]:
     labels = dict(FIELD_LABELS)
     labels |= {name: p["title"] for name, p in _common_parameters(strategies).items()}
     for strategy in strategies:
-        for parameter in own_parameters(strategy):
+        for parameter in strategy["parameters"]:
+            if parameter["name"] in COMMON_FIELDS:
+                continue
             key = f"{strategy['name']}.{parameter['name']}"
             labels[key] = f"{strategy['title']}, {parameter['title']}"
     return labels

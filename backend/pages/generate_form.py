@@ -5,6 +5,7 @@ Knows nothing of Flask. Fields are named ``prompt``, ``top_k.temperature``, ``sa
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,24 +15,31 @@ from typing import Any
 from textmill.backend.response_models import JobView, ParameterView, StrategyView
 from textmill.backend.run_requests import MAX_VARIANTS
 from textmill.core.errors import FieldError
-from textmill.core.strategies import MAX_NEW_TOKENS, is_deterministic
+from textmill.core.strategies import MAX_NEW_TOKENS, STRATEGIES, is_deterministic
 
 Document = dict[str, Any]
 PRESET = ("greedy", "sampling", "top_k")  # as in the original demo
 COMMON_FIELDS = ("max_new_tokens", "seed", "stop", "trace", "model", "prompt", "samples")
 SLIDER_MAXIMA = {"top_k": 100, "max_new_tokens": 256}  # where the maximum depends on the model
+_COLLECTIONS = {
+    f"{spec.name}.{own.name}": own.default_json() for spec in STRATEGIES for own in spec.collections
+}
 _ESCAPE = re.compile(r"\\([nt\\])")
 _ESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
 
 
 @dataclass
 class GenerateForm:
-    """The values of the fields, as text, and the error messages by field."""
+    """The values of the fields, as text, and the error messages by field.
+
+    ``kept`` has lists and objects: the form cannot change them, only pass them on.
+    """
 
     prompt: str = ""
     models: list[str] = field(default_factory=list)
     ticked: list[str] = field(default_factory=list)
     values: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)  # JSON, of a job that the form starts from
     samples: str = "1"
     max_new_tokens: str = str(MAX_NEW_TOKENS.default)
     seed: str = ""
@@ -56,7 +64,7 @@ class GenerateForm:
         if parts[0] in COMMON_FIELDS:
             return parts[0]
         own = f"{strategy}.{parts[0]}"
-        return own if own in self.values else "strategy"
+        return own if own in self.values or own in self.kept else "strategy"
 
     def num_texts(self) -> int:
         """Return the number of texts that the form asks for."""
@@ -122,10 +130,15 @@ class GenerateForm:
 
     def _variant(self, strategy: str, model: str) -> Document:
         prefix = f"{strategy}."
-        own = {
+        own: Document = {
             name.removeprefix(prefix): _number(text)
             for name, text in self.values.items()
             if name.startswith(prefix) and text.strip()
+        }
+        own |= {
+            name.removeprefix(prefix): _json_value(text)
+            for name, text in self.kept.items()
+            if name.startswith(prefix)
         }
         own_model = {"model": model} if len(self.models) > 1 else {}
         return {"strategy": strategy} | own_model | own
@@ -158,6 +171,8 @@ def form_from_job(blank: GenerateForm, job: JobView, *, is_continued: bool) -> G
         key = f"{job['strategy']}.{name}"
         if key in blank.values:
             blank.values[key] = as_text(value)
+        elif key in _COLLECTIONS and value != _COLLECTIONS[key]:
+            blank.kept[key] = json.dumps(value, ensure_ascii=False)
     return blank
 
 
@@ -184,12 +199,17 @@ def form_from_browser(
     blank.stop = lines("stop")
     blank.trace = "trace" in sent
     blank.values |= {name: sent[name] for name in blank.values if name in sent}
+    blank.kept = {name: sent[name] for name in _COLLECTIONS if sent.get(name)}
     return blank
 
 
 def own_parameters(strategy: StrategyView) -> list[ParameterView]:
-    """Return the parameters of a strategy without those that all strategies have."""
-    return [p for p in strategy["parameters"] if p["name"] not in COMMON_FIELDS]
+    """Return the numbers that a strategy has and not all others do; the form has no lists."""
+    return [
+        p
+        for p in strategy["parameters"]
+        if p["name"] not in COMMON_FIELDS and p["type"] in ("number", "integer")
+    ]
 
 
 def as_text(value: Any) -> str:
@@ -226,6 +246,14 @@ def _number(text: str) -> int | float | str:
     except ValueError:
         return text
     return value if math.isfinite(value) else text
+
+
+def _json_value(text: str) -> Any:
+    """Return the value that was written as JSON, or the text, which validation then rejects."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _unescape(line: str) -> str:

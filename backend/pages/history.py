@@ -97,7 +97,7 @@ def _row(job: JobView, titles: dict[str, str]) -> dict[str, Any]:
         "prompt": first_line(job["prompt"]) or "(blank)",
         "text": first_line(job["text"]),
         "strategy": titles.get(job["strategy"], job["strategy"]),
-        "summary": parameter_summary(job["parameters"]),
+        "summary": parameter_summary(job["strategy"], job["parameters"]),
         "ago": ago(job["created_at"]),
     }
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from flask import Blueprint, Response, make_response, render_template, request
 
 from textmill.backend.current import access, principal, services
-from textmill.backend.pages.formats import rate
+from textmill.backend.pages.formats import neutral_values, rate
 from textmill.backend.pages.job_status import has_ended, is_restarted, status_sentence
 from textmill.backend.pages.phrases import STATUS_LABELS
 from textmill.backend.pages.responses import see_other
@@ -39,7 +39,8 @@ def job_page(job_id: str) -> Response:
         parameters=[
             (titles.get(name, name), _parameter_text(value))
             for name, value in job["parameters"].items()
-            if value not in ([], None)
+            if value not in ([], {}, None)
+            and (job["strategy"] != "custom" or neutral_values("custom").get(name) != value)
         ],
         status_labels=STATUS_LABELS,
         status_sentence=status_sentence(job),
@@ -69,6 +70,8 @@ def _current_rate(job: JobView) -> float | None:
 def _parameter_text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(json.dumps(item, ensure_ascii=False) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {number:g}" for name, number in value.items())
     return str(value)
 
 

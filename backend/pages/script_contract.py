@@ -20,7 +20,7 @@ from textmill.backend.pages.queue import MAX_SLOT_MARKS, SLOT_WIDTH
 from textmill.backend.pages.run import MAX_COMPARED
 from textmill.core.problems import KINDS, in_words
 from textmill.core.statuses import FINAL_STATUSES
-from textmill.core.strategies import DETERMINISTIC_STRATEGIES
+from textmill.core.strategy_specs import DETERMINISTIC_STRATEGIES
 
 _HEADER = """\
 // @ts-check

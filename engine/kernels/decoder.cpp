@@ -326,7 +326,7 @@ void Decoder::sample(int num_rows, const float* logits, const SamplingParameters
     require(logits && parameters && tokens, NULL_POINTER);
     for (int row = 0; row < num_rows; ++row) {
         const SamplingParameters& own = parameters[row];
-        require((!own.num_seen || own.seen) && (!own.is_traced || traces), NULL_POINTER);
+        require(has_pointers(own) && (!own.is_traced || traces), NULL_POINTER);
         require(is_in_range(own), BAD_SAMPLING);
     }
     for_each_row(num_rows, [&](Sampler& sampler, int row) {

@@ -32,6 +32,7 @@ std::string description() {
     };
     return number("version", INTERFACE_VERSION) + number("Spec", sizeof(Spec)) +
            number("SamplingParameters", sizeof(SamplingParameters)) +
+           number("CustomParameters", sizeof(CustomParameters)) +
            number("Trace", sizeof(Trace)) +
            signature("textmill_new", textmill_new) + signature("textmill_free", textmill_free) +
            signature("textmill_set_linear", textmill_set_linear) +

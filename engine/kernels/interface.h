@@ -9,7 +9,7 @@
 namespace textmill {
 
 // Raised when the meaning of a function or a field changes but its type does not.
-constexpr int INTERFACE_VERSION = 4;
+constexpr int INTERFACE_VERSION = 5;
 
 struct Spec {
     int32_t num_layers, width, num_heads, num_kv_heads, head_dim, inner, vocabulary;
@@ -18,14 +18,29 @@ struct Spec {
     float norm_eps, score_scale;
 };
 
-enum Strategy { GREEDY = 0, SAMPLING = 1, TOP_K = 2, TOP_P = 3, MIN_P = 4, TYPICAL = 5 };
+enum Strategy { GREEDY = 0, SAMPLING = 1, TOP_K = 2, TOP_P = 3, MIN_P = 4, TYPICAL = 5, CUSTOM = 6 };
+
+// The steps that only the strategy custom has. Those of `SamplingParameters` apply to it too, a filter at its
+// neutral value excepted: top_k 0, mass (top_p) 1, min_p 0, typical_p 1.
+struct CustomParameters {
+    const int32_t* bias_ids;     // token ids, and what is added to their logits
+    const float* biases;
+    const int32_t* breaker_ids;  // tokens that no repetition continues across (DRY)
+    double dry_multiplier, dry_base;  // multiplier 0: no DRY
+    double typical_p, xtc_threshold;
+    float frequency_penalty, presence_penalty, top_n_sigma;  // top_n_sigma 0: no cut
+    int32_t num_biases, num_breakers, num_generated;  // num_generated: the last ones of `seen`
+    int32_t dry_allowed_length, dry_range;  // dry_range: the last ones of `seen`; 0: all
+    int32_t excludes_top;  // whether XTC's coin fell on its side
+};
 
 struct SamplingParameters {  // of one batch entry
     int32_t strategy, top_k, num_seen, is_traced;
-    const int32_t* seen;  // token ids to which the repetition penalty applies
+    const int32_t* seen;  // token ids to which the penalties apply, in the order of the text
     float temperature, repetition_penalty, min_p;
     double uniform;  // the random number, in [0, 1)
     double mass;     // top_p, or typical_p
+    const CustomParameters* custom;  // of the strategy custom, also where it is greedy; otherwise null
 };
 
 constexpr int NUM_ALTERNATIVES = 20;

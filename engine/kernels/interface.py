@@ -11,7 +11,7 @@ import struct
 
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES
 
-VERSION = 4
+VERSION = 5
 
 
 class Spec(ctypes.Structure):
@@ -28,14 +28,20 @@ class Spec(ctypes.Structure):
     ]  # fmt: skip
 
 
-# strategy, top_k, num_seen, is_traced, seen, temperature, repetition_penalty, min_p, uniform, mass
-SAMPLING_PARAMETERS = struct.Struct("<iiiiQfff4xdd")
+# strategy, top_k, num_seen, is_traced, seen, temperature, repetition_penalty, min_p, uniform, mass,
+# custom
+SAMPLING_PARAMETERS = struct.Struct("<iiiiQfff4xddQ")
+# bias_ids, biases, breaker_ids, dry_multiplier, dry_base, typical_p, xtc_threshold,
+# frequency_penalty, presence_penalty, top_n_sigma, num_biases, num_breakers, num_generated,
+# dry_allowed_length, dry_range, excludes_top
+CUSTOM_PARAMETERS = struct.Struct("<QQQddddfffiiiiii4x")
 # rank, logprob, probability, entropy; ids, logprobs, probabilities of the alternatives
 TRACE = struct.Struct(f"<ifff{NUM_ALTERNATIVES}i{NUM_ALTERNATIVES}f{NUM_ALTERNATIVES}f")
 
 _SIZES = {
     "Spec": ctypes.sizeof(Spec),
     "SamplingParameters": SAMPLING_PARAMETERS.size,
+    "CustomParameters": CUSTOM_PARAMETERS.size,
     "Trace": TRACE.size,
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64}

@@ -12,16 +12,37 @@ namespace textmill {
 
 constexpr int NUM_BUCKETS = 1 << 14;  // see keep_first
 
+bool is_finite_and_positive(double number) { return std::isfinite(number) && number > 0.0; }
+
+bool is_finite_and_not_negative(double number) { return std::isfinite(number) && number >= 0.0; }
+
+bool is_in_range(const CustomParameters& of, const SamplingParameters& with) {
+    return of.num_biases >= 0 && of.num_breakers >= 0 && of.num_generated >= 0 &&
+           of.num_generated <= with.num_seen && std::isfinite(of.frequency_penalty) &&
+           std::isfinite(of.presence_penalty) && is_finite_and_not_negative(of.dry_multiplier) &&
+           is_finite_and_positive(of.dry_base) && of.dry_allowed_length >= 1 &&
+           of.dry_range >= 0 && is_finite_and_not_negative(of.top_n_sigma) && with.top_k >= 0 &&
+           with.mass > 0.0 && of.typical_p > 0.0 && is_finite_and_positive(of.xtc_threshold);
+}
+
 bool is_in_range(const SamplingParameters& of) {
     const bool has_mass = of.strategy == TOP_P || of.strategy == TYPICAL;
-    return of.strategy >= GREEDY && of.strategy <= TYPICAL && of.num_seen >= 0 &&
-           (of.num_seen == 0 ||
-            (std::isfinite(of.repetition_penalty) && of.repetition_penalty > 0.0f)) &&
-           (of.strategy == GREEDY ||
-            (std::isfinite(of.temperature) && of.temperature >= 0.0f)) &&
+    const bool has_min_p = of.strategy == MIN_P || of.strategy == CUSTOM;
+    const bool may_be_custom = of.strategy == CUSTOM || of.strategy == GREEDY;
+    return of.strategy >= GREEDY && of.strategy <= CUSTOM && of.num_seen >= 0 &&
+           (of.custom ? may_be_custom && is_in_range(*of.custom, of) : of.strategy != CUSTOM) &&
+           (of.num_seen == 0 || is_finite_and_positive(of.repetition_penalty)) &&
+           (of.strategy == GREEDY || is_finite_and_not_negative(of.temperature)) &&
            (of.strategy != TOP_K || of.top_k >= 1) && (!has_mass || of.mass > 0.0) &&
-           (of.strategy != MIN_P || (of.min_p >= 0.0f && of.min_p <= 1.0f)) &&
+           (!has_min_p || (of.min_p >= 0.0f && of.min_p <= 1.0f)) &&
            of.uniform >= 0.0 && of.uniform < 1.0;
+}
+
+bool has_pointers(const SamplingParameters& of) {
+    return (!of.num_seen || of.seen) &&
+           (!of.custom ||
+            ((!of.custom->num_biases || (of.custom->bias_ids && of.custom->biases)) &&
+             (!of.custom->num_breakers || of.custom->breaker_ids)));
 }
 
 Sampler::Sampler(int vocabulary)
@@ -34,13 +55,19 @@ Sampler::Sampler(int vocabulary)
       sums_(num_blocks_),
       maxima_(num_blocks_),
       own_maxima_(num_blocks_),
-      buckets_(NUM_BUCKETS) {}
+      buckets_(NUM_BUCKETS),
+      marks_(vocabulary) {}
 
 int Sampler::sample(const float* logits, const SamplingParameters& parameters, Trace* trace) {
     if (!load_scores(logits) || !std::isfinite(largest_)) return NO_TOKEN;
     if (trace) describe(logits, trace);
-    if (parameters.num_seen && !(penalize(logits, parameters) && std::isfinite(largest_)))
-        return NO_TOKEN;
+    const CustomParameters* custom = parameters.custom;
+    const bool is_cut = custom && custom->top_n_sigma > 0.0f && parameters.strategy != GREEDY;
+    const double spread = is_cut ? custom->top_n_sigma * deviation() : 0.0;
+    const bool is_usable = custom ? adjust(parameters)
+                                  : !parameters.num_seen || penalize(logits, parameters);
+    if (!is_usable || !std::isfinite(largest_)) return NO_TOKEN;
+    if (is_cut) drop_below(float(largest_ - spread));
     int token;
     if (parameters.strategy == GREEDY) {
         token = argmax();
@@ -85,6 +112,11 @@ bool Sampler::penalize(const float* logits, const SamplingParameters& parameters
         const float value = logits[token];
         scores_[token] = value < 0 ? value * penalty : value / penalty;
     }
+    return refresh_maxima();
+}
+
+// After a change of the scores; false if they contain NaN.
+bool Sampler::refresh_maxima() {
     return find_maxima([&](int i) { return load(scores_.get() + i); });
 }
 

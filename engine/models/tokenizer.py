@@ -53,6 +53,14 @@ class TextTokenizer:
         """
         return self._tokenizer.encode(text)
 
+    def encode_part(self, text: str) -> list[int]:
+        """Encode a part of a text, without the special tokens around a whole one.
+
+        Raises:
+            TokenizerFault: the tokenizer cannot encode it.
+        """
+        return self._tokenizer.encode(text, adds_ends=False)
+
     def text_of(self, token: int) -> str:
         """The text of a single token, for display; an incomplete character is U+FFFD."""
         text = self._texts.get(token)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.kernels.interface import SAMPLING_PARAMETERS, TRACE
+from textmill.engine.sampling.custom_parameters import CustomRows, needs_ids
 from textmill.engine.sampling.filter_table import is_greedy, kernel_code
 from textmill.engine.sampling.sampler import SampledToken
 from textmill.engine.sampling.token_records import (
@@ -54,8 +55,13 @@ class KernelSampler:
             states: the state of each row.
             text_of: returns a token's text, for traces.
         """
-        seen = [_penalized(state) for state in states]  # referenced until the kernel has read them
-        packed = b"".join(_packed(state, ids) for state, ids in zip(states, seen, strict=True))
+        # Both are referenced until the kernel has read them.
+        seen = [array("i", state.ids if needs_ids(state.parameters) else ()) for state in states]
+        custom = CustomRows(states)
+        packed = b"".join(
+            _packed(state, ids, address)
+            for state, ids, address in zip(states, seen, custom.addresses, strict=True)
+        )
         tokens = (ctypes.c_int32 * len(states))()
         has_traces = any(state.parameters.trace for state in states)
         traces = ctypes.create_string_buffer(TRACE.size * len(states)) if has_traces else None
@@ -105,13 +111,8 @@ def _of_another_token(
     )
 
 
-def _penalized(state: SamplingState) -> array[int]:
-    """The tokens to which the repetition penalty applies."""
-    return array("i", state.ids if state.parameters.repetition_penalty != 1.0 else ())
-
-
-def _packed(state: SamplingState, seen: array[int]) -> bytes:
-    """The state as a ``SamplingParameters``."""
+def _packed(state: SamplingState, seen: array[int], custom_address: int) -> bytes:
+    """The state as a ``SamplingParameters``; ``seen`` has the tokens that penalties apply to."""
     parameters = state.parameters
     return SAMPLING_PARAMETERS.pack(
         kernel_code(parameters),
@@ -124,6 +125,7 @@ def _packed(state: SamplingState, seen: array[int]) -> bytes:
         parameters.min_p,
         0.0 if is_greedy(parameters) else uniform(parameters.seed, state.position),
         parameters.typical_p if parameters.strategy == "typical" else parameters.top_p,
+        custom_address,
     )
 
 

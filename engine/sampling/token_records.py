@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,33 @@ NUM_ALTERNATIVES = 20  # in the trace of a token
 
 
 @dataclass(frozen=True, slots=True)
+class TokenRules:
+    """The tokens that the parameters of the strategy ``custom`` name, by the model's ids.
+
+    Attributes:
+        bias_ids: (n) int32, ascending.
+        biases: (n) float32, added to the logits of these tokens.
+        breaker_ids: (m) int32, the tokens that no repetition continues across.
+    """
+
+    bias_ids: array[int]
+    biases: array[float]
+    breaker_ids: array[int]
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingState:
     """The input, besides the logits, of sampling a sequence's next token."""
 
     parameters: DecodingParameters
     ids: Sequence[int]  # of the prompt and the completion so far
     position: int  # of the new token in the completion, from 0
+    rules: TokenRules | None = None  # of the strategy custom, if its parameters name tokens
+
+    @property
+    def generated(self) -> Sequence[int]:
+        """The tokens of the completion so far."""
+        return self.ids[max(0, len(self.ids) - self.position) :]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,12 @@
 """From logits to tokens in PyTorch: a batch of mixed strategies, each row by its own parameters.
 
-logits → repetition penalty → temperature → the strategy's filter → one draw by the inverse of the
+logits → penalties → temperature → the strategy's filters → one draw by the inverse of the
 distribution function in the order of ids. Every operation works along a row, and none rounds
 differently for another number of rows, so a row's token does not depend on the other rows.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,13 @@ import torch
 from torch import Tensor
 
 from textmill.engine.sampling.blocks import chunks, ids_in, largest, maxima, padded_rows, sums
-from textmill.engine.sampling.filter_table import filter_of, is_greedy
-from textmill.engine.sampling.logits_filters import TokenWeights, filtered_softmax
+from textmill.engine.sampling.filter_table import excludes_top, filters_of, is_greedy
+from textmill.engine.sampling.logits_filters import TokenWeights, exclude_top, filtered_softmax
+from textmill.engine.sampling.penalties import drop_below, penalize, spreads
 from textmill.engine.sampling.token_records import NUM_ALTERNATIVES, Probabilities, SamplingState
 from textmill.engine.sampling.uniform import uniform
+
+_GREEDY = ("greedy",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class DrawnToken:
 
     Attributes:
         id: the token.
-        probabilities: after the filter; ``None`` without a trace, and for greedy decoding.
+        probabilities: after the filters; ``None`` without a trace, and for greedy decoding.
     """
 
     id: int
@@ -42,15 +44,15 @@ def sample_tokens(logits: Tensor, states: Sequence[SamplingState]) -> list[Drawn
         states: the state of each row.
     """
     vocabulary_size = logits.shape[-1]
-    kinds: dict[str, list[int]] = {}
+    kinds: dict[tuple[str, ...], list[int]] = {}
     for index, state in enumerate(states):
         is_certain = is_greedy(state.parameters)
-        kind = "greedy" if is_certain else filter_of(state.parameters, vocabulary_size)
+        kind = _GREEDY if is_certain else filters_of(state.parameters, vocabulary_size)
         kinds.setdefault(kind, []).append(index)
     drawn: dict[int, DrawnToken] = {}
     for kind, alike in kinds.items():
         for part in chunks(alike, vocabulary_size):
-            sample = _argmax if kind == "greedy" else _draw
+            sample = _argmax if kind == _GREEDY else _draw
             found = sample(logits, part, [states[i] for i in part])
             drawn.update(zip(part, found, strict=True))
     return [drawn[index] for index in range(len(states))]
@@ -71,20 +73,26 @@ def _argmax(
 ) -> list[DrawnToken]:
     """The first of each row's largest scores; ``argmax`` over whole rows takes ten times longer."""
     scores = padded_rows(logits, part)
-    _penalize(scores, states)
+    penalize(scores, states)
     ids = ids_in(maxima(scores).argmax(-1, keepdim=True))
     best = scores.gather(-1, ids).argmax(-1, keepdim=True)
     return [DrawnToken(token, None) for token in ids.gather(-1, best)[:, 0].tolist()]
 
 
 def _draw(logits: Tensor, part: Sequence[int], states: Sequence[SamplingState]) -> list[DrawnToken]:
-    """One draw from each row's distribution; all rows have the same filter."""
+    """One draw from each row's distribution; all rows have the same filters."""
     scores = padded_rows(logits, part)
     likeliest = None
     if any(state.parameters.trace for state in states):
         likeliest = largest(scores, min(NUM_ALTERNATIVES, logits.shape[-1]))[1]
-    _penalize(scores, states)
+    cuts = [i for i, s in enumerate(states) if s.parameters.top_n_sigma > 0.0]
+    widths = spreads(scores, cuts, states)
+    penalize(scores, states)
+    drop_below(scores, cuts, widths)
     weights = filtered_softmax(scores, [s.parameters for s in states], logits.shape[-1])
+    excluding = [i for i, state in enumerate(states) if excludes_top(state)]
+    if excluding:
+        exclude_top(weights, excluding, [states[i].parameters.xtc_threshold for i in excluding])
     numbers = [uniform(state.parameters.seed, state.position) for state in states]
     places, totals = _inverse_cdf(weights.values, numbers)
     tokens = weights.tokens(places)
@@ -105,25 +113,6 @@ def _probabilities(
         Probabilities(own[0], ids, own[1:])
         for own, ids in zip(found.tolist(), others.tolist(), strict=True)
     ]
-
-
-def _penalize(scores: Tensor, states: Sequence[SamplingState]) -> None:
-    """The repetition penalty of CTRL (Keskar et al., 2019), over prompt and text, in place."""
-    penalized = [i for i, s in enumerate(states) if s.parameters.repetition_penalty != 1.0]
-    ids = array("q")  # ten times as fast as a tensor from a list
-    for index in penalized:
-        ids.extend(states[index].ids)
-    if not ids:
-        return
-    counts = torch.tensor([len(states[i].ids) for i in penalized])
-    penalties = torch.tensor([states[i].parameters.repetition_penalty for i in penalized])
-    penalties = penalties.repeat_interleave(counts)
-    places = (torch.tensor(penalized) * scores.shape[-1]).repeat_interleave(counts)
-    places += torch.frombuffer(ids, dtype=torch.int64)
-    values = scores.view(-1).index_select(0, places)
-    # A token that occurs twice is written twice, with the same number.
-    values = torch.where(values < 0, values * penalties, values / penalties)
-    scores.view(-1).index_copy_(0, places, values)
 
 
 def _inverse_cdf(weights: Tensor, numbers: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,16 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
-def uniform(seed: int, position: int) -> float:
+DRAW, XTC_COIN = 1, 2  # the purposes of numbers
+
+
+def uniform(seed: int, position: int, purpose: int = DRAW) -> float:
     """Return a number with 53 random bits.
 
     SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) used
-    as a counter-based generator: the seed selects the stream, the position the number in it.
+    as a counter-based generator: seed and purpose select the stream, the position the number in it.
     """
-    start = _mix((seed + _GOLDEN) & _MASK)
+    start = _mix((seed + purpose * _GOLDEN) & _MASK)
     return (_mix((start + (position + 1) * _GOLDEN) & _MASK) >> 11) * 2.0**-53
 
 

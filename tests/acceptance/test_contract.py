@@ -41,6 +41,16 @@ def test_a_job_is_accepted_written_and_found_again(stack: Stack) -> None:
         {"strategy": "min_p"},
         {"strategy": "typical"},
         {"strategy": "top_k", "model": "tiny-neo", "repetition_penalty": 1.3},
+        {
+            "strategy": "custom",
+            "top_k": 40,
+            "top_p": 0.9,
+            "frequency_penalty": 0.4,
+            "logit_bias": {"5": 2.5, "7": -100},
+            "xtc_probability": 0.5,
+            "dry_multiplier": 0.8,
+            "dry_sequence_breakers": ["\n", "é"],
+        },
     ],
 )
 def test_the_resolved_parameters_sent_back_reproduce_the_text(
@@ -68,8 +78,31 @@ def test_the_identities_of_the_strategies_hold(stack: Stack) -> None:
         {"strategy": "top_p", "top_p": 1.0},
         {"strategy": "min_p", "min_p": 0.0},
         {"strategy": "typical", "typical_p": 1.0},
+        {"strategy": "custom"},
     ):
         assert stack.generate(**cut, **plain)["text"] == sampled
+
+
+def test_custom_with_one_filter_writes_the_text_of_the_named_strategy(stack: Stack) -> None:
+    shared = {"temperature": 1.2, "seed": 4}
+    for strategy, options in (("top_k", {"top_k": 7}), ("typical", {"typical_p": 0.5})):
+        named = stack.generate(strategy=strategy, **options, **shared)["text"]
+        assert stack.generate(strategy="custom", **options, **shared)["text"] == named
+
+
+def test_a_bias_of_minus_100_keeps_a_token_out_of_the_text(stack: Stack) -> None:
+    plain = stack.generate(strategy="custom", temperature=0, trace=True)
+    first = stack.request("GET", plain["links"]["trace"]).json["tokens"][0]["id"]
+    bias = {str(first): -100}
+    job = stack.generate(strategy="custom", temperature=0, trace=True, logit_bias=bias)
+    assert job["parameters"]["logit_bias"] == bias
+    tokens = stack.request("GET", job["links"]["trace"]).json["tokens"]
+    assert first not in {token["id"] for token in tokens}
+    size = stack.request("GET", "/api/v1/models").json[0]["vocabulary_size"]
+    body = {"prompt": "a", "strategy": "custom", "logit_bias": {str(size): 1}}
+    answer = stack.request("POST", "/api/v1/jobs", body)
+    assert answer.status == 422
+    assert answer.json["errors"][0]["field"] == "logit_bias"
 
 
 def test_a_stop_string_ends_the_text_and_never_shows(stack: Stack) -> None:

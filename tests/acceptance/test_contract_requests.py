@@ -16,7 +16,8 @@ import pytest
 
 from tests.acceptance.stack import Stack, parse_events
 from textmill.core.jobs.search import parts
-from textmill.core.strategies import STRATEGIES, ParameterSpec
+from textmill.core.strategies import STRATEGIES
+from textmill.core.strategy_specs import ParameterSpec
 
 RANGES = [(spec.name, p) for spec in STRATEGIES for p in spec.parameters]
 

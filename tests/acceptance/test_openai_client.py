@@ -155,6 +155,36 @@ def test_what_clients_send_by_habit_is_understood(stack: Stack) -> None:
     assert answer.headers["x-request-id"] == answer.json["id"].removeprefix("cmpl-")
 
 
+def test_filters_together_are_the_strategy_custom(client: openai.OpenAI, stack: Stack) -> None:
+    made = client.completions.create(
+        model=LLAMA,
+        prompt=PROMPT,
+        max_tokens=8,
+        temperature=0.9,
+        top_p=0.8,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias={"5": -100, "6": 1},
+        seed=4,
+        extra_body={"top_k": 40, "min_p": 0.01, "dry_multiplier": 0.8, "xtc_probability": 0.5},
+    )
+    (job,) = stack.request("GET", f"/api/v1/runs/{made.id.removeprefix('cmpl-')}").json["jobs"]
+    assert job["strategy"] == "custom"
+    chosen = {
+        "top_k": 40,
+        "top_p": 0.8,
+        "min_p": 0.01,
+        "frequency_penalty": 0.5,
+        "xtc_threshold": 0.1,
+    }
+    assert chosen.items() <= job["parameters"].items()
+    body = {"prompt": PROMPT, "model": LLAMA, "strategy": "custom", **job["parameters"]}
+    assert stack.submit(**body)
+    again = stack.submit(**body)
+    text = stack.request("GET", f"{again['links']['self']}?wait=30").json["text"]
+    assert text == made.choices[0].text
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

@@ -217,6 +217,54 @@ void hash_attention(bool is_int8, int num_kv_heads, int window, int head_dim) {
                (window ? ", window " + std::to_string(window) : ""));
 }
 
+// Each step of the strategy custom in some of the draws, in all combinations of neighbours.
+void hash_custom(Sampler& sampler, const std::vector<float>& logits) {
+    constexpr int DRAWS = 256;
+    Random random(14);
+    std::vector<int32_t> seen;
+    for (int i = 0; i < 200; ++i) seen.push_back(int32_t(random.next() % 5) * 250);
+    const std::vector<int32_t> biased = {1, 250, 1002}, breakers = {500, 77};
+    const std::vector<float> biases = {2.5f, -0.75f, 6.0f};
+    Hash hash;
+    for (int draw = 0; draw < DRAWS; ++draw) {
+        CustomParameters steps{};
+        steps.bias_ids = biased.data();
+        steps.biases = biases.data();
+        steps.num_biases = draw % 2 ? int(biased.size()) : 0;
+        steps.breaker_ids = breakers.data();
+        steps.num_breakers = draw / 2 % 3;
+        steps.num_generated = draw % 9;
+        steps.frequency_penalty = float(draw % 5 - 2) * 0.3f;
+        steps.presence_penalty = float(draw % 7 - 3) * 0.2f;
+        steps.dry_multiplier = draw / 4 % 2 ? 0.8 : 0.0;
+        steps.dry_base = 1.75;
+        steps.dry_allowed_length = 1 + draw % 3;
+        steps.dry_range = draw % 11 * 13;
+        steps.top_n_sigma = draw / 8 % 2 ? 0.7f + 0.1f * float(draw % 13) : 0.0f;
+        steps.typical_p = draw / 16 % 2 ? 0.9 : 1.0;
+        steps.xtc_threshold = 0.01;
+        steps.excludes_top = draw / 32 % 2;
+        SamplingParameters own{};
+        own.custom = &steps;
+        own.strategy = draw % 17 ? CUSTOM : GREEDY;
+        own.top_k = draw / 64 % 2 ? 2 + draw % 60 : 0;
+        own.mass = draw / 128 % 2 ? 0.8 : 1.0;
+        own.min_p = draw % 3 ? 0.0f : 0.01f;
+        own.num_seen = draw % 6 ? int(seen.size()) - draw % 4 : 9;
+        own.seen = seen.data();
+        own.is_traced = 1;
+        own.temperature = 0.5f + 0.125f * float(draw % 8);
+        own.repetition_penalty = draw % 4 ? 1.25f : 1.0f;
+        own.uniform = double(random.next() >> 11) * 0x1p-53;
+        Trace trace{};
+        const int token = sampler.sample(logits.data(), own, &trace);
+        if (token == NO_TOKEN) ++num_failures;
+        hash.add(&token, 1);
+        hash.add(&trace, 1);
+    }
+    hash.print("sample custom");
+}
+
 void hash_sampling() {
     constexpr int VOCABULARY = 1003, DRAWS = 40;
     std::vector<float> logits = numbers(VOCABULARY, 12, 4.0f);
@@ -246,6 +294,7 @@ void hash_sampling() {
         }
         hash.print(std::string("sample ") + NAMES[strategy]);
     }
+    hash_custom(sampler, logits);
     std::vector<float> out(VOCABULARY);
     sampler.log_softmax(logits.data(), out.data());
     Hash hash;

@@ -226,8 +226,36 @@ struct Step {
     }
 };
 
+constexpr int NUM_KINDS = CUSTOM + 1;
+
+const CustomParameters& custom_parameters() {
+    static const int32_t biased[] = {4, 300}, breakers[] = {7};
+    static const float biases[] = {1.5f, -100.0f};
+    static const CustomParameters custom = [] {
+        CustomParameters own{};
+        own.bias_ids = biased;
+        own.biases = biases;
+        own.num_biases = 2;
+        own.breaker_ids = breakers;
+        own.num_breakers = 1;
+        own.num_generated = 0;
+        own.frequency_penalty = 0.5f;
+        own.presence_penalty = -0.25f;
+        own.dry_multiplier = 0.8;
+        own.dry_base = 1.75;
+        own.dry_allowed_length = 1;
+        own.top_n_sigma = 3.0f;
+        own.typical_p = 0.95;
+        own.xtc_threshold = 0.05;
+        own.excludes_top = 1;
+        return own;
+    }();
+    return custom;
+}
+
 SamplingParameters parameters_of(int kind, const std::vector<int32_t>& seen) {
     SamplingParameters own{};
+    own.custom = kind == CUSTOM ? &custom_parameters() : nullptr;
     own.strategy = kind;
     own.top_k = 7;
     own.num_seen = int(seen.size());
@@ -246,7 +274,7 @@ std::vector<int32_t> sample(void* decoder, const Step& rows, int& code,
     static const std::vector<int32_t> seen = {0, 5, 300}, none;
     const int count = int(rows.slots.size());
     std::vector<SamplingParameters> parameters;
-    for (int row = 0; row < count; ++row) parameters.push_back(parameters_of(row % 6, row % 2 ? seen : none));
+    for (int row = 0; row < count; ++row) parameters.push_back(parameters_of(row % NUM_KINDS, row % 2 ? seen : none));
     std::vector<int32_t> tokens(count, -9);
     std::vector<Trace> traces(count);
     code = textmill_sample(decoder, count, rows.logits.data(), parameters.data(), tokens.data(),
@@ -542,27 +570,71 @@ void try_bad_steps() {
     textmill_free(nullptr);
 }
 
+// The fields of the strategy custom, and the strategies that may have them.
+template <class Answer>
+void try_bad_custom(const Answer& answer) {
+    const auto custom_answer = [&](auto change, int kind = CUSTOM) {
+        CustomParameters own = custom_parameters();
+        change(own);
+        return answer(kind, [&](SamplingParameters& with) { with.custom = &own; });
+    };
+    using Own = CustomParameters;
+    expect(answer(CUSTOM, [](SamplingParameters& own) { own.custom = nullptr; }), BAD_SAMPLING, "custom without its fields");
+    for (int kind : {SAMPLING, TOP_K, TOP_P, MIN_P, TYPICAL})
+        expect(custom_answer([](Own&) {}, kind), BAD_SAMPLING, "fields of another strategy");
+    expect(custom_answer([](Own&) {}, GREEDY), OK, "greedy with penalties");
+    for (int32_t id : {-1, 301, INT32_MIN, INT32_MAX})
+        expect(custom_answer([&](Own& own) { own.bias_ids = &id, own.num_biases = 1; }), BAD_TOKEN, "a biased token");
+    expect(custom_answer([](Own& own) { own.bias_ids = nullptr; }), NULL_POINTER, "no biased tokens");
+    expect(custom_answer([](Own& own) { own.biases = nullptr; }), NULL_POINTER, "no biases");
+    expect(custom_answer([](Own& own) { own.breaker_ids = nullptr; }), NULL_POINTER, "no breakers");
+    expect(custom_answer([](Own& own) { own.num_biases = -1; }), BAD_SAMPLING, "a count of biases");
+    expect(custom_answer([](Own& own) { own.num_breakers = -1; }), BAD_SAMPLING, "a count of breakers");
+    for (int count : {-1, 2})
+        expect(custom_answer([&](Own& own) { own.num_generated = count; }), BAD_SAMPLING, "a count of new tokens");
+    expect(custom_answer([](Own& own) { own.dry_allowed_length = 0; }), BAD_SAMPLING, "allowed length");
+    expect(custom_answer([](Own& own) { own.dry_range = -1; }), BAD_SAMPLING, "range");
+    for (double number : {double(NAN), double(INFINITY), -1.0}) {
+        expect(custom_answer([&](Own& own) { own.dry_multiplier = number; }), BAD_SAMPLING, "multiplier");
+        expect(custom_answer([&](Own& own) { own.dry_base = number; }), BAD_SAMPLING, "base");
+        expect(custom_answer([&](Own& own) { own.xtc_threshold = number; }), BAD_SAMPLING, "threshold");
+        expect(custom_answer([&](Own& own) { own.top_n_sigma = float(number); }), BAD_SAMPLING, "deviations");
+    }
+    for (float number : {NAN, INFINITY}) {
+        expect(custom_answer([&](Own& own) { own.frequency_penalty = number; }), BAD_SAMPLING, "frequency");
+        expect(custom_answer([&](Own& own) { own.presence_penalty = number; }), BAD_SAMPLING, "presence");
+    }
+    for (double number : {double(NAN), 0.0}) {
+        expect(custom_answer([&](Own& own) { own.typical_p = number; }), BAD_SAMPLING, "typical_p");
+        expect(answer(CUSTOM, [&](SamplingParameters& own) { own.mass = number; }), BAD_SAMPLING, "top_p");
+    }
+    expect(answer(CUSTOM, [](SamplingParameters& own) { own.top_k = -1; }), BAD_SAMPLING, "top_k");
+    expect(answer(CUSTOM, [](SamplingParameters& own) { own.min_p = NAN; }), BAD_SAMPLING, "min_p");
+    expect(answer(CUSTOM, [](SamplingParameters& own) { own.top_k = 0; }), OK, "no top_k");
+    expect(custom_answer([](Own& own) { own.dry_base = 1e300, own.dry_multiplier = 1e300; }), OK, "an infinite penalty");
+}
+
 void try_bad_sampling() {
     Model model(small_spec(false, SWIGLU, 3));
     void* decoder = new_decoder(model.spec);
     expect(model.load(decoder), OK, "weights");
-    Step rows(model.spec, 6);
+    Step rows(model.spec, NUM_KINDS);
     expect(rows.run(decoder), OK, "a step");
     const std::vector<int32_t> good = {1}, low = {-1}, high = {301}, far = {INT32_MIN};
     const auto answer = [&](int row, auto change) {
         std::vector<SamplingParameters> parameters;
-        for (int kind = 0; kind < 6; ++kind) parameters.push_back(parameters_of(kind, good));
+        for (int kind = 0; kind < NUM_KINDS; ++kind) parameters.push_back(parameters_of(kind, good));
         change(parameters[row]);
-        std::vector<int32_t> tokens(6);
-        std::vector<Trace> traces(6);
-        return textmill_sample(decoder, 6, rows.logits.data(), parameters.data(), tokens.data(),
+        std::vector<int32_t> tokens(NUM_KINDS);
+        std::vector<Trace> traces(NUM_KINDS);
+        return textmill_sample(decoder, NUM_KINDS, rows.logits.data(), parameters.data(), tokens.data(),
                                traces.data());
     };
     for (const auto* seen : {&low, &high, &far})
         expect(answer(4, [&](SamplingParameters& own) { own.seen = seen->data(); }), BAD_TOKEN, "a seen token");
     expect(answer(0, [](SamplingParameters& own) { own.seen = nullptr; }), NULL_POINTER, "no seen tokens");
     expect(answer(0, [](SamplingParameters& own) { own.num_seen = -1; }), BAD_SAMPLING, "a negative count");
-    for (int kind : {-1, 6, INT32_MAX})
+    for (int kind : {-1, NUM_KINDS, INT32_MAX})
         expect(answer(0, [&](SamplingParameters& own) { own.strategy = kind; }), BAD_SAMPLING, "a strategy");
     for (float number : {NAN, INFINITY, -1.0f})
         expect(answer(1, [&](SamplingParameters& own) { own.temperature = number; }), BAD_SAMPLING, "temperature");
@@ -579,6 +651,7 @@ void try_bad_sampling() {
     expect(answer(TOP_K, [](SamplingParameters& own) { own.top_k = INT32_MAX; }), OK, "all tokens");
     expect(answer(1, [](SamplingParameters& own) { own.temperature = 0.0f; }), OK, "no temperature");
     expect(answer(1, [](SamplingParameters& own) { own.repetition_penalty = 1e-38f; }), OK, "infinite by the penalty");
+    try_bad_custom(answer);
     SamplingParameters own = parameters_of(GREEDY, good);
     int32_t token;
     expect(textmill_sample(decoder, -1, rows.logits.data(), &own, &token, nullptr), BAD_COUNT,
@@ -641,7 +714,7 @@ void try_short_memory(int num_threads) {
     expect(rows.run(decoder), OK, "a step");
     std::vector<SamplingParameters> parameters;
     const std::vector<int32_t> seen = {0, 5, 300};
-    for (int row = 0; row < 20; ++row) parameters.push_back(parameters_of(row % 6, row % 2 ? seen : std::vector<int32_t>{}));
+    for (int row = 0; row < 20; ++row) parameters.push_back(parameters_of(row % NUM_KINDS, row % 2 ? seen : std::vector<int32_t>{}));
     for (int row = 1; row < 20; row += 2) parameters[row].seen = seen.data();
     std::vector<int32_t> found(20);
     std::vector<Trace> traces(20);

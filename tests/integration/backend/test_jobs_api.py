@@ -160,7 +160,7 @@ def test_models_strategies_queue_and_tokens(site: Site) -> None:
     assert (tiny["default"], tiny["loaded_by"], tiny["context_length"]) == (True, 1, 128)
     assert (other["loaded_by"], other["context_length"]) == (0, None)
     names = {item["name"] for item in site.client.get("/api/v1/strategies").get_json()}
-    assert names >= {"greedy", "sampling", "top_k", "top_p", "min_p", "typical"}
+    assert names >= {"greedy", "sampling", "top_k", "top_p", "min_p", "typical", "custom"}
     site.submit()
     queue = site.client.get("/api/v1/queue").get_json()
     assert (queue["depth"], queue["running"], queue["redis"]) == (1, 0, "ok")

@@ -24,6 +24,7 @@ from textmill.backend.pages.responses import render_error
 from textmill.core.errors import NotFound
 from textmill.core.instants import parse_instant
 from textmill.core.jobs.history import Filters, encode_cursor
+from textmill.core.strategies import STRATEGIES_BY_NAME
 
 WEB = Path(__file__).resolve().parents[3] / "web"
 HOSTILE = "<script>alert(1)</script>\"'&"
@@ -428,8 +429,15 @@ def test_numbers_times_and_parameters_are_formatted_for_readers() -> None:
     assert compact_number(None) == "–"
     assert ago(moment(61), NOW) == "1 minute ago"
     assert ago(moment(-3), NOW) == "just now"
-    assert parameter_summary({"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}) == (
-        "temperature 0.7 · repetition penalty 1.2"
+    named = {"temperature": 0.7, "repetition_penalty": 1.2, "seed": 4}
+    assert parameter_summary("sampling", named) == "temperature 0.7 · repetition penalty 1.2"
+
+
+def test_of_the_strategy_custom_only_what_has_an_effect_is_shown() -> None:
+    chosen = {"top_p": 0.8, "logit_bias": {"5": 1.0, "6": -2.0}, "seed": 3, "stop": []}
+    assert parameter_summary("custom", STRATEGIES_BY_NAME["custom"].defaults()) == ""
+    assert parameter_summary("custom", STRATEGIES_BY_NAME["custom"].defaults() | chosen) == (
+        "p 0.8 · logit bias (2)"
     )
 
 

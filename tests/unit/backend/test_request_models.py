@@ -23,9 +23,9 @@ from textmill.core.strategies import (
     MAX_SEED,
     STRATEGIES,
     STRATEGIES_BY_NAME,
-    ParameterSpec,
     decoding_parameters,
 )
+from textmill.core.strategy_specs import ParameterSpec
 from textmill.tokenizing.safe_tokenizer import TokenizerFault
 
 
@@ -183,7 +183,7 @@ def test_only_the_prompt_is_required_and_the_default_is_greedy() -> None:
 @pytest.mark.parametrize("strategy", SERVED)
 def test_every_strategy_has_its_defaults(strategy: str) -> None:
     parameters = resolved({"prompt": "a", "strategy": strategy, "seed": 7})
-    expected = {p.name: p.default for p in STRATEGIES_BY_NAME[strategy].parameters}
+    expected = STRATEGIES_BY_NAME[strategy].defaults()
     assert parameters == expected | {"max_new_tokens": 64, "seed": 7, "stop": []}
 
 
@@ -213,10 +213,64 @@ def test_every_parameter_is_accepted_up_to_its_bounds(
         assert fields_of(body(bad)) == [parameter.name], bad
 
 
+def custom(**fields: object) -> dict[str, object]:
+    return {"prompt": "a", "strategy": "custom", **fields}
+
+
+def test_biases_are_stored_by_token_id() -> None:
+    bias = {"0": -100, "49": 100, "7": 0.5}
+    assert resolved(custom(logit_bias=bias))["logit_bias"] == bias
+    assert resolved(custom(logit_bias=None))["logit_bias"] == {}
+    assert len(resolved(custom(logit_bias={str(i): 1 for i in range(50)}))["logit_bias"]) == 50
+
+
+@pytest.mark.parametrize(
+    ("bias", "field", "message"),
+    [
+        ({"a": 1}, "logit_bias", "must be token ids, such as 464; 'a' is none"),
+        ({"-1": 1}, "logit_bias", "must be token ids"),
+        ({"01": 1}, "logit_bias", "must be token ids"),
+        ({"1.0": 1}, "logit_bias", "must be token ids"),
+        ({"": 1}, "logit_bias", "must be token ids"),
+        ({"²": 1}, "logit_bias", "must be token ids"),
+        ({"9" * 5000: 1}, "logit_bias", "must be token ids"),
+        ({"9" * 19: 1}, "logit_bias", "no token 9999999999999999999; the model's ids are 0 to 49"),
+        ({"50": 1}, "logit_bias", "there is no token 50; the model's ids are 0 to 49"),
+        ({"5": 100.1}, "logit_bias.5", "must be at most 100"),
+        ({"5": -101}, "logit_bias.5", "must be at least -100"),
+        ({"5": math.nan}, "logit_bias.5", "must be a finite number"),
+        ({"5": "1"}, "logit_bias.5", "must be a number"),
+        ({"5": True}, "logit_bias.5", "must be a number"),
+        ({str(i): 1 for i in range(301)}, "logit_bias", "must have at most 300 items"),
+        ([5], "logit_bias", "must be a JSON object"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_bad_bias_is_named(bias: object, field: str, message: str) -> None:
+    with pytest.raises(ValidationFailed) as caught:
+        parse_job_request(custom(logit_bias=bias), CONTEXT)
+    [error] = caught.value.errors
+    assert error.field == field
+    assert message in error.message
+
+
+def test_sequence_breakers_are_a_bounded_list_of_strings() -> None:
+    name = "dry_sequence_breakers"
+    assert resolved(custom(**{name: []}))[name] == []
+    assert resolved(custom(**{name: ["\n", "é" * 64]}))[name] == ["\n", "é" * 64]
+    assert len(resolved(custom(**{name: ["x"] * 32}))[name]) == 32
+    assert fields_of(custom(**{name: ["x"] * 33})) == [name]
+    for bad in ("", "x" * 65, "\0", "\ud800", 5, None):
+        assert fields_of(custom(**{name: ["x", bad]})) == [f"{name}.1"]
+    assert fields_of(custom(**{name: "x"})) == [name]
+
+
 @pytest.mark.parametrize("strategy", [spec.name for spec in STRATEGIES])
 def test_a_parameter_of_another_strategy_is_rejected(strategy: str) -> None:
     own = STRATEGIES_BY_NAME[strategy].parameter_names
-    others = {p.name: p.default for spec in STRATEGIES for p in spec.parameters} | {"nonsense": 1}
+    others: dict[str, object] = {"nonsense": 1}
+    for spec in STRATEGIES:
+        others |= spec.defaults()
     for name in others.keys() - own:
         fields = fields_of({"prompt": "a", "strategy": strategy, name: others[name]})
         assert name in fields

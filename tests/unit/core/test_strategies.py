@@ -9,10 +9,11 @@ from textmill.core.strategies import (
     STRATEGIES,
     STRATEGIES_BY_NAME,
     DecodingParameters,
+    decoding_parameters,
     is_deterministic,
 )
 
-# (default, minimum, maximum, minimum excluded), from the contract's table.
+# (default, minimum, maximum, minimum excluded), from the contract's table; custom is not in it.
 CONTRACT: dict[str, dict[str, tuple[float, float, float | None, bool]]] = {
     "greedy": {},
     "sampling": {"temperature": (0.7, 0, 2, False)},
@@ -21,6 +22,22 @@ CONTRACT: dict[str, dict[str, tuple[float, float, float | None, bool]]] = {
     "min_p": {"temperature": (1.0, 0, 2, False), "min_p": (0.05, 0, 1, False)},
     "typical": {"temperature": (1.0, 0, 2, False), "typical_p": (0.95, 0, 1, True)},
     "beam": {"num_beams": (4, 2, 8, False), "length_penalty": (1.0, -2, 2, False)},
+    "custom": {
+        "temperature": (1.0, 0, 2, False),
+        "top_k": (0, 0, None, False),
+        "top_p": (1.0, 0, 1, True),
+        "min_p": (0.0, 0, 1, False),
+        "typical_p": (1.0, 0, 1, True),
+        "top_n_sigma": (0.0, 0, 10, False),
+        "xtc_probability": (0.0, 0, 1, False),
+        "xtc_threshold": (0.1, 0, 1, True),
+        "frequency_penalty": (0.0, -2, 2, False),
+        "presence_penalty": (0.0, -2, 2, False),
+        "dry_multiplier": (0.0, 0, 10, False),
+        "dry_base": (1.75, 1, 4, False),
+        "dry_allowed_length": (2, 1, 50, False),
+        "dry_range": (0, 0, 131_072, False),
+    },
 }
 PENALTY = (1.0, 1, 2, False)
 
@@ -59,6 +76,33 @@ def test_what_a_strategy_does_not_use_is_neutral() -> None:
     assert (plain.temperature, plain.top_k, plain.top_p, plain.min_p) == (1.0, 0, 1.0, 0.0)
     assert (plain.typical_p, plain.num_beams, plain.repetition_penalty) == (1.0, 1, 1.0)
     assert (plain.stop, plain.trace) == ((), False)
+    assert (plain.frequency_penalty, plain.presence_penalty, plain.logit_bias) == (0.0, 0.0, ())
+    assert (plain.top_n_sigma, plain.xtc_probability, plain.dry_multiplier) == (0.0, 0.0, 0.0)
+
+
+def test_every_number_of_custom_is_off_by_default() -> None:
+    stored = {p.name: p.default for p in STRATEGIES_BY_NAME["custom"].parameters}
+    own = decoding_parameters("custom", stored | {"max_new_tokens": 1, "seed": 0}, trace=False)
+    assert own == DecodingParameters("custom", 1, seed=0)
+
+
+def test_lists_and_objects_of_a_stored_job_become_tuples() -> None:
+    stored: dict[str, object] = {"max_new_tokens": 1, "seed": 0}
+    stored |= {"logit_bias": {"40": 2, "7": -1.5}, "dry_sequence_breakers": ["\n", ":"]}
+    own = decoding_parameters("custom", stored, trace=False)
+    assert own.logit_bias == ((7, -1.5), (40, 2.0))
+    assert own.dry_sequence_breakers == ("\n", ":")
+
+
+def test_the_lists_and_objects_of_custom_have_names_bounds_and_sentences() -> None:
+    collections = {own.name: own for own in STRATEGIES_BY_NAME["custom"].collections}
+    assert list(collections) == ["logit_bias", "dry_sequence_breakers"]
+    assert collections["logit_bias"].default_json() == {}
+    assert collections["logit_bias"].max_items == 300
+    assert collections["dry_sequence_breakers"].default_json() == ["\n", ":", '"', "*"]
+    for own in collections.values():
+        assert own.title
+        assert own.description.endswith(".")
 
 
 def test_the_default_length_is_64() -> None:
@@ -69,7 +113,8 @@ def test_the_default_length_is_64() -> None:
     ("strategy", "temperature", "top_k", "expected"),
     [("greedy", None, None, True), ("beam", None, None, True), ("sampling", 0, None, True),
      ("sampling", 0.7, None, False), ("top_k", 0.5, 1, True), ("top_k", 0.5, 1.0, True),
-     ("top_k", 0.5, 10, False), ("top_k", "x", "y", False)],
+     ("top_k", 0.5, 10, False), ("top_k", "x", "y", False), ("custom", 0.0, 0, True),
+     ("custom", 1.0, 1, True), ("custom", 1.0, 0, False)],
 )  # fmt: skip
 def test_which_parameters_give_one_text_whatever_the_seed(
     strategy: str, temperature: object, top_k: object, expected: bool

@@ -18,6 +18,7 @@ from textmill.engine import Delta, EngineError, Generation, GenerationRequest, I
 from textmill.engine.requests import (
     EngineStopped,
     ModelFault,
+    ParametersUnusable,
     PromptTooLong,
     PromptUnusable,
     UnknownModel,
@@ -290,6 +291,7 @@ def test_what_cannot_be_written_is_refused_at_once() -> None:
         for error, asked in (
             (UnknownModel, request(model="other")),
             (PromptUnusable, request("")),
+            (ParametersUnusable, request(strategy="custom", logit_bias=((10**6, 1.0),))),
         ):
             with pytest.raises(error):
                 engine.submit(asked)

@@ -40,6 +40,22 @@ STRATEGIES: list[dict[str, Any]] = [
     {"strategy": "top_p", "top_p": 0.9},
     {"strategy": "min_p", "min_p": 0.05},
     {"strategy": "typical", "typical_p": 0.9, "repetition_penalty": 1.1},
+    {
+        "strategy": "custom",
+        "temperature": 1.1,
+        "top_k": 40,
+        "top_p": 0.95,
+        "min_p": 0.001,
+        "repetition_penalty": 1.05,
+        "frequency_penalty": 0.2,
+        "presence_penalty": 0.1,
+        "logit_bias": ((5, 1.5), (40, -100.0)),
+        "top_n_sigma": 3.0,
+        "xtc_probability": 0.3,
+        "dry_multiplier": 0.8,
+        "dry_sequence_breakers": ("\n", " the"),
+    },
+    {"strategy": "custom", "temperature": 0.0, "presence_penalty": 0.5, "dry_multiplier": 1.0},
     {"strategy": "beam", "num_beams": 3},
 ]
 # How the models are computed: by PyTorch, by the kernels in float32, by the kernels in int8.
@@ -204,7 +220,7 @@ def test_as_many_texts_at_once_as_a_setting_allows_are_the_same(kind: str) -> No
     """More batch entries than the kernels' buffers hold, including beam searches."""
     beam = {"strategy": "beam", "num_beams": 8}
     requests = [
-        request("llama", job, f"{job} x", **(beam if job % 50 == 0 else STRATEGIES[job % 7]))
+        request("llama", job, f"{job} x", **(beam if job % 50 == 0 else STRATEGIES[job % 9]))
         for job in range(700)
     ]
     requests = [replace(r, parameters=replace(r.parameters, max_new_tokens=2)) for r in requests]
@@ -223,6 +239,15 @@ def test_as_many_texts_at_once_as_a_setting_allows_are_the_same(kind: str) -> No
         ({"strategy": "top_p", "top_p": 1.0, "temperature": 0.9}, None),
         ({"strategy": "min_p", "min_p": 0.0, "temperature": 0.9}, None),
         ({"strategy": "typical", "typical_p": 1.0, "temperature": 0.9}, None),
+        ({"strategy": "custom", "temperature": 0.9}, None),
+        (
+            {"strategy": "custom", "top_k": 10, "temperature": 0.9},
+            {"strategy": "top_k", "top_k": 10, "temperature": 0.9},
+        ),
+        (
+            {"strategy": "custom", "typical_p": 0.8, "repetition_penalty": 1.2},
+            {"strategy": "typical", "typical_p": 0.8, "repetition_penalty": 1.2},
+        ),
     ],
 )
 def test_identities_hold_for_whole_texts(one: dict[str, Any], other: dict[str, Any] | None) -> None:

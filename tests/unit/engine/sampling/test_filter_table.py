@@ -18,30 +18,43 @@ import torch
 from torch import Tensor
 
 from tests.kernels import library
+from tests.unit.engine.sampling.custom_states import state_of
 from textmill.core.strategies import DecodingParameters
 from textmill.engine.kernels.interface import Spec
-from textmill.engine.sampling.filter_table import FILTERS, STEPS, SamplingStep, filter_of, is_greedy
+from textmill.engine.sampling.filter_table import (
+    FILTERS,
+    STEPS,
+    SamplingStep,
+    filters_of,
+    is_greedy,
+)
 from textmill.engine.sampling.native_sampler import KernelSampler
 from textmill.engine.sampling.plain_sampler import TorchSampler
 from textmill.engine.sampling.sampler import SampledToken, Sampler
-from textmill.engine.sampling.token_records import NUM_ALTERNATIVES, SamplingState
+from textmill.engine.sampling.token_records import NUM_ALTERNATIVES
 
 SMALL, SIZES = NUM_ALTERNATIVES, (NUM_ALTERNATIVES, 300, 3001)  # a small trace has every token
 NUM_ROWS = 60
 # Values within the range of each step's parameter, from the table's identity to the narrowest.
-VALUES: dict[str, list[float]] = {
+VALUES: dict[str, list[Any]] = {
+    "logit_bias": [(), ((0, -100.0), (5, 3.5), (19, 0.25)), ((7, 100.0),)],
     "repetition_penalty": [1.0, 1.1, 1.5, 2.0],
+    "frequency_penalty": [0.0, 0.3, -2.0],
+    "presence_penalty": [0.0, 2.0, -0.7],
+    "dry": [0.0, 0.8, 10.0],
+    "top_n_sigma": [0.0, 0.3, 1.0, 10.0],
     "temperature": [0.0, 0.05, 0.7, 1.0, 2.0],
     "top_k": [1, 2, 7, SMALL, 5000],
     "top_p": [1e-6, 0.3, 0.9, 0.999, 1.0],
     "min_p": [0.0, 1e-6, 0.05, 0.5, 1.0],
     "typical": [1e-6, 0.2, 0.9, 0.999, 1.0],
+    "xtc": [0.0, 0.5, 1.0],
 }
 CASES = [(step, value) for step in STEPS for value in VALUES[step.name]]
 UNDERFLOW = 1e-30  # the kernels' exp is 0 below exp(-87), PyTorch's below exp(-103)
 SAMPLERS = ("torch", "kernels")
 each_case = pytest.mark.parametrize(
-    ("step", "value"), CASES, ids=[f"{step.name} {value:g}" for step, value in CASES]
+    ("step", "value"), CASES, ids=[f"{step.name} {value}" for step, value in CASES]
 )
 each_sampler = pytest.mark.parametrize("name", SAMPLERS)
 
@@ -71,17 +84,21 @@ def random_logits(size: int) -> Tensor:
     return logits
 
 
-def parameters_of(step: SamplingStep, value: float, **others: Any) -> dict[str, Any]:
-    strategy = step.name if step.name in FILTERS else "sampling"
+def parameters_of(step: SamplingStep, value: Any, **others: Any) -> dict[str, Any]:
+    is_shared = step.name in ("repetition_penalty", "temperature")
+    strategy = step.name if step.name in FILTERS else "sampling" if is_shared else "custom"
     return {"strategy": strategy, step.parameter: value, **others}
 
 
 def sampled(name: str, logits: Tensor, **parameters: Any) -> list[SampledToken]:
     states = [
-        SamplingState(
-            DecodingParameters(max_new_tokens=9, seed=row, trace=True, **parameters),
-            [3, 5, 5, 7],
-            row % 5,
+        state_of(
+            [3, 5, 5, 7, 3, 5],
+            size=logits.shape[-1],
+            position=row % 5,
+            seed=row,
+            trace=True,
+            **parameters,
         )
         for row in range(len(logits))
     ]
@@ -94,7 +111,7 @@ def tokens(name: str, logits: Tensor, **parameters: Any) -> list[int | None]:
 
 @each_case
 @pytest.mark.parametrize("size", SIZES)
-def test_both_samplers_draw_the_same_tokens(step: SamplingStep, value: float, size: int) -> None:
+def test_both_samplers_draw_the_same_tokens(step: SamplingStep, value: Any, size: int) -> None:
     logits = random_logits(size)
     for temperature in (0.6, 1.0):
         others = {} if step.parameter == "temperature" else {"temperature": temperature}
@@ -109,7 +126,7 @@ def test_both_samplers_draw_the_same_tokens(step: SamplingStep, value: float, si
 
 
 @each_case
-def test_both_samplers_keep_the_same_tokens(step: SamplingStep, value: float) -> None:
+def test_both_samplers_keep_the_same_tokens(step: SamplingStep, value: Any) -> None:
     logits = random_logits(SMALL)
     kept: dict[str, list[set[int]]] = {}
     for name in SAMPLERS:
@@ -123,9 +140,7 @@ def test_both_samplers_keep_the_same_tokens(step: SamplingStep, value: float) ->
 
 @each_case
 @each_sampler
-def test_a_step_at_its_identity_changes_no_token(
-    step: SamplingStep, value: float, name: str
-) -> None:
+def test_a_step_at_its_identity_changes_no_token(step: SamplingStep, value: Any, name: str) -> None:
     for size in SIZES:
         parameters = parameters_of(step, value)
         logits = random_logits(size)
@@ -137,7 +152,7 @@ def test_a_step_at_its_identity_changes_no_token(
 @each_case
 @each_sampler
 def test_a_step_that_leaves_only_the_likeliest_token_equals_greedy(
-    step: SamplingStep, value: float, name: str
+    step: SamplingStep, value: Any, name: str
 ) -> None:
     for size in SIZES:
         parameters = parameters_of(step, value)
@@ -151,8 +166,8 @@ def test_a_step_that_leaves_only_the_likeliest_token_equals_greedy(
 @each_sampler
 def test_the_steps_are_applied_in_the_order_of_the_table(name: str) -> None:
     """Penalty, temperature and filter: in another order, another set of tokens would be kept."""
-    assert [step.name for step in STEPS][:2] == ["repetition_penalty", "temperature"]
-    assert {step.order for step in FILTERS.values()} == {2}
+    assert list(STEPS) == sorted(STEPS, key=lambda step: step.order)
+    assert list(FILTERS) == ["top_k", "top_p", "min_p", "typical"]
     logits = torch.full((1, SMALL), -10.0)
     logits[0, 3], logits[0, 4] = 2.0, 1.5  # the penalty applies to token 3, which becomes 1.0
     options = {"repetition_penalty": 2.0, "temperature": 0.2}
@@ -170,4 +185,4 @@ def test_every_filter_has_its_own_kernel_code_and_is_found_by_its_strategy() -> 
     for step in FILTERS.values():
         narrow = {"top_k": 2, "top_p": 0.5, "min_p": 0.5, "typical": 0.5}[step.name]
         own = DecodingParameters(max_new_tokens=1, seed=0, **parameters_of(step, narrow))
-        assert filter_of(own, 100) == step.name
+        assert filters_of(own, 100) == (step.name,)

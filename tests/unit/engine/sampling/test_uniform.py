@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textmill.core.strategies import MAX_SEED
-from textmill.engine.sampling.uniform import uniform
+from textmill.engine.sampling.uniform import DRAW, XTC_COIN, uniform
 
 FALSE_ALARM = 1e-6
 SEEDS = [0, 1, 2, 7, 2**31 - 1, 2**32, 2**62, MAX_SEED - 1, MAX_SEED]
@@ -72,6 +72,16 @@ def test_a_number_tells_nothing_of_the_next(seed: int) -> None:
         for one, other in zip(numbers[::2], numbers[1::2], strict=True)
     ]
     assert chi_square(pairs, 100) < chi_square_bound(99)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_draw_tells_nothing_of_the_coin_at_the_same_place(seed: int) -> None:
+    pairs = [
+        (int(uniform(seed, place) * 10) * 10 + int(uniform(seed, place, XTC_COIN) * 10) + 0.5) / 100
+        for place in range(20_000)
+    ]
+    assert chi_square(pairs, 100) < chi_square_bound(99)
+    assert uniform(seed, 3) == uniform(seed, 3, DRAW) != uniform(seed, 3, XTC_COIN)
 
 
 def test_neighbouring_seeds_are_not_correlated() -> None:
