@@ -7,12 +7,14 @@ Python would end the process while it holds leases.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
 import threading
 from types import FrameType
 
+WAIT_SECONDS = 0.5  # after which a signal is noticed that came just before a wait
 HAND_OVER_SECONDS = 0.05  # between two checks for another handler; only after a signal came
 
 
@@ -35,8 +37,15 @@ class StopSignal:
         self._holds_jobs = True
 
     def wait(self) -> None:
-        """Wait for a signal; not together with ``hand_over``."""
-        self._signals.get()
+        """Wait for a signal; not together with ``hand_over``.
+
+        Python runs a handler between two instructions of the main thread. A signal that comes just
+        before the wait begins does not end it, so that the wait must be repeated.
+        """
+        while True:
+            with contextlib.suppress(queue.Empty):
+                self._signals.get(timeout=WAIT_SECONDS)
+                return
 
     def hand_over(self) -> None:
         """Pass a signal on to the handlers that replace these."""
