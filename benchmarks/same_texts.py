@@ -28,6 +28,15 @@ STRATEGIES: tuple[dict[str, Any], ...] = (
     {"strategy": "top_p", "top_p": 0.9, "temperature": 1.0},
     {"strategy": "min_p", "min_p": 0.05, "temperature": 1.0},
     {"strategy": "typical", "typical_p": 0.95, "temperature": 1.0},
+    {
+        "strategy": "custom",
+        "top_k": 40,
+        "top_p": 0.95,
+        "frequency_penalty": 0.3,
+        "top_n_sigma": 2.0,
+        "xtc_probability": 0.3,
+        "dry_multiplier": 0.8,
+    },
     {"strategy": "beam", "num_beams": 3},
     {"strategy": "greedy", "repetition_penalty": 1.2},
 )

@@ -138,7 +138,8 @@ def _card(strategy: StrategyView, form: GenerateForm) -> dict[str, Any]:
         folded.append(tunable)
         key, default = f"{name}.{parameter['name']}", parameter["default"]
         is_open |= key in form.errors or form.values[key] not in (as_text(default), str(default))
-    kept = {key: text for key, text in form.kept.items() if key.startswith(f"{name}.")}
+    titles = {f"{name}.{p['name']}": p["title"] for p in strategy["parameters"]}
+    kept = [(key, titles[key], text) for key, text in form.kept.items() if key in titles]
     return {
         **strategy,
         "shown": shown,

@@ -156,6 +156,15 @@ def test_the_text_is_printed_as_it_comes(server: Server, generate: Generate) -> 
     ]
 
 
+def test_the_numbers_of_the_strategy_custom_are_options(server: Server, generate: Generate) -> None:
+    options = ["--strategy", "custom", "--top-p", "0.9", "--frequency-penalty", "-0.5"]
+    generate("Title:", *options, "--dry-range", "64", "--xtc-probability", "0.5")
+    [asked] = server.submitted
+    expected = {"strategy": "custom", "top_p": 0.9, "frequency_penalty": -0.5}
+    expected |= {"dry_range": 64, "xtc_probability": 0.5}
+    assert {name: asked.get(name) for name in expected} == expected
+
+
 def test_a_broken_stream_is_resumed_and_nothing_is_printed_twice(
     server: Server, generate: Generate
 ) -> None:
