@@ -14,8 +14,9 @@ RUN python -m venv /opt/textmill
 
 # The locked packages come before the sources: they change seldom, and their layer is the largest.
 FROM build AS build-web
-COPY locks/web.txt ./locks/
-RUN /opt/textmill/bin/pip install --require-hashes --no-deps --requirement locks/web.txt
+COPY locks/web.txt locks/oidc.txt ./locks/
+RUN /opt/textmill/bin/pip install --require-hashes --no-deps --requirement locks/web.txt \
+    && /opt/textmill/bin/pip install --require-hashes --no-deps --requirement locks/oidc.txt
 COPY . ./
 RUN /opt/textmill/bin/pip install --no-deps --no-build-isolation .
 

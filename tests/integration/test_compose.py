@@ -214,6 +214,15 @@ def test_an_image_installs_the_lock_of_its_role_with_hashes(target: str) -> None
     assert f"COPY --from=build-{target} " in STAGES[target]
 
 
+def test_the_image_of_web_can_sign_people_in() -> None:
+    assert "--require-hashes --no-deps --requirement locks/oidc.txt" in STAGES["build-web"]
+
+
+@pytest.mark.parametrize("name", ["web", "worker"])
+def test_a_service_takes_further_settings_from_a_file_that_may_be_absent(name: str) -> None:
+    assert SERVICES[name]["env_file"] == [{"path": "textmill.env", "required": False}]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_an_image_runs_its_role_as_an_unprivileged_user(target: str) -> None:
     assert re.findall(r"^USER (\S+)", STAGES[target], re.M) == [SERVICES[target]["user"]]
