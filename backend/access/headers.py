@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from flask import Request, Response
@@ -13,13 +14,19 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors {}"
 )
-_EXPOSED = "Location, ETag, Retry-After, RateLimit, RateLimit-Policy, Textmill-Visitor"
+_EXPOSED = (
+    "Location, ETag, Retry-After, RateLimit, RateLimit-Policy, Textmill-Visitor, Textmill-Ignored,"
+    " x-request-id"
+)
 _METHODS = "GET, POST, DELETE, OPTIONS"
 _REQUEST_HEADERS = (
     "Authorization, Content-Type, Idempotency-Key, If-None-Match, Last-Event-ID, Textmill-Visitor,"
     " X-API-Key"
 )
 _PREFLIGHT_SECONDS = 3_600
+# OpenAI's client for browsers sends a dozen headers of its own, whose names change.
+_MORE_HEADERS = re.compile(r"[A-Za-z0-9-]+(?:\s*,\s*[A-Za-z0-9-]+)*")
+_MAX_MORE_CHARACTERS = 1_000
 
 
 class BrowserHeaders:
@@ -56,8 +63,16 @@ class BrowserHeaders:
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = _METHODS
-            response.headers["Access-Control-Allow-Headers"] = _REQUEST_HEADERS
+            response.headers["Access-Control-Allow-Headers"] = _allowed_headers(request)
             response.headers["Access-Control-Max-Age"] = str(_PREFLIGHT_SECONDS)
+
+
+def _allowed_headers(request: Request) -> str:
+    """Those that the API knows, and those that a page of an allowed origin asks for."""
+    asked = request.headers.get("Access-Control-Request-Headers", "")
+    if len(asked) > _MAX_MORE_CHARACTERS or not _MORE_HEADERS.fullmatch(asked):
+        return _REQUEST_HEADERS
+    return f"{_REQUEST_HEADERS}, {asked}"
 
 
 def page_policy(embed_origins: Sequence[str] = ()) -> str:

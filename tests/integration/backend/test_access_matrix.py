@@ -485,6 +485,27 @@ def test_a_page_of_another_site_cannot_make_a_browser_write(
     assert answer.status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("asked", "is_allowed"),
+    [("x-stainless-lang, x-stainless-os", True), ("x: y", False), ("x-a," * 999, False)],
+)
+def test_a_client_for_browsers_may_send_headers_of_its_own(
+    make_site: Sites, asked: str, is_allowed: bool
+) -> None:
+    site = make_site(TEXTMILL_CORS_ORIGINS="https://app.example")
+    headers = {
+        "Origin": "https://app.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": asked,
+    }
+    answer = site.client.options("/v1/completions", headers=headers)
+    allowed = answer.headers["Access-Control-Allow-Headers"]
+    assert "Authorization" in allowed
+    assert (asked in allowed) == is_allowed
+    elsewhere = site.client.options("/v1/completions", headers=headers | {"Origin": "https://b.c"})
+    assert "Access-Control-Allow-Headers" not in elsewhere.headers
+
+
 def test_an_allowed_origin_uses_the_api_with_a_preflight(make_site: Sites) -> None:
     site = make_site(
         TEXTMILL_ACCESS="demo",
